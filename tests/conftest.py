@@ -1,0 +1,78 @@
+"""Fixtures that several test modules share: the folder with real data, and small h5ad files."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from vcc_fm.recipe import SourceConfig
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with public data sets; a test that asks for it is skipped where there is none."""
+    folder = os.environ.get("VCC_FM_DATA")
+    if folder is None:
+        pytest.skip("needs real data: set VCC_FM_DATA to the folder that holds it")
+    return Path(folder)
+
+
+@pytest.fixture
+def screen_obs() -> Callable[[int], pd.DataFrame]:
+    """Builds obs of n cells: columns target (control, A, B, A+B in turn), line (K562, HepG2), gem (1, 2)."""
+
+    def build(cells: int = 24) -> pd.DataFrame:
+        row = np.arange(cells)
+        return pd.DataFrame(
+            {
+                "target": np.array(["non-targeting", "A", "B", "A+B"])[row % 4],
+                "line": np.array(["K562", "HepG2"])[row % 2],
+                "gem": 1 + row // 4 % 2,
+            },
+            index=[f"cell{i}" for i in row],
+        )
+
+    return build
+
+
+@pytest.fixture
+def h5ad_file(tmp_path: Path, screen_obs: Callable[[int], pd.DataFrame]) -> Callable[..., Path]:
+    """Writes an h5ad file: ``h5ad_file(X, obs=…, var=…, layers=…, raw=…)``; what is left out is made up to fit."""
+
+    def build(
+        X: Any = None,
+        obs: pd.DataFrame | None = None,
+        var: pd.DataFrame | None = None,
+        layers: dict[str, Any] | None = None,
+        raw: anndata.AnnData | None = None,
+        name: str = "screen.h5ad",
+    ) -> Path:
+        shape = next(matrix.shape for matrix in [X, *(layers or {}).values(), np.zeros((24, 6))] if matrix is not None)
+        if X is None and layers is None:
+            X = np.random.default_rng(0).poisson(1.0, shape).astype(np.float32)
+        obs = screen_obs(shape[0]) if obs is None else obs
+        var = pd.DataFrame(index=[f"GENE{chr(65 + i)}" for i in range(shape[1])]) if var is None else var
+        table = anndata.AnnData(X, obs=obs, var=var, layers=layers)
+        if raw is not None:
+            table.raw = raw
+        table.write_h5ad(tmp_path / name)
+        return tmp_path / name
+
+    return build
+
+
+@pytest.fixture
+def source_config() -> Callable[..., SourceConfig]:
+    """Builds the recipe of a file from ``h5ad_file``; keywords change or add keys."""
+
+    def build(path: Path, **keys: Any) -> SourceConfig:
+        return SourceConfig(
+            **{"name": "s", "path": str(path), "perturbation_column": "target", "context": "K562"} | keys
+        )
+
+    return build

@@ -1,0 +1,117 @@
+"""The composition encoder and the gene vector: known values, independence of the batch, isoforms, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from vcc_fm.encoders.composition import CompositionEncoder
+from vcc_fm.encoders.protein import AMINO_ACIDS, encode_genes
+from vcc_fm.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+PROTEINS = ["".join(RANDOM.choice(list(AMINO_ACIDS), length)) for length in (1, 2, 40, 333, 1200)]
+
+
+@pytest.mark.parametrize(("kmer", "width"), [(1, 21), (2, 121), (3, 185)])
+def test_width_is_what_encode_returns(kmer: int, width: int) -> None:
+    encoder = CompositionEncoder(kmer)
+    vectors = encoder.encode(PROTEINS)
+    assert encoder.width == width
+    assert vectors.shape == (len(PROTEINS), width)
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert encoder.encode([]).shape == (0, width)
+
+
+def test_a_small_protein_by_hand() -> None:
+    # AACA: A 3/4, C 1/4; dipeptides AA, AC, CA, one third each. A is letter 2 and C letter 1 of the ten.
+    expected = np.full(121, -1.0)
+    expected[0] = np.sqrt(20 * 3 / 4) - 1
+    expected[1] = np.sqrt(20 * 1 / 4) - 1
+    expected[[20 + 22, 20 + 21, 20 + 12]] = np.sqrt(100 / 3) - 1
+    expected[120] = np.log(4 / 400)
+    np.testing.assert_allclose(CompositionEncoder(2).encode(["AACA"])[0], expected, rtol=1e-6)
+
+
+def test_trimers_use_the_four_letter_alphabet() -> None:
+    # L, V -> 0; A, G -> 1; F -> 2; K, D -> 3: LAF and VGF are one trimer (0, 1, 2).
+    vector = CompositionEncoder(3).encode(["LAFXVGFXKKD"])[0]
+    trimers = vector[120:184]
+    assert np.flatnonzero(trimers > -1).tolist() == [0 * 16 + 1 * 4 + 2, 63]
+    np.testing.assert_allclose(trimers[[6, 63]], np.sqrt(64 * np.array([2 / 3, 1 / 3])) - 1, rtol=1e-6)
+
+
+def test_a_uniform_composition_is_zero() -> None:
+    vector = CompositionEncoder(1).encode([AMINO_ACIDS * 20])[0]
+    np.testing.assert_allclose(vector, 0.0, atol=1e-6)
+
+
+def test_a_block_without_kmers_is_zero_not_minus_one() -> None:
+    vector = CompositionEncoder(3).encode(["M"])[0]
+    assert (vector[20:184] == 0).all()
+
+
+@pytest.mark.parametrize("kmer", [1, 2, 3])
+def test_a_row_depends_on_its_own_sequence_only(kmer: int) -> None:
+    encoder = CompositionEncoder(kmer)
+    together = encoder.encode(PROTEINS)
+    alone = np.concatenate([encoder.encode([protein]) for protein in PROTEINS])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(encoder.encode(PROTEINS[::-1]), together[::-1])
+
+
+def test_other_letters_count_for_nothing() -> None:
+    encoder = CompositionEncoder(2)
+    plain = encoder.encode(["MKKV"])[0]
+    np.testing.assert_array_equal(encoder.encode(["XBmkkvJOUZ*-é"])[0], plain)
+    # No dipeptide spans an unknown residue, and the unknown residue has no length.
+    broken = encoder.encode(["MKXKV"])[0]
+    np.testing.assert_array_equal(broken[:20], plain[:20])
+    assert broken[120] == plain[120]
+    assert broken[20 + 88] == -1 < plain[20 + 88]
+
+
+def test_longer_kmers_see_the_order_of_residues() -> None:
+    one, other = CompositionEncoder(2).encode(["AAAACCCC", "ACACACAC"])
+    np.testing.assert_array_equal(one[:20], other[:20])
+    assert not np.array_equal(one, other)
+
+
+def test_gene_vector_is_the_mean_of_its_isoforms() -> None:
+    encoder = CompositionEncoder(2)
+    first, second, third = encoder.encode(PROTEINS[2:])
+    symbols, vectors = encode_genes(encoder, {"ZFX": [PROTEINS[2], PROTEINS[4]], "ACTB": [PROTEINS[3]]})
+    assert symbols == ["ZFX", "ACTB"]
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors[0], (first + third) / 2, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(vectors[1], second)
+    assert encode_genes(encoder, {})[1].shape == (0, 121)
+
+
+def test_description_is_json_and_names_its_parameters() -> None:
+    description = json.loads(json.dumps(CompositionEncoder(3).describe()))
+    assert (description["encoder"], description["kmer"]) == ("composition", 3)
+    assert len(description["alphabets"]) == 3
+    assert "Murphy" in description["citation"]
+    assert CompositionEncoder(1).describe() != CompositionEncoder(2).describe()
+
+
+@pytest.mark.parametrize("bad", ["", "XXX*"])
+def test_a_sequence_without_residues_is_refused(bad: str) -> None:
+    with pytest.raises(UserError, match=r"protein sequence 2 of 3 has no standard amino acid, found"):
+        CompositionEncoder().encode(["MK", bad, "MV"])
+    with pytest.raises(UserError, match=r"gene STAT1: a protein sequence without any standard amino acid"):
+        encode_genes(CompositionEncoder(), {"JAK2": ["MK"], "STAT1": ["MK", bad]})
+
+
+def test_a_gene_without_sequence_is_refused() -> None:
+    with pytest.raises(UserError, match=r"gene STAT1: no protein sequence; add one"):
+        encode_genes(CompositionEncoder(), {"JAK2": ["MK"], "STAT1": []})
+
+
+def test_an_unknown_kmer_is_refused() -> None:
+    with pytest.raises(UserError, match=r"embed\.proteins\.kmer: choose 1, 2 or 3, found 4"):
+        CompositionEncoder(4)

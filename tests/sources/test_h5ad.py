@@ -1,0 +1,345 @@
+import hashlib
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vcc_fm.errors import UserError
+from vcc_fm.sources import matrix as matrix_module
+from vcc_fm.sources.h5ad import H5adSource
+
+STORED = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
+
+
+def read_all(config, chunk_cells=5):
+    with H5adSource(config) as source:
+        chunks = list(source.counts(chunk_cells))
+        assert all(len(positions) <= chunk_cells for positions, _ in chunks)
+        assert all(counts.has_sorted_indices and (counts.data > 0).all() for _, counts in chunks)
+        assert {counts.dtype for _, counts in chunks} <= {np.dtype(np.int32)}
+        positions = np.concatenate([positions for positions, _ in chunks])
+        np.testing.assert_array_equal(positions, np.arange(len(source.cells)))
+        return source, sp.vstack([counts for _, counts in chunks]).toarray()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    counts=hnp.arrays(
+        np.int64,
+        st.tuples(st.integers(4, 24), st.integers(2, 6)),
+        elements=st.one_of(st.just(0), st.integers(0, 30_000)),
+    ),
+    layout=st.sampled_from(sorted(STORED)),
+    place=st.sampled_from(["X", "raw", "layers/umi"]),
+    scale=st.sampled_from(["counts", "log1p-counts"]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    auto=st.booleans(),
+    chunk_cells=st.integers(1, 30),
+)
+def test_counts_come_back_from_every_storage(
+    h5ad_file, source_config, counts, layout, place, scale, dtype, auto, chunk_cells
+):
+    stored = STORED[layout]((counts if scale == "counts" else np.log1p(counts)).astype(dtype))
+    if place == "X":
+        path = h5ad_file(stored)
+    elif place == "raw":
+        genes = pd.DataFrame(index=[f"R{i}" for i in range(counts.shape[1])])
+        path = h5ad_file(np.full((len(counts), 1), 0.5), raw=anndata.AnnData(stored, var=genes))
+    else:
+        path = h5ad_file(layers={"umi": stored})
+    source, found = read_all(source_config(path, matrix=place, values="auto" if auto else scale), chunk_cells)
+    np.testing.assert_array_equal(found, counts)
+    assert source.genes[0] == ("R0" if place == "raw" else "GENEA")
+    assert source.evidence["checked"] == "all"
+    assert source.evidence["largest_count"] == counts.max()
+    assert source.evidence["n_values"] == np.count_nonzero(counts)
+    if counts.any():
+        assert source.evidence["found"] == scale
+
+
+def test_cells_are_labelled_and_dropped_cells_counted(h5ad_file, source_config, screen_obs):
+    obs = screen_obs(24)
+    obs["gem"] = obs["gem"].astype(float)
+    obs["target"] = obs["target"].replace({"A+B": " B + A"})
+    obs.loc["cell1", "target"] = np.nan
+    obs.loc["cell5", "target"] = ""
+    obs.loc["cell9", "target"] = "A+non-targeting"
+    obs.loc["cell13", "target"] = "A+A"
+    obs["good"] = np.arange(24) < 20
+    counts = np.arange(24 * 6).reshape(24, 6)
+    path = h5ad_file(sp.csc_matrix(counts), obs=obs)
+    config = source_config(path, context=None, context_column="line", batch_column="gem", keep={"good": True})
+    source, found = read_all(config)
+    rows = [i for i in range(20) if i not in (1, 5)]
+    assert source.rows.tolist() == rows
+    assert source.rows.dtype == np.int64
+    np.testing.assert_array_equal(found, counts[rows])
+    assert source.dropped == {"keep good": 4, "no perturbation label": 2}
+    assert source.repairs == {
+        "labels stripped of spaces": 5,
+        "combination parts stripped of spaces": 5,
+        "combination parts sorted": 5,
+        "combinations with 'non-targeting' read without it": 1,
+        "repeated combination parts read once": 1,
+    }
+    assert source.cells.columns.tolist() == ["barcode", "context", "batch", "perturbation"]
+    assert source.cells.iloc[1].tolist() == ["cell2", "K562", "1", "B"]
+    assert source.cells.iloc[2].tolist() == ["cell3", "HepG2", "1", "A+B"]
+    assert source.cells.set_index("barcode")["perturbation"][["cell9", "cell13"]].tolist() == ["A", "A"]
+    assert set(source.cells["batch"]) == {"1", "2"}
+
+
+def test_batch_is_the_source_where_no_column_holds_it(h5ad_file, source_config):
+    with H5adSource(source_config(h5ad_file())) as source:
+        assert set(source.cells["batch"]) == {"s"}
+        assert set(source.cells["context"]) == {"K562"}
+
+
+def test_duplicate_barcodes_are_numbered(h5ad_file, source_config, screen_obs):
+    obs = screen_obs(6)
+    obs.index = ["a", "a", "a-1", "b", "a", "c"]
+    with pytest.warns(UserWarning, match="not unique"):
+        path = h5ad_file(np.ones((6, 2)), obs=obs)
+    with H5adSource(source_config(path)) as source:
+        assert source.cells["barcode"].is_unique
+        assert source.cells["barcode"][[0, 3, 5]].tolist() == ["a", "b", "c"]
+        assert source.repairs["duplicate barcodes numbered"] >= 2
+
+
+def test_duplicate_genes_are_summed_where_asked(h5ad_file, source_config):
+    counts = np.random.default_rng(0).integers(0, 3, (24, 4))
+    var = pd.DataFrame({"symbol": ["A", "B", "A", "C"]}, index=list("wxyz"))
+    path = h5ad_file(sp.csr_matrix(counts), var=var)
+    with pytest.raises(UserError, match="set duplicate_genes to sum"):
+        H5adSource(source_config(path, symbols="symbol"))
+    source, found = read_all(source_config(path, symbols="symbol", duplicate_genes="sum"))
+    assert source.genes.tolist() == ["A", "B", "C"]
+    np.testing.assert_array_equal(found, np.stack([counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]], axis=1))
+
+
+def test_a_matrix_by_column_is_turned_in_small_blocks_and_leaves_no_files(
+    h5ad_file, source_config, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(matrix_module, "_ENTRIES", 7)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    counts = np.random.default_rng(0).poisson(0.7, (24, 9))
+    with H5adSource(source_config(h5ad_file(sp.csc_matrix(counts)))) as source:
+        assert not list((tmp_path / "scratch").iterdir())
+        np.testing.assert_array_equal(sp.vstack([chunk for _, chunk in source.counts(6)]).toarray(), counts)
+        assert list((tmp_path / "scratch").iterdir())
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_matrix_by_column_needs_room(h5ad_file, source_config, monkeypatch):
+    monkeypatch.setattr(matrix_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    path = h5ad_file(sp.csc_matrix(np.ones((24, 6))))
+    with H5adSource(source_config(path)) as source, pytest.raises(UserError, match=r"stored by column.*set TMPDIR"):
+        next(source.counts(10))
+
+
+def test_dropped_cells_may_hold_anything(h5ad_file, source_config, screen_obs):
+    counts = np.ones((24, 6))
+    counts[20:] = np.nan
+    obs = screen_obs(24).assign(good=["yes"] * 20 + ["no"] * 4)
+    _, found = read_all(source_config(h5ad_file(counts, obs=obs), keep={"good": "yes"}))
+    assert found.sum() == 120
+
+
+def test_stored_zeros_and_unsorted_columns_are_put_right(h5ad_file, source_config):
+    counts = np.tile([4, 0, 3, 2, 1, 5], (24, 1))
+    path = h5ad_file(sp.csr_matrix(np.ones((24, 6))))
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][...] = np.tile(np.arange(6)[::-1], 24)
+        file["X/data"][...] = counts[:, ::-1].ravel()
+    with H5adSource(source_config(path)) as source:
+        _, found = next(source.counts(24))
+    np.testing.assert_array_equal(found.indices[:5], [0, 2, 3, 4, 5])
+    np.testing.assert_array_equal(found.toarray(), counts)
+    assert found.nnz == 24 * 5
+
+
+def test_numbers_as_batch_and_context(h5ad_file, source_config, screen_obs):
+    obs = screen_obs(4).assign(gem=pd.Categorical([1.0, 2.0, 1.5, 1.0]), line=np.array([3, 4, 3, 4], np.int8))
+    path = h5ad_file(np.ones((4, 2)), obs=obs)
+    with H5adSource(source_config(path, context=None, context_column="line", batch_column="gem")) as source:
+        assert source.cells["batch"].tolist() == ["1", "2", "1.5", "1"]
+        assert source.cells["context"].tolist() == ["3", "4", "3", "4"]
+
+
+def test_sha256_is_that_of_the_file(h5ad_file, source_config):
+    path = h5ad_file()
+    with H5adSource(source_config(path)) as source:
+        assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+def spoilt(value):
+    counts = np.ones((600, 6))
+    counts[301, 4] = value
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-2.0, r"cell 'cell301', gene 'GENEE' holds -2: negative; .*z-scored"),
+        (np.nan, r"cell 'cell301', gene 'GENEE' holds nan: not a finite number"),
+        (1.5, r"cell 'cell301', gene 'GENEE' holds 1.5: not an integer"),
+        (3e9, r"cell 'cell301', gene 'GENEE' holds 3e\+09: too large"),
+    ],
+)
+@pytest.mark.parametrize("layout", sorted(STORED))
+def test_one_bad_value_outside_of_the_sample_is_found(h5ad_file, source_config, value, message, layout):
+    path = h5ad_file(STORED[layout](spoilt(value)))
+    with (
+        H5adSource(source_config(path, values="counts" if layout == "csc" else "auto")) as source,
+        pytest.raises(UserError, match=message),
+    ):
+        list(source.counts(50))
+
+
+def test_what_is_not_counts_is_refused_on_opening(h5ad_file, source_config):
+    counts = np.random.default_rng(0).poisson(3.0, (24, 6)) + 1.0
+    scaled = counts / counts.sum(1, keepdims=True) * 1e4
+    layers = {"umi": counts, "log1p": np.log1p(counts), "half": np.log1p(counts).astype(np.float16)}
+    path = h5ad_file(np.log1p(scaled), layers=layers)
+    with pytest.raises(UserError, match=r"log-normalised(.|\n)*file also has layers/half, layers/log1p, layers/umi"):
+        H5adSource(source_config(path))
+    with pytest.raises(UserError, match=r"look like log1p of raw counts \(set values to log1p-counts\)"):
+        H5adSource(source_config(path, matrix="layers/log1p", values="counts"))
+    with pytest.raises(UserError, match=r"look like raw counts \(set values to counts\)"):
+        H5adSource(source_config(path, matrix="layers/umi", values="log1p-counts"))
+    with pytest.raises(UserError, match="a log in float16 cannot tell this count from its neighbours"):
+        H5adSource(source_config(path, matrix="layers/half"))
+    with pytest.raises(
+        UserError, match="has no matrix 'layers/counts'; set matrix to one of X, layers/half, layers/log1p"
+    ):
+        H5adSource(source_config(path, matrix="layers/counts"))
+    with pytest.raises(UserError, match=r"look like normalised counts(.|\n)*no other matrix"):
+        H5adSource(source_config(h5ad_file(scaled)))
+    with pytest.raises(UserError, match="holds values of type bool"):
+        H5adSource(source_config(h5ad_file(counts > 2)))
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+@pytest.mark.parametrize(
+    ("change", "keys", "message"),
+    [
+        ({}, {"perturbation_column": "targets"}, r"no column 'targets'; did you mean 'target'\? \(columns: target, "),
+        ({}, {"batch_column": "lane"}, "obs has no column 'lane'"),
+        ({}, {"perturbation_column": "gem"}, "holds numbers"),
+        ({"target": ["1", "2"] * 12}, {}, "holds numbers"),
+        ({"target": "A"}, {}, "is 'A' in all 24 kept cells"),
+        ({"target": ["non-targeting", "non-targeting+ non-targeting"] * 12}, {}, "controls only"),
+        ({"target": np.nan}, {}, "has no label for any kept cell"),
+        ({"target": ["A", "B", "A", "NTC"] * 6}, {}, r"no control label 'non-targeting'; set control \(likely: NTC\)"),
+        ({"target": ["A", "B", "A", "C"] * 6}, {}, r"most frequent labels: A, B, C"),
+        (
+            {"line": [None] + ["K562"] * 23},
+            {"context": None, "context_column": "line"},
+            "'line' has no value in 1 of 24",
+        ),
+        ({}, {"keep": {"line": "HEPG2"}}, "keep.line: no cell has 'HEPG2'; .* holds 'K562', 'HepG2'"),
+        ({}, {"keep": {"line": ["K562", "A172"]}}, "keep.line: no cell has 'A172'"),
+        ({"good": ["True", "False"] * 12}, {"keep": {"good": True}}, "keep.good: no cell has True; .* holds 'True'"),
+        ({}, {"keep": {"line": "HepG2", "target": "B"}}, "keep leaves no cell"),
+    ],
+)
+def test_labels_that_cannot_be_used(h5ad_file, source_config, screen_obs, change, keys, message):
+    path = h5ad_file(obs=screen_obs(24).assign(**change))
+    with pytest.raises(UserError, match=message):
+        H5adSource(source_config(path, **keys))
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+def test_files_that_cannot_be_opened(h5ad_file, source_config, tmp_path):
+    with pytest.raises(UserError, match=r"no such file; get it from https://x\.org"):
+        H5adSource(source_config(tmp_path / "none.h5ad", get="https://x.org"))
+    with pytest.raises(UserError, match="is a folder"):
+        H5adSource(source_config(tmp_path))
+    content = h5ad_file().read_bytes()
+    (tmp_path / "cut.h5ad").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.h5ad").write_text("cell,gene\n")
+    h5py.File(tmp_path / "empty.h5ad", "w").close()
+    for name in ("cut.h5ad", "text.h5ad"):
+        with pytest.raises(UserError, match="cut short or damaged"):
+            H5adSource(source_config(tmp_path / name))
+    with pytest.raises(UserError, match="not h5ad"):
+        H5adSource(source_config(tmp_path / "empty.h5ad"))
+
+
+def test_a_group_that_lost_a_part(h5ad_file, source_config):
+    path = h5ad_file(sp.csr_matrix(np.ones((24, 6))))
+    with h5py.File(path, "r+") as file:
+        del file["obs"].attrs["_index"]
+    with pytest.raises(UserError, match="obs: cut short or damaged"):
+        H5adSource(source_config(path))
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+@pytest.mark.parametrize(
+    ("part", "place", "value", "message"),
+    [
+        ("indices", 3, 99, "index 99 is outside"),
+        ("indices", 3, -1, "index -1 is outside"),
+        ("indptr", 2, 1000, "indptr does not rise"),
+        ("indptr", -1, 5, "indptr does not rise"),
+    ],
+)
+def test_damaged_index_arrays(h5ad_file, source_config, layout, part, place, value, message):
+    path = h5ad_file(STORED[layout](np.ones((24, 6))))
+    with h5py.File(path, "r+") as file:
+        array = file["X"][part][:]
+        array[place] = value
+        file["X"][part][...] = array
+    with pytest.raises(UserError, match=f"cut short or damaged.*{message}"):
+        read_all(source_config(path))
+
+
+def test_a_gene_that_comes_twice_in_a_cell(h5ad_file, source_config):
+    path = h5ad_file(sp.csr_matrix(np.ones((24, 6))))
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][1] = 0
+    with pytest.raises(UserError, match="comes twice in a cell"):
+        read_all(source_config(path))
+
+
+def test_a_matrix_that_does_not_fit_its_tables(h5ad_file, source_config):
+    path = h5ad_file(np.ones((24, 6)))
+    with h5py.File(path, "r+") as file:
+        del file["X"]
+        file["X"] = np.ones((23, 6))
+    with pytest.raises(UserError, match=r"shape \(23, 6\), obs and var have 24 and 6"):
+        H5adSource(source_config(path))
+
+
+# ----------------------------------------------------------------------------------------------------------- real data
+def test_papalexi_2021(real_data, source_config):
+    path = real_data / "perturbation/papalexi2021_thp1_crisprko_20729x299_counts.h5ad"
+    config = source_config(
+        path, perturbation_column="target_gene", context="THP-1", batch_column="bio_rep", keep={"assigned": True}
+    )
+    reference = anndata.read_h5ad(path)
+    source, found = read_all(config, 4096)
+    assert len(source.cells) == 16_192
+    assert source.cells["perturbation"].nunique() == 26
+    assert source.dropped == {"keep assigned": 4537}
+    np.testing.assert_array_equal(found, reference.X[source.rows].toarray())
+    np.testing.assert_array_equal(source.genes, reference.var_names.to_numpy(str))
+
+
+@pytest.mark.parametrize("values", ["auto", "counts", "log1p-counts"])
+def test_perturbench_is_log_normalised(real_data: Path, source_config, values):
+    path = real_data / "perturbation/perturbench_devel_5961x500_lognorm.h5ad"
+    with pytest.raises(UserError, match=r"log-normalised counts(.|\n)*the file has no other matrix"):
+        H5adSource(source_config(path, perturbation_column="condition", control="control", values=values))

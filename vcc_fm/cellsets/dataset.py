@@ -1,0 +1,70 @@
+"""What training and prediction read: the stores, and everything that is fitted from training and control cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from vcc_fm.cellsets.dispersion import control_dispersion
+from vcc_fm.cellsets.profiles import control_log_shares
+from vcc_fm.cellsets.responses import Responses, estimate_responses
+from vcc_fm.cellsets.split import Split
+from vcc_fm.errors import UserError
+from vcc_fm.store.cells import CellStore
+from vcc_fm.store.embeddings import EmbeddingStore
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Cells, embeddings and a split, joined and checked.
+
+    Raises:
+        UserError: an embedding store was made from other cells.
+    """
+
+    cells: CellStore
+    cell_vectors: EmbeddingStore
+    protein_vectors: EmbeddingStore
+    split: Split
+    separator: str
+
+    def __post_init__(self) -> None:
+        if len(self.cell_vectors.keys) != len(self.cells) or (self.cell_vectors.keys != self.cells.barcodes).any():
+            raise UserError(
+                f"{self.cell_vectors.folder}: its barcodes are not those of {self.cells.folder}; embed the cells again"
+            )
+
+    @cached_property
+    def log_shares(self) -> np.ndarray:
+        """[U, G] float32, see :func:`control_log_shares`."""
+        return control_log_shares(self.cells)
+
+    @cached_property
+    def dispersion(self) -> np.ndarray:
+        """[G] float64, see :func:`control_dispersion`."""
+        return control_dispersion(self.cells, self.log_shares)
+
+    @cached_property
+    def responses(self) -> Responses:
+        """Of the training groups, see :func:`estimate_responses`."""
+        return estimate_responses(self.cells, self.split, self.log_shares, self.dispersion)
+
+    @cached_property
+    def control_rows(self) -> dict[int, np.ndarray]:
+        """Rows of control cells by batch code."""
+        groups, control = self.cells.groups, self.cells.control_code
+        return {
+            int(groups.batch[i]): np.arange(groups.start[i], groups.end[i])
+            for i in np.flatnonzero(groups.perturbation == control)
+        }
+
+    @cached_property
+    def context_controls(self) -> dict[str, np.ndarray]:
+        """Rows of control cells by context."""
+        return {context: self.cells.rows(context, self.cells.control) for context in self.cells.contexts}
+
+    def targets(self, perturbation: str) -> list[str]:
+        """Target genes of a perturbation."""
+        return perturbation.split(self.separator)

@@ -1,0 +1,43 @@
+"""Open what a recipe's earlier stages made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.split import Split
+from vcc_fm.errors import UserError
+from vcc_fm.layout import Layout, is_done
+from vcc_fm.recipe import Recipe
+from vcc_fm.store.cells import CellStore
+from vcc_fm.store.embeddings import EmbeddingStore
+
+
+def separator_of(recipe: Recipe) -> str:
+    """What joins the target genes of a combination."""
+    return recipe.data.sources[0].separator if recipe.data.sources else "+"
+
+
+def load_dataset(recipe: Recipe, fold: int) -> Dataset:
+    """The stores and the split of one fold.
+
+    Raises:
+        UserError: a stage has not been run, or was run for another recipe.
+    """
+    layout = Layout(recipe)
+    needed: list[tuple[str, Path, str]] = [
+        ("prepare", layout.cells, layout.cells_fingerprint),
+        ("embed proteins", layout.proteins, layout.proteins_fingerprint),
+        ("embed cells", layout.cell_embeddings, layout.cell_embeddings_fingerprint),
+        ("split", layout.split(fold), layout.split_fingerprint),
+    ]
+    for stage, output, fingerprint in needed:
+        if not is_done(output, fingerprint):
+            raise UserError(f"{output} is missing or was made from another recipe; run `vcc-fm {stage} RECIPE` first")
+    return Dataset(
+        CellStore(layout.cells),
+        EmbeddingStore(layout.cell_embeddings),
+        EmbeddingStore(layout.proteins),
+        Split.read(layout.split(fold)),
+        separator_of(recipe),
+    )

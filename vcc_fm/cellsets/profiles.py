@@ -1,0 +1,47 @@
+"""Control profiles: what a gene's share of the counts is in the unperturbed cells of a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vcc_fm.errors import UserError
+from vcc_fm.store.cells import CellStore
+
+BATCH_PRIOR = 2e5
+"""UMI of the context's profile that a batch's own controls are mixed with; steadies batches with few control cells."""
+CONTEXT_PRIOR = 0.5
+"""UMI that every measured gene is granted in a context, so that a gene never seen in controls has a finite log share."""
+
+
+def control_log_shares(store: CellStore) -> np.ndarray:
+    """Log of each gene's share of the counts in the control cells of each batch.
+
+    The share of a batch is the posterior mean under a Dirichlet prior with the context's shares as mean and
+    ``BATCH_PRIOR`` counts as weight; the context's shares get ``CONTEXT_PRIOR`` counts a gene.
+
+    Returns:
+        [number of batches, G] float32, natural log; -inf where the batch's source did not measure the gene. The
+        exponentials of a row sum to one.
+
+    Raises:
+        UserError: a context has no control cells.
+    """
+    shares = np.zeros((len(store.batches), len(store.genes)))
+    groups, control = store.groups, store.control_code
+    for code, context in enumerate(store.contexts):
+        batches = np.unique(groups.batch[groups.context == code])
+        runs = [i for i in np.flatnonzero(groups.context == code) if groups.perturbation[i] == control]
+        if not runs:
+            raise UserError(
+                f"context {context!r} has no control cells ({store.control!r}): a prediction starts from them"
+            )
+        sums = {int(groups.batch[i]): store.sums(np.arange(groups.start[i], groups.end[i])) for i in runs}
+        measured = store.measured[batches]
+        pooled = sum(sums.values()) + CONTEXT_PRIOR
+        for batch, mask in zip(batches, measured, strict=True):
+            context_share = np.where(mask, pooled, 0.0)
+            context_share /= context_share.sum()
+            posterior = sums.get(int(batch), 0) * mask + BATCH_PRIOR * context_share
+            shares[batch] = posterior / posterior.sum()
+    with np.errstate(divide="ignore"):
+        return np.log(shares).astype(np.float32)

@@ -1,0 +1,250 @@
+"""Which cells go into which set, and the sets' assembly into batches.
+
+Every measured cell of the chosen groups stands in exactly one set an epoch. Nothing is drawn with replacement, except
+control cells where a batch has fewer of them than a set needs. All randomness follows from (seed, epoch, number of the
+set), so that any step can be assembled on any process without the ones before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The labels for which a decoder has learned codes; code 0 is the unknown label.
+
+    Attributes:
+        contexts, batches: labels with a code of their own, code = position + 1.
+        learned_targets: target genes without a protein vector that have a learned one, code = position + 1.
+    """
+
+    contexts: tuple[str, ...]
+    batches: tuple[str, ...]
+    learned_targets: tuple[str, ...]
+
+    @staticmethod
+    def _code(labels: tuple[str, ...], label: str) -> int:
+        return labels.index(label) + 1 if label in labels else 0
+
+    def context(self, label: str) -> int:
+        """Code of a context."""
+        return self._code(self.contexts, label)
+
+    def batch(self, label: str) -> int:
+        """Code of a technical batch."""
+        return self._code(self.batches, label)
+
+    def target(self, symbol: str) -> int:
+        """Code of a target gene without a protein vector."""
+        return self._code(self.learned_targets, symbol)
+
+
+@dataclass(frozen=True)
+class CellSet:
+    """One set before its counts are read.
+
+    Attributes:
+        context, perturbation: of the set.
+        control_rows: [n] int64 rows of the control cells, n <= S.
+        measured_rows: [n] int64 rows of the measured cells, each of the same batch as its control; None to predict.
+        hide_codes, hide_response: what the decoder must do without in this set.
+        noise_seed: of the noise in the energy distance.
+    """
+
+    context: str
+    perturbation: str
+    control_rows: np.ndarray
+    measured_rows: np.ndarray | None
+    hide_codes: bool
+    hide_response: bool
+    noise_seed: int
+
+
+class Assembler:
+    """Turns cell sets into a :class:`Batch`."""
+
+    def __init__(self, data: Dataset, vocabulary: Vocabulary, set_size: int, response: bool):
+        """Look up what never changes between batches."""
+        self.data = data
+        self.set_size = set_size
+        self.response = response
+        self.vocabulary = vocabulary
+        self._axis = {symbol: i for i, symbol in enumerate(data.cells.genes)}
+        self._protein = {symbol: i for i, symbol in enumerate(data.protein_vectors.keys)}
+        self._batch_code = np.array([vocabulary.batch(label) for label in data.cells.batches], np.int64)
+        self._responses: dict[tuple[str, str], np.ndarray | None] = {}
+
+    def response_of(self, context: str, perturbation: str) -> np.ndarray | None:
+        """What the perturbation did in other contexts, [G]; None where unknown or not asked for."""
+        if not self.response:
+            return None
+        key = (context, perturbation)
+        if key not in self._responses:
+            self._responses[key] = self.data.responses.elsewhere(context, perturbation)
+        return self._responses[key]
+
+    def assemble(self, sets: list[CellSet]) -> Batch:
+        """Read and stack ``sets``; shorter ones are padded and masked."""
+        store, size = self.data.cells, self.set_size
+        targets = [self.data.targets(one.perturbation) for one in sets]
+        most, genes = max(map(len, targets)), len(store.genes)
+        vectors = self.data.protein_vectors.vectors
+        cells = np.zeros((len(sets), size, self.data.cell_vectors.width), np.float32)
+        mask = np.zeros((len(sets), size), bool)
+        depth = np.ones((len(sets), size), np.float32)
+        # Padding keeps the profile of a real batch: a row of nothing but -inf would turn a softmax into NaN.
+        batch_code = np.zeros((len(sets), size), np.int64)
+        technical = np.zeros((len(sets), size), np.int64)
+        target_vector = np.zeros((len(sets), most, vectors.shape[1]), np.float32)
+        target_code = np.zeros((len(sets), most), np.int64)
+        target_mask = np.zeros((len(sets), most), bool)
+        target_gene = np.full((len(sets), most), -1, np.int64)
+        context_code = np.zeros(len(sets), np.int64)
+        response = np.zeros((len(sets), genes), np.float32)
+        response_known = np.zeros(len(sets), bool)
+        predicting = sets[0].measured_rows is None
+        counts = None if predicting else np.zeros((len(sets), size, genes), np.float32)
+        for i, one in enumerate(sets):
+            n = len(one.control_rows)
+            cells[i, :n] = self.data.cell_vectors.vectors[one.control_rows]
+            mask[i, :n] = True
+            depth[i, :n] = store.depth[one.control_rows]
+            technical[i] = store.batch[one.control_rows[0]]
+            technical[i, :n] = store.batch[one.control_rows]
+            if not one.hide_codes:
+                batch_code[i, :n] = self._batch_code[technical[i, :n]]
+                context_code[i] = self.vocabulary.context(one.context)
+            for j, symbol in enumerate(targets[i]):
+                target_mask[i, j] = True
+                target_gene[i, j] = self._axis.get(symbol, -1)
+                target_code[i, j] = self.vocabulary.target(symbol)
+                if symbol in self._protein:
+                    target_vector[i, j] = vectors[self._protein[symbol]]
+            known = None if one.hide_response else self.response_of(one.context, one.perturbation)
+            if known is not None:
+                response[i], response_known[i] = known, True
+            if counts is not None and one.measured_rows is not None:
+                counts[i, :n] = store.dense(one.measured_rows)
+        tensor = torch.from_numpy
+        return Batch(
+            cells_BSE=tensor(cells),
+            cell_mask_BS=tensor(mask),
+            control_depth_BS=tensor(depth),
+            log_share_BSG=tensor(self.data.log_shares[technical]),
+            target_vector_BPV=tensor(target_vector),
+            target_code_BP=tensor(target_code),
+            target_mask_BP=tensor(target_mask),
+            target_gene_BP=tensor(target_gene),
+            context_code_B=tensor(context_code),
+            batch_code_BS=tensor(batch_code),
+            response_BG=tensor(response),
+            response_known_B=tensor(response_known),
+            noise_seed_B=torch.tensor([one.noise_seed for one in sets]),
+            counts_BSG=None if counts is None else tensor(counts),
+        )
+
+
+class SetSampler:
+    """An endless, addressable stream of cell sets over the measured cells of some groups.
+
+    Position ``i`` of the stream is set ``i % len(self)`` of epoch ``i // len(self)``.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        groups: list[tuple[str, str]],
+        set_size: int,
+        seed: int,
+        code_dropout: float = 0.0,
+        response_dropout: float = 0.0,
+    ):
+        """Sample sets of ``set_size`` from ``groups`` of (context, perturbation).
+
+        Raises:
+            UserError: there are no groups.
+        """
+        if not groups:
+            raise UserError("no cells to train on: no training group is in the contexts that the recipe names")
+        self.data = data
+        self.groups = groups
+        self.set_size = set_size
+        self.seed = seed
+        self.code_dropout = code_dropout
+        self.response_dropout = response_dropout
+        self._rows = [data.cells.rows(context, perturbation) for context, perturbation in groups]
+        # A group of n cells gives ceil(n / S) sets of nearly equal size: no cell is left out or drawn twice.
+        parts = [-(-len(rows) // set_size) for rows in self._rows]
+        self._sets = [(group, part, number) for group, number in enumerate(parts) for part in range(number)]
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Sets in an epoch."""
+        return len(self._sets)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._sets))
+        return self._epoch[1]
+
+    def __getitem__(self, position: int) -> CellSet:
+        """The set at ``position`` of the stream."""
+        epoch, offset = divmod(position, len(self._sets))
+        group, part, parts = self._sets[self._order(epoch)[offset]]
+        rows = np.random.default_rng([self.seed, epoch, 1, group]).permutation(self._rows[group])
+        measured = np.array_split(rows, parts)[part]
+        rng = np.random.default_rng([self.seed, epoch, 2, offset])
+        context, perturbation = self.groups[group]
+        return CellSet(
+            context,
+            perturbation,
+            self._matching_controls(context, measured, rng),
+            measured,
+            bool(rng.random() < self.code_dropout),
+            bool(rng.random() < self.response_dropout),
+            int(rng.integers(2**62)),
+        )
+
+    def _matching_controls(self, context: str, measured: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One control cell of the same batch for each measured cell; of the context where the batch has none."""
+        batches = self.data.cells.batch[measured]
+        controls = np.empty(len(measured), np.int64)
+        for batch in np.unique(batches):
+            here = np.flatnonzero(batches == batch)
+            pool = self.data.control_rows.get(int(batch), self.data.context_controls[context])
+            controls[here] = rng.choice(pool, len(here), replace=len(pool) < len(here))
+        return controls
+
+    def step(self, step: int, batch_sets: int, share: slice) -> list[CellSet]:
+        """The sets of optimiser step ``step`` that fall to one device: ``share`` of its ``batch_sets`` sets."""
+        return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
+
+    def epoch_sets(self, epoch: int = 0) -> Iterator[CellSet]:
+        """All sets of one epoch, in its order."""
+        return (self[epoch * len(self) + i] for i in range(len(self)))
+
+
+def control_sets(
+    data: Dataset, context: str, perturbation: str, cells: int, set_size: int, seed: int
+) -> Iterator[CellSet]:
+    """Sets of control cells to predict ``cells`` perturbed ones from.
+
+    The order is random, seeded by (seed, context, perturbation): a control cell returns only after all others of its
+    context have been used.
+    """
+    key = [seed, *context.encode(), 0, *perturbation.encode()]
+    rng = np.random.default_rng(key)
+    pool = data.context_controls[context]
+    rounds = -(-cells // len(pool))
+    rows = np.concatenate([rng.permutation(pool) for _ in range(rounds)])[:cells]
+    for start in range(0, cells, set_size):
+        yield CellSet(context, perturbation, rows[start : start + set_size], None, False, False, 0)

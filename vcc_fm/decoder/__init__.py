@@ -1,0 +1,1 @@
+"""The decoder: control cells and perturbation tokens in, a distribution of counts out."""

@@ -1,0 +1,162 @@
+"""Make the decoder that a recipe asks for: from scratch, or on a base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.sampler import Vocabulary
+from vcc_fm.decoder.config import PerturbationDecoderConfig
+from vcc_fm.decoder.lora import add_adapters
+from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import Recipe
+
+
+def vocabulary_of(config: PerturbationDecoderConfig) -> Vocabulary:
+    """The labels that a decoder has codes for."""
+    return Vocabulary(tuple(config.contexts), tuple(config.batches), tuple(config.learned_targets))
+
+
+def decoder_config(recipe: Recipe, data: Dataset, backbone: dict[str, Any]) -> PerturbationDecoderConfig:
+    """Configuration of a decoder for ``data`` around ``backbone``.
+
+    Raises:
+        UserError: target genes have no protein vector and the recipe does not ask for learned ones.
+    """
+    return PerturbationDecoderConfig(
+        backbone=backbone,
+        genes=data.cells.genes,
+        control=data.cells.control,
+        contexts=data.cells.contexts,
+        batches=data.cells.batches,
+        learned_targets=_learned_targets(recipe, data),
+        cell_width=data.cell_vectors.width,
+        protein_width=data.protein_vectors.width,
+        cell_encoder=_encoder(data.cell_vectors.meta),
+        protein_encoder=_encoder(data.protein_vectors.meta),
+        gene_rank=recipe.decoder.gene_rank,
+        response=recipe.decoder.response,
+        recipe_fingerprint=recipe.fingerprint(),
+        simulated=data.cells.meta["simulated"],
+    )
+
+
+def _encoder(meta: dict[str, Any]) -> dict[str, Any]:
+    return {key: meta[key] for key in ("encoder", "parameters", "licence", "citation", "fingerprint")}
+
+
+def _learned_targets(recipe: Recipe, data: Dataset) -> list[str]:
+    known = set(data.protein_vectors.keys)
+    labels = [label for label in data.cells.perturbations if label != data.cells.control]
+    missing = sorted({gene for label in labels for gene in data.targets(label)} - known)
+    if missing and recipe.embed.proteins.missing == "refuse":
+        raise UserError(
+            f"{len(missing)} target genes have no protein vector: {', '.join(missing[:8])}; add their sequences to "
+            "embed.proteins.fasta, or set embed.proteins.missing=learned to give each a learned vector of its own"
+        )
+    return missing
+
+
+def build_decoder(recipe: Recipe, data: Dataset, base: str, seed: int) -> PerturbationDecoder | PeftModel:
+    """The decoder to train.
+
+    Args:
+        recipe: its ``decoder`` section says the rest.
+        data: gives gene axis, labels, protein vectors and the first dispersions.
+        base: ``scratch``, or folder or Hub id of a decoder or of any backbone that ``transformers`` can load.
+        seed: of the initial weights.
+
+    Returns:
+        A decoder with everything trainable (scratch), or one under adapters.
+
+    Raises:
+        UserError: the base cannot be loaded or does not fit.
+    """
+    torch.manual_seed(seed)
+    if base == "scratch":
+        try:
+            decoder = PerturbationDecoder(decoder_config(recipe, data, dict(recipe.decoder.backbone)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"decoder.backbone: transformers cannot build it: {error}") from None
+        _initialise(decoder, data)
+        return decoder
+    base_config = _base_config(base, recipe.decoder.revision)
+    if isinstance(base_config, PerturbationDecoderConfig):
+        decoder = adopt(PerturbationDecoder.from_pretrained(base, revision=recipe.decoder.revision), recipe, data)
+    else:
+        decoder = PerturbationDecoder(decoder_config(recipe, data, base_config.to_dict()))
+        decoder.backbone.load_state_dict(
+            AutoModel.from_pretrained(base, revision=recipe.decoder.revision, use_safetensors=True).state_dict()
+        )
+        _initialise(decoder, data)
+    return add_adapters(decoder, recipe.decoder.lora, base)
+
+
+def _base_config(base: str, revision: str | None) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(base, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"decoder.base={base}: not a folder or Hub id that transformers can load: {error}") from None
+
+
+def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
+    """Give the head what is known before training: protein vectors of the axis, dispersion of control cells."""
+    position = {symbol: i for i, symbol in enumerate(data.protein_vectors.keys)}
+    head = decoder.head
+    with torch.no_grad():
+        for gene, symbol in enumerate(data.cells.genes):
+            if symbol in position:
+                head.gene_vector_GV[gene] = torch.from_numpy(data.protein_vectors.vectors[position[symbol]].copy())
+        head.log_dispersion.copy_(torch.from_numpy(data.dispersion).log())
+
+
+def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> PerturbationDecoder:
+    """Move a trained decoder to another dataset: genes, contexts, batches and targets are matched by name.
+
+    What the base does not know starts as in a new decoder (codes at zero, a gene's free factor at zero, so that its
+    factor is what its protein vector gives).
+
+    Raises:
+        UserError: the dataset's vectors come from other encoders than the base's.
+    """
+    config = decoder_config(recipe, data, base.config.backbone)
+    for side in ("cell", "protein"):
+        then, now = getattr(base.config, f"{side}_encoder"), getattr(config, f"{side}_encoder")
+        if then["fingerprint"] != now["fingerprint"]:
+            raise UserError(
+                f"decoder.base was trained on {side} vectors of {then['encoder']} {then['parameters']} with fingerprint "
+                f"{then['fingerprint'][:12]}, this recipe has {now['encoder']} {now['parameters']} with "
+                f"{now['fingerprint'][:12]}; embed with the base's encoder"
+            )
+    config.gene_rank = base.config.gene_rank
+    config.response = base.config.response
+    decoder = PerturbationDecoder(config)
+    _initialise(decoder, data)
+    tables = {
+        "context_code.weight": ([None, *base.config.contexts], [None, *config.contexts]),
+        "batch_code.weight": ([None, *base.config.batches], [None, *config.batches]),
+        "learned_target.weight": ([None, *base.config.learned_targets], [None, *config.learned_targets]),
+        **{
+            f"head.{name}": (base.config.genes, config.genes)
+            for name in ("gene_factor", "mean_response", "log_dispersion", "gene_vector_GV")
+        },
+    }
+    state, trained = decoder.state_dict(), base.state_dict()
+    state["head.gene_factor"].zero_()
+    for name, value in trained.items():
+        if name not in tables:
+            state[name] = value
+            continue
+        then, now = tables[name]
+        position = {label: i for i, label in enumerate(then)}
+        rows = [(i, position[label]) for i, label in enumerate(now) if label in position]
+        to, frm = (torch.tensor(side, dtype=torch.long) for side in zip(*rows, strict=True)) if rows else (None, None)
+        if to is not None:
+            state[name][to] = value[frm]
+    decoder.load_state_dict(state)
+    return decoder

@@ -1,0 +1,73 @@
+"""Configuration of the decoder; with the weights it says everything that a prediction needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class PerturbationDecoderConfig(PretrainedConfig):
+    """Self-describing: what goes in, on which gene axis counts come out, and where the weights came from.
+
+    Args:
+        backbone: ``transformers`` config of the backbone, as a dictionary with ``model_type``.
+        genes: gene axis, ordered symbols.
+        control: label of the control cells.
+        contexts, batches: labels with learned codes.
+        learned_targets: target genes without a protein vector that have a learned one.
+        cell_width, protein_width: lengths of a cell's and a protein's vector.
+        cell_encoder, protein_encoder: what the embedding stores say of their encoders, fingerprints included.
+        gene_rank: rank of the gene-axis terms.
+        response: whether the decoder takes the response of other contexts.
+        values: value contract of input profiles and output; always raw counts.
+        recipe_fingerprint: of the recipe that made the weights.
+        simulated: whether the weights were fitted on simulated cells.
+    """
+
+    model_type = "perturbation-decoder"
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | None = None,
+        genes: list[str] | None = None,
+        control: str = "non-targeting",
+        contexts: list[str] | None = None,
+        batches: list[str] | None = None,
+        learned_targets: list[str] | None = None,
+        cell_width: int = 1,
+        protein_width: int = 1,
+        cell_encoder: dict[str, Any] | None = None,
+        protein_encoder: dict[str, Any] | None = None,
+        gene_rank: int = 32,
+        response: bool = True,
+        values: str = "counts",
+        recipe_fingerprint: str = "",
+        simulated: bool = False,
+        **kwargs: Any,
+    ):
+        self.backbone = backbone or {"model_type": "llama"}
+        self.genes = genes or []
+        self.control = control
+        self.contexts = contexts or []
+        self.batches = batches or []
+        self.learned_targets = learned_targets or []
+        self.cell_width = cell_width
+        self.protein_width = protein_width
+        self.cell_encoder = cell_encoder or {}
+        self.protein_encoder = protein_encoder or {}
+        self.gene_rank = gene_rank
+        self.response = response
+        self.values = values
+        self.recipe_fingerprint = recipe_fingerprint
+        self.simulated = simulated
+        super().__init__(**kwargs)
+
+    def backbone_config(self) -> PretrainedConfig:
+        """The backbone's own config object.
+
+        Raises:
+            ValueError: ``transformers`` knows no such ``model_type``.
+        """
+        keys = {key: value for key, value in self.backbone.items() if key != "model_type"}
+        return AutoConfig.for_model(self.backbone["model_type"], **keys)

@@ -1,0 +1,83 @@
+"""The count head: from hidden states to a negative-binomial distribution on the gene axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vcc_fm.cellsets.batch import Batch
+from vcc_fm.decoder.config import PerturbationDecoderConfig
+
+
+@dataclass(frozen=True)
+class CountDistribution:
+    """Negative-binomial counts given a cell's depth: mean ``depth x share``, variance ``mean + dispersion x mean^2``.
+
+    Attributes:
+        log_share_BSG: natural log of each gene's expected share of a cell's counts; -inf where not measured.
+        delta_BSG: natural log ratio to the control profile before the shares are made to sum to one.
+        dispersion_G: negative-binomial dispersion alpha.
+    """
+
+    log_share_BSG: torch.Tensor
+    delta_BSG: torch.Tensor
+    dispersion_G: torch.Tensor
+
+
+class CountHead(nn.Module):
+    """log share = log control share + delta, normalised over the measured genes; delta is a sum of
+
+    - what the same perturbation did in other contexts, times a gate (one without evidence to the contrary),
+    - the mean response of the training perturbations, times an amplitude (one where no response is known, else zero),
+    - set- and cell-level terms ``f_g . z``, with gene factors ``f_g`` that are free for genes seen in training plus a
+      linear function of the gene's protein vector, so that a gene that was never seen has a factor too,
+    - a shift of the target genes themselves (the knock-down, or the activation).
+
+    Every term but the first starts at zero: an untrained head repeats the other contexts' response.
+    """
+
+    def __init__(self, config: PerturbationDecoderConfig, width: int):
+        super().__init__()
+        genes, rank = len(config.genes), config.gene_rank
+        self.gene_factor = nn.Parameter(torch.randn(genes, rank) / rank**0.5)
+        self.gene_projection = nn.Linear(config.protein_width, rank, bias=False)
+        self.register_buffer("gene_vector_GV", torch.zeros(genes, config.protein_width))
+        self.mean_response = nn.Parameter(torch.zeros(genes))
+        self.log_dispersion = nn.Parameter(torch.zeros(genes))
+        self.set_term = nn.Linear(width, rank)
+        self.cell_term = nn.Linear(width, rank, bias=False)
+        self.gates = nn.Linear(width, 3)
+        for layer in (self.set_term, self.cell_term, self.gates):
+            nn.init.zeros_(layer.weight)
+        for layer in (self.set_term, self.gates):
+            nn.init.zeros_(layer.bias)
+
+    def factors(self) -> torch.Tensor:
+        """Gene factors [G, R]."""
+        return self.gene_factor + self.gene_projection(self.gene_vector_GV)
+
+    def response_token(self, response_BG: torch.Tensor) -> torch.Tensor:
+        """A response [B, G] seen through the gene factors, [B, R]."""
+        return response_BG @ self.factors() / response_BG.shape[1] ** 0.5
+
+    def forward(
+        self, set_state_BD: torch.Tensor, cell_state_BSD: torch.Tensor, batch: Batch, effect_scale: float
+    ) -> CountDistribution:
+        """Distribution of the counts of B sets of S cells; ``effect_scale`` multiplies delta."""
+        gate_B, amplitude_B, self_B = self.gates(set_state_BD).unbind(-1)
+        known_B = batch.response_known_B.to(gate_B.dtype)
+        delta_BG = (known_B * (1.0 + gate_B))[:, None] * batch.response_BG
+        delta_BG = delta_BG + (1.0 - known_B + amplitude_B)[:, None] * self.mean_response
+        z_BSR = self.set_term(set_state_BD)[:, None] + self.cell_term(cell_state_BSD)
+        delta_BG = delta_BG + self._own_genes(batch) * self_B[:, None]
+        delta_BSG = effect_scale * (delta_BG[:, None] + z_BSR @ self.factors().T)
+        log_share_BSG = torch.log_softmax(batch.log_share_BSG + delta_BSG, dim=-1)
+        return CountDistribution(log_share_BSG, delta_BSG, self.log_dispersion.exp())
+
+    def _own_genes(self, batch: Batch) -> torch.Tensor:
+        """1 at the target genes of each set, [B, G]."""
+        on_axis_BP = batch.target_gene_BP >= 0
+        own_BG = torch.zeros_like(batch.response_BG)
+        return own_BG.scatter_add(1, batch.target_gene_BP.clamp(min=0), on_axis_BP.to(own_BG.dtype)).clamp(max=1.0)

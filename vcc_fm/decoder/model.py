@@ -1,0 +1,99 @@
+"""The decoder: a `transformers` model around any backbone that takes ``inputs_embeds``."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from vcc_fm.cellsets.batch import Batch
+from vcc_fm.decoder.config import PerturbationDecoderConfig
+from vcc_fm.decoder.count_head import CountDistribution, CountHead
+
+
+class PerturbationDecoder(PreTrainedModel):
+    """Control cells, perturbation tokens and (optionally) a response in; a distribution of counts out.
+
+    Token order: set, response, P target genes, S control cells. The set token carries the context's learned code. No
+    token has a position and attention is not causal, so that the order of cells and of targets does not matter.
+    """
+
+    config_class = PerturbationDecoderConfig
+    base_model_prefix = "decoder"
+    main_input_name = "batch"
+    _supports_sdpa = True
+
+    def __init__(self, config: PerturbationDecoderConfig):
+        super().__init__(config)
+        backbone_config = config.backbone_config()
+        width = backbone_config.hidden_size
+        self.backbone = AutoModel.from_config(backbone_config, attn_implementation="sdpa")
+        self.backbone.config.use_cache = False
+        # Row 0 begins every set; row 1 stands for a response that is not known. A module, so that peft can copy it.
+        self.special_token = nn.Embedding(2, width)
+        nn.init.normal_(self.special_token.weight, std=0.02)
+        self.context_code = nn.Embedding(len(config.contexts) + 1, width)
+        self.batch_code = nn.Embedding(len(config.batches) + 1, width)
+        self.learned_target = nn.Embedding(len(config.learned_targets) + 1, width)
+        self.cell_projection = _projection(config.cell_width + 1, width)
+        self.target_projection = _projection(config.protein_width, width)
+        self.response_projection = nn.Linear(config.gene_rank, width)
+        self.token_norm = nn.LayerNorm(width)
+        self.head = CountHead(config, width)
+        for table in (self.context_code, self.batch_code, self.learned_target):
+            nn.init.zeros_(table.weight)
+        # Nothing looks up words or pools: frozen, they do not keep DistributedDataParallel waiting for a gradient.
+        self.backbone.get_input_embeddings().requires_grad_(False)
+        for name, parameter in self.backbone.named_parameters():
+            if name.startswith("pooler."):
+                parameter.requires_grad_(False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every module above is initialised where it is made, the backbone by its own class."""
+
+    def tokens(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token vectors [B, 2 + P + S, D] and which of them are real [B, 2 + P + S] bool."""
+        sets = len(batch)
+        set_D, no_response_D = self.special_token(torch.arange(2, device=batch.context_code_B.device))
+        set_B1D = (set_D + self.context_code(batch.context_code_B))[:, None]
+        response_BD = self.response_projection(self.head.response_token(batch.response_BG))
+        response_BD = torch.where(batch.response_known_B[:, None], response_BD, no_response_D)
+        target_BPD = self.target_projection(batch.target_vector_BPV) + self.learned_target(batch.target_code_BP)
+        # Depth enters on the log scale around a typical 10^4 UMI, so that it has the size of the other inputs.
+        depth_BS1 = (batch.control_depth_BS.log() - 9.2)[..., None]
+        cells_BSD = self.cell_projection(torch.cat([batch.cells_BSE, depth_BS1], dim=-1))
+        cells_BSD = cells_BSD + self.batch_code(batch.batch_code_BS)
+        tokens_BLD = torch.cat([set_B1D, response_BD[:, None], target_BPD, cells_BSD], dim=1)
+        always_B2 = torch.ones(sets, 2, dtype=torch.bool, device=tokens_BLD.device)
+        real_BL = torch.cat([always_B2, batch.target_mask_BP, batch.cell_mask_BS], dim=1)
+        return self.token_norm(tokens_BLD), real_BL
+
+    def forward(self, batch: Batch, effect_scale: float = 1.0) -> CountDistribution:
+        """Distribution of the counts of B sets of S cells.
+
+        Args:
+            batch: B cell sets.
+            effect_scale: factor on the log ratio to the control profile; 0 predicts the control profile itself.
+        """
+        with torch.autocast(batch.cells_BSE.device.type, enabled=False):
+            tokens_BLD, real_BL = self.tokens(batch)
+        # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways.
+        mask_B1LL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(~real_BL, torch.finfo(torch.float32).min)
+        mask_B1LL = mask_B1LL[:, None, None].expand(-1, 1, real_BL.shape[1], -1)
+        position_BL = torch.zeros_like(real_BL, dtype=torch.long)
+        hidden_BLD = self.backbone(
+            inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL
+        ).last_hidden_state
+        with torch.autocast(batch.cells_BSE.device.type, enabled=False):
+            hidden_BLD = hidden_BLD.float()
+            cells = batch.cells_BSE.shape[1]
+            return self.head(hidden_BLD[:, 0], hidden_BLD[:, -cells:], batch, effect_scale)
+
+
+def _projection(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width))
+
+
+AutoConfig.register(PerturbationDecoderConfig.model_type, PerturbationDecoderConfig)
+AutoModel.register(PerturbationDecoderConfig, PerturbationDecoder)

@@ -1,0 +1,60 @@
+"""Run an encoder over its input and write an embedding store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vcc_fm.encoders.composition import CompositionEncoder
+from vcc_fm.encoders.expression import FIT_CELLS, ExpressionEncoder
+from vcc_fm.encoders.protein import encode_genes
+from vcc_fm.recipe import CellEncoderConfig, ProteinEncoderConfig
+from vcc_fm.sources.fasta import read_fasta
+from vcc_fm.store.cells import CellStore
+from vcc_fm.store.embeddings import write_embeddings
+
+ROWS = 8192
+Progress = Callable[[int, int], None]
+
+
+def embed_cells(
+    folder: Path, cells: CellStore, config: CellEncoderConfig, fingerprint: str, progress: Progress
+) -> None:
+    """Fit the expression encoder and write the vectors of all cells into ``folder``.
+
+    The encoder is fitted on control cells alone: they are in no split's held-out part, so that one store serves every
+    fold and no held-out cell can reach it. At most ``FIT_CELLS`` of them are used, evenly spaced over the store.
+
+    Raises:
+        UserError: there are too few controls or shared genes for the width.
+    """
+    controls = cells.rows(perturbation=cells.control)
+    fitting = controls[np.linspace(0, len(controls) - 1, min(len(controls), FIT_CELLS)).astype(np.int64)]
+    measured = cells.measured.all(axis=0)
+    encoder = ExpressionEncoder.fit(cells.sparse(fitting), measured, config.width, config.target_sum)
+
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(cells), ROWS):
+            rows = np.arange(start, min(start + ROWS, len(cells)))
+            yield cells.barcodes[rows], encoder.encode(cells.sparse(rows))
+            progress(int(rows[-1]) + 1, len(cells))
+
+    encoder.save(folder / "encoder.safetensors")
+    meta = encoder.describe() | {"cells": cells.fingerprint, "fitted_on": f"{len(fitting)} control cells"}
+    write_embeddings(folder, "barcode", chunks(), config.width, fingerprint, meta)
+
+
+def embed_proteins(
+    folder: Path, fasta: Path, config: ProteinEncoderConfig, fingerprint: str, progress: Progress
+) -> None:
+    """Encode the proteins of ``fasta`` and write one vector a gene into ``folder``.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    encoder = CompositionEncoder(config.kmer)
+    symbols, vectors = encode_genes(encoder, read_fasta(fasta))
+    write_embeddings(folder, "symbol", [(np.asarray(symbols), vectors)], encoder.width, fingerprint, encoder.describe())
+    progress(len(symbols), len(symbols))

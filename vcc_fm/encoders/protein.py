@@ -1,0 +1,58 @@
+"""What every protein encoder offers, and how the proteins of a gene become the gene's one vector."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vcc_fm.errors import UserError
+
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+class ProteinEncoder(Protocol):
+    """A frozen map from an amino-acid sequence to a vector of fixed width."""
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+
+    def describe(self) -> dict[str, JSON]:
+        """Encoder name, parameters, licence and citation: what ``store.json`` records."""
+
+    def encode(self, sequences: list[str]) -> NDArray[np.float32]:
+        """One row per sequence, [n, width] float32; a row does not depend on the other sequences."""
+
+
+def encode_genes(encoder: ProteinEncoder, sequences: dict[str, list[str]]) -> tuple[list[str], NDArray[np.float32]]:
+    """The vector of a gene: the mean of its isoforms' vectors, each isoform with the same weight.
+
+    Args:
+        encoder: Any protein encoder.
+        sequences: Gene symbol -> the amino-acid sequences of its isoforms (one-letter code).
+
+    Returns:
+        The symbols in the order of ``sequences``, and their vectors, [n, width] float32.
+
+    Raises:
+        UserError: A gene has no sequence, or a sequence has no standard amino acid.
+    """
+    for symbol, isoforms in sequences.items():
+        if not isoforms:
+            raise UserError(f"gene {symbol}: no protein sequence; add one to the FASTA or leave the gene out")
+        for isoform in isoforms:
+            if set(isoform.upper()).isdisjoint(AMINO_ACIDS):
+                raise UserError(
+                    f"gene {symbol}: a protein sequence without any standard amino acid, found {isoform[:20]!r}; "
+                    "correct it in the FASTA or remove the record"
+                )
+    if not sequences:
+        return [], np.empty((0, encoder.width), np.float32)
+    rows = encoder.encode([isoform for isoforms in sequences.values() for isoform in isoforms])
+    isoforms_per_gene = np.array([len(isoforms) for isoforms in sequences.values()])
+    starts = np.cumsum(isoforms_per_gene) - isoforms_per_gene
+    sums = np.add.reduceat(rows.astype(np.float64), starts, axis=0)
+    return list(sequences), (sums / isoforms_per_gene[:, None]).astype(np.float32)

@@ -1,0 +1,179 @@
+"""Where a recipe's outputs are, and the fingerprints that say whether they can be kept.
+
+A fingerprint covers all that an output depends on: the recipe's keys, the input files (size, first and last MiB), and
+the fingerprints of the stages before. Keys that change no number (progress, tracking) are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import Recipe, TrainConfig, expand, fingerprint
+from vcc_fm.store.folder import read_json, write_json
+
+SCHEMA = 1
+"""Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
+
+_END = 1 << 20
+_SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths and fingerprints of one recipe."""
+
+    recipe: Recipe
+
+    @property
+    def simulated(self) -> Path:
+        """Folder of the simulated files."""
+        return self.recipe.embeddings_folder / "simulated"
+
+    @property
+    def cells(self) -> Path:
+        """The cell store."""
+        return self.recipe.embeddings_folder / "cells"
+
+    @property
+    def proteins(self) -> Path:
+        """The embedding store of proteins."""
+        return self.recipe.embeddings_folder / "proteins"
+
+    @property
+    def cell_embeddings(self) -> Path:
+        """The embedding store of cells."""
+        return self.recipe.embeddings_folder / "cell-embeddings"
+
+    def fold(self, fold: int) -> Path:
+        """Folder of one fold; the run's own where there is only one."""
+        run = self.recipe.run_folder
+        return run if self.recipe.split.folds == 1 else run / f"fold-{fold}"
+
+    def split(self, fold: int) -> Path:
+        """The split, as JSON."""
+        return self.fold(fold) / "split.json"
+
+    def phase(self, fold: int, phase: str) -> Path:
+        """Checkpoints and log of a training phase, ``pretrain`` or ``train``."""
+        return self.fold(fold) / "training" / phase
+
+    def decoder(self, fold: int, phase: str) -> Path:
+        """The decoder that a training phase leaves: ``base`` after pretrain, ``model`` after train."""
+        return self.fold(fold) / ("base" if phase == "pretrain" else "model")
+
+    def prediction(self, predictor: str) -> Path:
+        """Predicted counts of the model or of a baseline, all folds together."""
+        run = self.recipe.run_folder
+        return run / "predictions.h5ad" if predictor == "model" else run / "baselines" / f"{predictor}.h5ad"
+
+    @property
+    def truth(self) -> Path:
+        """Held-out measured cells and the controls of their contexts."""
+        return self.recipe.run_folder / "truth.h5ad"
+
+    @property
+    def scores(self) -> Path:
+        """The score table."""
+        return self.recipe.run_folder / "scores.json"
+
+    # ------------------------------------------------------------------------------------------------- fingerprints
+    @cached_property
+    def cells_fingerprint(self) -> str:
+        """Of the cell store."""
+        data = self.recipe.data.model_dump(mode="json", exclude={"chunk_cells"})
+        for source in data["sources"]:
+            source["path"] = file_identity(source["path"])
+            del source["get"]
+        if data["genes"] not in ("union", "intersection"):
+            data["genes"] = file_identity(data["genes"])
+        return fingerprint([SCHEMA, data, self.recipe.seed])
+
+    @cached_property
+    def proteins_fingerprint(self) -> str:
+        """Of the protein vectors; two recipes with the same sequences and encoder have the same."""
+        config = self.recipe.embed.proteins
+        sequences = file_identity(config.fasta) if config.fasta else self.cells_fingerprint
+        return fingerprint([SCHEMA, config.encoder, config.kmer, sequences])
+
+    @cached_property
+    def cell_embeddings_fingerprint(self) -> str:
+        """Of the cell vectors."""
+        return fingerprint([SCHEMA, self.cells_fingerprint, self.recipe.embed.cells.model_dump(mode="json")])
+
+    @cached_property
+    def split_fingerprint(self) -> str:
+        """Of the split."""
+        split = self.recipe.split.model_dump(mode="json")
+        if split["table"] is not None:
+            split["table"] = file_identity(split["table"])
+        return fingerprint([SCHEMA, self.cells_fingerprint, split, self.recipe.seed])
+
+    def training_fingerprint(self, fold: int, phase: str) -> str:
+        """Of the decoder that a phase leaves."""
+        recipe = self.recipe
+        config = recipe.pretrain if phase == "pretrain" else recipe.train
+        assert config is not None
+        stores = [self.cell_embeddings_fingerprint, self.proteins_fingerprint, self.split_fingerprint]
+        before = self.training_fingerprint(fold, "pretrain") if phase == "train" and recipe.pretrain else None
+        base = recipe.decoder.base
+        if Path(base, "config.json").exists():
+            before = file_identity(str(Path(base, "config.json")))
+        decoder = recipe.decoder.model_dump(mode="json")
+        missing = recipe.embed.proteins.missing
+        return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
+
+    @cached_property
+    def predictions_fingerprint(self) -> str:
+        """Of all predictions and the truth."""
+        recipe = self.recipe
+        trained = [self.training_fingerprint(fold, "train") for fold in range(recipe.split.folds)]
+        return fingerprint([trained, recipe.predict.model_dump(mode="json"), recipe.score.baselines])
+
+    @cached_property
+    def scores_fingerprint(self) -> str:
+        """Of the score table."""
+        return fingerprint([self.predictions_fingerprint, self.recipe.score.model_dump(mode="json")])
+
+
+def training_keys(config: TrainConfig) -> dict[str, object]:
+    """The keys of a training phase that change what it computes."""
+    return config.model_dump(mode="json", exclude=_SILENT_KEYS)
+
+
+def file_identity(path: str) -> str:
+    """Size and a SHA-256 of the first and last MiB of a file, whatever its name; ``absent`` where there is none.
+
+    Reading tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself
+    records the SHA-256 of the whole file.
+    """
+    try:
+        file = expand(path)
+    except UserError:
+        return "absent"
+    if not file.is_file():
+        return "absent"
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        digest = hashlib.sha256(handle.read(_END))
+        handle.seek(max(0, size - _END))
+        digest.update(handle.read(_END))
+    return f"{size}:{digest.hexdigest()}"
+
+
+def is_done(output: Path, fingerprint_: str) -> bool:
+    """Whether ``output`` is there and was made from what ``fingerprint_`` covers."""
+    marker = _marker(output)
+    return output.exists() and marker.exists() and read_json(marker)["fingerprint"] == fingerprint_
+
+
+def mark_done(output: Path, fingerprint_: str, seconds: float) -> None:
+    """Note what a whole ``output`` was made from."""
+    write_json(_marker(output), {"fingerprint": fingerprint_, "seconds": round(seconds, 3)})
+
+
+def _marker(output: Path) -> Path:
+    return output.with_name(f".{output.name}.done.json")

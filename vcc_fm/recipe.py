@@ -1,0 +1,438 @@
+"""The recipe: one YAML file that says everything about a run.
+
+Strict and typed: an unknown key is an error that names the nearest known one, a wrong type is an error that names
+the field. ``load_recipe`` reads the file, applies dotted overrides (``train.lr=1e-4``) and returns a :class:`Recipe`;
+``explain`` lists every key with its description. Paths may use environment variables (``${VCC_FM_DATA}/x.h5ad``);
+they are expanded when a stage opens them, so that a recipe loads without its data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vcc_fm.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+class SimulateConfig(Section):
+    """A simulated screen, drawn from the recipe's seed."""
+
+    contexts: list[str] = Field(["alpha", "beta", "gamma", "delta"], description="names of the simulated contexts")
+    perturbations: PositiveInt = Field(48, description="number of CRISPRi target genes")
+    genes: PositiveInt = Field(320, description="number of genes on the axis, targets included")
+    cells: PositiveInt = Field(48, description="mean number of cells per perturbation and context")
+    controls: PositiveInt = Field(400, description="number of non-targeting control cells per context")
+    batches: PositiveInt = Field(2, description="number of technical batches per context")
+    depth: float = Field(4000.0, gt=0, description="median depth of a cell, UMI")
+    inert: Fraction = Field(0.15, description="fraction of perturbations without any effect besides the knock-down")
+    shared: Fraction = Field(0.75, description="fraction of an effect's variance that is the same in all contexts")
+    predictable: Fraction = Field(0.6, description="fraction of the shared part that follows from protein features")
+
+
+class SourceConfig(Section):
+    """One h5ad file and where its labels are."""
+
+    name: str = Field(description="short name of the source, used in the store and in messages")
+    path: str = Field(description="path of the h5ad file; ${VARIABLE} is expanded")
+    get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
+    values: Literal["counts", "log1p-counts", "auto"] = Field(
+        "auto", description="what the matrix holds: raw UMI counts or their natural log1p; verified, never assumed"
+    )
+    symbols: str = Field("index", description="var column with gene symbols, or `index` for the var index")
+    duplicate_genes: Literal["refuse", "sum"] = Field("refuse", description="what to do with a symbol that repeats")
+    perturbation_column: str = Field(description="obs column with the perturbation label")
+    control: str = Field("non-targeting", description="label of the control cells in that column")
+    separator: str = Field("+", min_length=1, description="what joins the target genes of a combination")
+    context_column: str | None = Field(None, description="obs column with the context (cell line or type)")
+    context: str | None = Field(None, description="context of all cells, when no column holds it")
+    batch_column: str | None = Field(None, description="obs column with the technical batch (gem group, lane, replicate)")
+    keep: dict[str, bool | int | str | list[str]] = Field(
+        {}, description="obs column -> value or values; cells with another value are dropped and counted"
+    )
+
+    @model_validator(mode="after")
+    def _one_context(self) -> SourceConfig:
+        if (self.context_column is None) == (self.context is None):
+            raise ValueError(f"source {self.name!r}: give either context_column or context, not both and not neither")
+        return self
+
+
+class DataConfig(Section):
+    """Which cells there are."""
+
+    simulate: SimulateConfig | None = Field(None, description="simulate a screen instead of reading files")
+    sources: list[SourceConfig] = Field([], description="h5ad files to read")
+    genes: str = Field("union", description="gene axis: union, intersection, or a text file with one symbol a line")
+    minimum_cells: PositiveInt = Field(1, description="perturbations with fewer cells in a context are dropped and counted")
+    chunk_cells: PositiveInt = Field(4096, description="cells read at a time, bounds the memory of `prepare`")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataConfig:
+        if (self.simulate is None) == (not self.sources):
+            raise ValueError("data: give either simulate or sources, not both and not neither")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"data.sources: names must differ, found {names}")
+        return self
+
+
+# --------------------------------------------------------------------------------------------------------------- embed
+class CellEncoderConfig(Section):
+    """How a control cell becomes a vector."""
+
+    encoder: Literal["expression"] = Field("expression", description="PCA of log-normalised expression, training cells only")
+    width: PositiveInt = Field(32, description="number of components")
+    target_sum: float = Field(1e4, gt=0, description="depth to which a cell is scaled before log1p, UMI")
+
+
+class ProteinEncoderConfig(Section):
+    """How a target gene becomes a vector."""
+
+    encoder: Literal["composition"] = Field("composition", description="amino-acid and k-mer composition, no weights")
+    fasta: str | None = Field(None, description="protein sequences; the first word of a header is the gene symbol")
+    get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    kmer: Literal[1, 2, 3] = Field(2, description="longest k-mer counted, residues")
+    missing: Literal["refuse", "learned"] = Field(
+        "refuse", description="target gene without a sequence: refuse to train, or a learned vector of its own"
+    )
+
+
+class EmbedConfig(Section):
+    """The frozen encoders."""
+
+    cells: CellEncoderConfig = Field(CellEncoderConfig(), description="encoder of cells")
+    proteins: ProteinEncoderConfig = Field(ProteinEncoderConfig(), description="encoder of protein sequences")
+
+
+# --------------------------------------------------------------------------------------------------------------- split
+class SplitConfig(Section):
+    """What is held out. A context's control cells are never held out: they are what a prediction starts from."""
+
+    hold_out: Literal["perturbations", "contexts", "few-shot", "table"] = Field(
+        description="perturbations: everywhere; contexts: all their perturbations; few-shot: some perturbations in "
+        "`contexts`; table: a cell-load TOML"
+    )
+    contexts: list[str] = Field([], description="held-out contexts (contexts) or target contexts (few-shot)")
+    test: Fraction | PositiveInt | list[str] = Field(
+        0.3, description="held-out perturbations: a fraction, a number, or labels (perturbations and few-shot)"
+    )
+    validation: Fraction | list[str] = Field(
+        0.15, description="of what remains for training: a fraction, or labels, kept for choosing checkpoints"
+    )
+    unseen: Fraction = Field(
+        0.0, description="few-shot: fraction of the test perturbations that is held out of every other context too"
+    )
+    folds: PositiveInt = Field(1, description="perturbations: number of folds, each held out once, scored together")
+    table: str | None = Field(None, description="table: path of the cell-load TOML ([training], [zeroshot], [fewshot])")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitConfig:
+        if self.hold_out in ("contexts", "few-shot") and not self.contexts:
+            raise ValueError(f"split.hold_out={self.hold_out} needs split.contexts")
+        if self.hold_out == "table" and self.table is None:
+            raise ValueError("split.hold_out=table needs split.table, the path of a cell-load TOML")
+        if self.folds > 1 and self.hold_out != "perturbations":
+            raise ValueError(f"split.folds={self.folds} needs split.hold_out=perturbations, found {self.hold_out}")
+        if self.contexts and self.hold_out in ("perturbations", "table"):
+            raise ValueError(f"split.contexts={self.contexts} has no meaning with split.hold_out={self.hold_out}")
+        if self.table is not None and self.hold_out != "table":
+            raise ValueError(f"split.table={self.table} needs split.hold_out=table, found {self.hold_out}")
+        if self.unseen > 0 and self.hold_out != "few-shot":
+            raise ValueError(f"split.unseen={self.unseen} needs split.hold_out=few-shot, found {self.hold_out}")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------------- decoder
+class LoraSettings(Section):
+    """Low-rank adapters on the backbone's linear layers (`peft`)."""
+
+    r: PositiveInt = Field(8, description="rank of the adapters")
+    alpha: PositiveInt = Field(16, description="scale of the adapters: alpha / r")
+    dropout: Fraction = Field(0.0, description="dropout on the adapters' input")
+    target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="layers of the backbone to adapt")
+
+
+class DecoderSettings(Section):
+    """The network that turns control cells and perturbation tokens into counts."""
+
+    base: str = Field(
+        "scratch", description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id"
+    )
+    revision: str | None = Field(None, description="revision of the Hub id")
+    backbone: dict[str, str | int | float | bool | None] = Field(
+        {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "vocab_size": 1},
+        description="transformers config of a backbone made from scratch: model_type and its own keys",
+    )
+    gene_rank: PositiveInt = Field(32, description="rank of the gene-axis terms")
+    response: bool = Field(True, description="give what the same perturbation did in other contexts (leave-one-out)")
+    code_dropout: Fraction = Field(0.3, description="share of sets whose learned context and batch codes are hidden")
+    response_dropout: Fraction = Field(0.3, description="share of sets whose known response is hidden")
+    lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+class LossWeights(Section):
+    """Weights of the three loss terms, each averaged over genes and sets."""
+
+    likelihood: float = Field(1.0, ge=0, description="negative-binomial negative log-likelihood, nats per gene and cell")
+    energy: float = Field(0.1, ge=0, description="energy distance between predicted and measured sets, log1p CP10k")
+    delta: float = Field(1.0, ge=0, description="squared error of the set's pseudobulk log ratio to control")
+
+
+class TrainConfig(Section):
+    """One training phase. The trajectory depends on `batch_sets`, never on how devices share it."""
+
+    contexts: list[str] | None = Field(None, description="contexts to train on; null means every one with training cells")
+    steps: PositiveInt = Field(description="optimiser steps")
+    set_size: PositiveInt = Field(32, description="cells in a set (S)")
+    batch_sets: PositiveInt = Field(8, description="sets in an optimiser step, over all devices")
+    micro_sets: PositiveInt | None = Field(None, description="sets on a device at a time; null: batch_sets / processes")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    warmup: Fraction = Field(0.1, description="share of the steps with rising learning rate, cosine decay follows")
+    clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the backbone; heads and losses stay fp32")
+    loss: LossWeights = Field(LossWeights(), description="weights of the loss terms")
+    eval_every: PositiveInt = Field(100, description="steps between evaluations on the validation split")
+    eval_sets: PositiveInt = Field(256, description="most sets in an evaluation")
+    log_every: PositiveInt = Field(20, description="steps between log lines")
+    checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints to resume from")
+    keep_checkpoints: PositiveInt = Field(2, description="checkpoints kept")
+    prefetch: PositiveInt = Field(2, description="batches assembled ahead by a background thread")
+    processes: PositiveInt | None = Field(None, description="processes that must take part; another number is refused")
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = Field("tensorboard", description="where curves go")
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainConfig:
+        if self.micro_sets is not None and self.batch_sets % self.micro_sets:
+            raise ValueError(f"train.batch_sets={self.batch_sets} is not a multiple of train.micro_sets={self.micro_sets}")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------ predict, score
+class PredictConfig(Section):
+    """What is emitted."""
+
+    cells: Literal["measured"] | PositiveInt = Field(
+        "measured", description="cells per context and perturbation: as many as were measured, or a number"
+    )
+    depth: Literal["control"] | float = Field("control", description="depth of a predicted cell: its control cell's, or UMI")
+    set_size: PositiveInt = Field(64, description="control cells shown to the decoder at once (S)")
+    effect_scale: Literal["validation"] | float = Field(
+        1.0, description="factor on the predicted log ratio: a number, or fitted on the validation split"
+    )
+
+
+class ScoreConfig(Section):
+    """How predictions are judged."""
+
+    preset: Literal["vcc2026"] = Field("vcc2026", description="cell-eval2 preset")
+    baselines: list[Literal["control", "mean-response", "other-contexts"]] = Field(
+        ["control", "mean-response", "other-contexts"], description="predictors that are not neural, in the same table"
+    )
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    name: str = Field(description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    output: str = Field(".", description="folder that holds embeddings/ and runs/")
+    data: DataConfig = Field(description="which cells there are")
+    embed: EmbedConfig = Field(EmbedConfig(), description="the frozen encoders")
+    split: SplitConfig = Field(description="what is held out")
+    decoder: DecoderSettings = Field(DecoderSettings(), description="the network")
+    pretrain: TrainConfig | None = Field(None, description="training of the base, when decoder.base is pretrain")
+    train: TrainConfig = Field(description="training of the decoder")
+    predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
+    score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
+
+    @model_validator(mode="after")
+    def _base(self) -> Recipe:
+        if (self.decoder.base == "pretrain") != (self.pretrain is not None):
+            raise ValueError("decoder.base=pretrain and a pretrain section belong together; one of them is missing")
+        return self
+
+    @property
+    def embeddings_folder(self) -> Path:
+        """Where the stores of this recipe are."""
+        return Path(self.output) / "embeddings" / self.name
+
+    @property
+    def run_folder(self) -> Path:
+        """Where checkpoints, predictions and scores of this recipe are."""
+        return Path(self.output) / "runs" / self.name
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (hex) of any JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def expand(path: str) -> Path:
+    """Expand ``${VARIABLE}`` and ``~``; a variable that is not set is a :class:`UserError`."""
+    unset = [name for name in re.findall(r"\$\{(\w+)\}", path) if name not in os.environ]
+    if unset:
+        raise UserError(f"{path}: the environment variable {unset[0]} is not set; point it at the folder with the data")
+    return Path(os.path.expanduser(os.path.expandvars(path)))
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-4 is a number, and a key that repeats is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise UserError(f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} is no key; use a word")
+            if key in seen:
+                raise UserError(f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} repeats")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|^[-+]?(\d[\d_]*)?\.\d+([eE][-+]?\d+)?$|^[-+]?\d[\d_]*\.$"),
+    list("-+0123456789."),
+)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe, apply ``key.key=value`` overrides, and check it.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, an override has no ``=`` or names no key of the recipe,
+            a key is unknown (the nearest one is named), or a value has the wrong type.
+    """
+    path = Path(path)
+    try:
+        with path.open() as file:
+            content = _read_yaml(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give a recipe, a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, found {type(content).__name__}")
+    for override in overrides or []:
+        _apply(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_describe(entry) for entry in error.errors())) from None
+
+
+def _read_yaml(text: str | typing.TextIO) -> Any:
+    # The loader's name says unsafe to a linter; it derives from SafeLoader and builds plain values only.
+    return yaml.load(text, Loader=_Loader)  # noqa: S506
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"override {override!r}: write key=value, for example train.lr=1e-4")
+    try:
+        parsed = _read_yaml(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML: {error}") from None
+    *parents, last = key.split(".")
+    place: Any = content
+    for depth, part in enumerate(parents):
+        if isinstance(place, list):
+            place = place[_position(place, part, key)]
+        else:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        if not isinstance(place, dict | list):
+            raise UserError(f"override {override!r}: {'.'.join(parents[: depth + 1])} holds a value, not keys")
+    if isinstance(place, list):
+        place[_position(place, last, key)] = parsed
+    else:
+        place[last] = parsed
+
+
+def _position(place: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise UserError(f"override {key}: {part!r} is no position in a list of {len(place)}")
+    return int(part)
+
+
+def _describe(entry: Any) -> str:
+    """One pydantic error in the words of the recipe."""
+    where = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        *parents, last = entry["loc"]
+        known = _keys_at([str(part) for part in parents])
+        near = difflib.get_close_matches(str(last), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {where} ({hint})"
+    if entry["type"] == "missing":
+        return f"{where} is missing"
+    if entry["type"] == "value_error":
+        return str(entry["ctx"]["error"])
+    return f"{where}: {entry['msg'].lower()}, found {entry['input']!r}"
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The Section classes inside a type annotation (Optional, list)."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    elif typing.get_origin(annotation) in (list, types.UnionType, typing.Union, Annotated):
+        for inner in typing.get_args(annotation):
+            yield from _sections(inner)
+
+
+def _keys_at(parents: list[str]) -> list[str]:
+    section: type[Section] = Recipe
+    for part in parents:
+        if part.isdigit():
+            continue
+        section = next(_sections(section.model_fields[part].annotation))
+    return list(section.model_fields)
+
+
+def explain(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every key of the recipe as (dotted key, default or ``required``, description with unit)."""
+    for name, field in section.model_fields.items():
+        inner = next(_sections(field.annotation), None)
+        many = typing.get_origin(field.annotation) is list and inner is not None
+        key = f"{prefix}{name}" + (".0" if many else "")
+        if inner is not None:
+            yield key, "", field.description or ""
+            yield from explain(inner, key + ".")
+        else:
+            default = "required" if field.is_required() else json.dumps(field.default)
+            yield key, default, field.description or ""

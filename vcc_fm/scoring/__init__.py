@@ -1,0 +1,1 @@
+"""Scoring: reads predictions and truth, nothing else, and lets the official scorer judge them."""

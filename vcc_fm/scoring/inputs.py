@@ -1,0 +1,189 @@
+"""Reading the truth and the predictions, one context at a time, and refusing what cannot be scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from vcc_fm.errors import UserError
+
+COLUMNS = ("context", "perturbation")
+
+#: The scorer refuses a cell with more counts than this (its preset's `max_counts_per_cell`).
+MAXIMUM_DEPTH = 1_000_000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a file, without its counts.
+
+    Attributes:
+        path: the h5ad file.
+        cells: one row per cell, in file order, columns ``context`` and ``perturbation`` (strings).
+        genes: gene symbols in file order.
+    """
+
+    path: Path
+    cells: pd.DataFrame
+    genes: pd.Index
+
+    def groups(self, context: str) -> pd.Series[int]:
+        """Number of cells of every perturbation label in a context."""
+        return self.cells.loc[self.cells["context"] == context, "perturbation"].value_counts()
+
+    def contexts(self) -> list[str]:
+        """Contexts in order of first appearance."""
+        return list(dict.fromkeys(self.cells["context"]))
+
+
+def read_labels(path: Path) -> Labels:
+    """Read the labels and the gene axis of an h5ad file.
+
+    Raises:
+        UserError: no such file, no h5ad file, a label column is missing or has empty fields, or a gene repeats.
+    """
+    file = _open(path)
+    try:
+        for column in COLUMNS:
+            if column not in file.obs:
+                raise UserError(f"{path}: obs has no column {column!r}, found {list(file.obs.columns)}")
+            empty = int(file.obs[column].isna().sum())
+            if empty:
+                raise UserError(f"{path}: obs.{column} is empty for {empty} cells; label or drop them")
+        cells = file.obs[list(COLUMNS)].astype(str).reset_index(drop=True)
+        genes = pd.Index(file.var_names.astype(str))
+    finally:
+        file.file.close()
+    if genes.has_duplicates:
+        raise UserError(f"{path}: gene {genes[genes.duplicated()][0]!r} repeats in the var index; sum or drop repeats")
+    return Labels(path, cells, genes)
+
+
+def check_truth(truth: Labels, control: str) -> None:
+    """Refuse a truth that cannot give a scale.
+
+    Raises:
+        UserError: a context without control cells or with fewer than two perturbations, or a group of one cell,
+            which cannot be split in halves for the replicate.
+    """
+    for context in truth.contexts():
+        groups = truth.groups(context)
+        if control not in groups.index:
+            raise UserError(
+                f"{truth.path}: context {context!r} has no control cells (obs.perturbation == {control!r}); "
+                f"add its measured controls, or correct the control label"
+            )
+        if len(groups) < 3:
+            raise UserError(
+                f"{truth.path}: context {context!r} has {len(groups) - 1} perturbation besides the controls; "
+                f"discrimination needs at least 2"
+            )
+        single = sorted(str(label) for label in groups.index[groups < 2])
+        if single:
+            raise UserError(
+                f"{truth.path}: context {context!r} has a single cell of {_list(single)}; the replicate splits every "
+                f"group in halves and needs 2: raise data.minimum_cells or drop them"
+            )
+
+
+def check_pair(truth: Labels, prediction: Labels, control: str) -> None:
+    """Refuse a prediction that does not answer what the truth asks.
+
+    Raises:
+        UserError: the gene axes differ, the prediction holds control cells, or a (context, perturbation) is missing
+            or was not asked for.
+    """
+    path = prediction.path
+    if len(prediction.genes) != len(truth.genes):
+        raise UserError(
+            f"{path}: {len(prediction.genes)} genes, but {truth.path} has {len(truth.genes)}; "
+            f"{_first_difference(prediction.genes, truth.genes)}"
+        )
+    if not prediction.genes.equals(truth.genes):
+        raise UserError(
+            f"{path}: gene axis differs from {truth.path}; {_first_difference(prediction.genes, truth.genes)}"
+        )
+    controls = int((prediction.cells["perturbation"] == control).sum())
+    if controls:
+        raise UserError(f"{path}: {controls} control cells ({control!r}); drop them, the truth's controls are used")
+    asked = truth.cells[truth.cells["perturbation"] != control].drop_duplicates()
+    pairs = asked.merge(prediction.cells.drop_duplicates(), how="outer", indicator="side")
+    for side, words in (("left_only", "missing"), ("right_only", "not asked for")):
+        wrong = pairs[pairs["side"] == side]
+        if len(wrong):
+            names = sorted(wrong["context"] + "/" + wrong["perturbation"])
+            raise UserError(
+                f"{path}: {len(names)} (context, perturbation) {words}: {_list(names)}; predict exactly the pairs "
+                f"of {truth.path}"
+            )
+
+
+def read_context(labels: Labels, context: str) -> ad.AnnData:
+    """Read one context's cells and verify that they are counts.
+
+    Returns:
+        AnnData with X (cells, genes) as float32 CSR, obs ``context`` and ``perturbation``, the file's gene axis.
+
+    Raises:
+        UserError: a value that is not finite, negative or fractional, a cell deeper than the scorer accepts, or a
+            perturbation without any count.
+    """
+    rows = (labels.cells["context"] == context).to_numpy()
+    file = _open(labels.path)
+    try:
+        # The file may be larger than memory; one context at a time is not.
+        counts = sp.csr_matrix(file[rows].to_memory().X)
+    finally:
+        file.file.close()
+    cells = labels.cells[rows]
+    _check_counts(counts, cells["perturbation"].to_numpy(), f"{labels.path}: context {context!r}")
+    index = pd.Index([str(row) for row in np.flatnonzero(rows)])
+    return ad.AnnData(
+        counts.astype(np.float32), obs=cells.set_index(index), var=pd.DataFrame(index=labels.genes.copy())
+    )
+
+
+def _check_counts(counts: sp.csr_matrix, perturbations: np.ndarray, where: str) -> None:
+    values = counts.data
+    if not np.isfinite(values).all():
+        raise UserError(f"{where}: X has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
+    if (values < 0).any():
+        raise UserError(f"{where}: X has negative values (lowest {values.min():g}); the scorer needs raw counts")
+    fractional = values != np.rint(values)
+    if fractional.any():
+        raise UserError(
+            f"{where}: X has fractional values (for example {values[fractional][0]:g}); the scorer needs raw counts"
+        )
+    depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    if depth.max() > MAXIMUM_DEPTH:
+        raise UserError(f"{where}: a cell has {depth.max():.0f} counts; the scorer accepts at most {MAXIMUM_DEPTH}")
+    totals = pd.Series(depth).groupby(perturbations).sum()
+    empty = sorted(str(label) for label in totals.index[totals == 0])
+    if empty:
+        raise UserError(f"{where}: no counts at all in any cell of {_list(empty)}")
+
+
+def _open(path: Path) -> ad.AnnData:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return ad.read_h5ad(path, backed="r")
+    except OSError:
+        raise UserError(f"{path}: not a readable h5ad file; it may have been cut short") from None
+
+
+def _first_difference(ours: pd.Index, theirs: pd.Index) -> str:
+    shorter = min(len(ours), len(theirs))
+    differs = np.flatnonzero(ours[:shorter].to_numpy() != theirs[:shorter].to_numpy())
+    position = int(differs[0]) if len(differs) else shorter
+    found = [repr(axis[position]) if position < len(axis) else "nothing" for axis in (ours, theirs)]
+    return f"first difference at position {position}: {found[0]} against {found[1]}; use the truth's gene axis"
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,223 @@
+"""The score table: what was scored, every value with its provenance, and how it is written down."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vcc_fm.errors import UserError
+
+Kind = Literal["model", "baseline", "ceiling"]
+
+#: The two rows that are the scale itself: scaled 0 and scaled 1.
+MEAN_RESPONSE = "cell-eval2 mean response"
+REPLICATE = "replicate (split halves)"
+
+#: The six members of the vcc2026 preset by the scorer's name, in the order of the competition's table.
+LABELS = {
+    "pds_cosine": "PDS",
+    "expr_mse_unbiased_capped_norm": "MSE",
+    "de_wilcoxon_lfc_nmae": "NMAE",
+    "de_wilcoxon_direction_fidelity_yield_raw": "fidelity",
+    "de_wilcoxon_direction_reach_raw": "reach",
+    "de_wilcoxon_sig_jaccard": "Jaccard",
+}
+
+#: The name under which the mean over contexts is filed.
+ALL = "all contexts"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prediction file to score: raw counts of perturbed cells, no controls."""
+
+    name: str
+    kind: Kind
+    path: Path
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of several entries against one truth.
+
+    Attributes:
+        rows: one row per (entry, kind, context, metric): raw and scaled value (NaN where undefined), the number of
+            perturbations that have a value, the reason of a missing value (else empty), scorer and version.
+        means: one row per (entry, kind, context), and one for ``ALL``: scaled mean of the members present, how many
+            were present, and of how many. ``ALL`` is the mean over contexts.
+        anchors: one row per (context, metric): baseline (scaled 0), replicate (scaled 1), its standard deviation and
+            range over the scorer's split halves, and the reason where the scale is undefined (else empty).
+        significant: one row per (context, perturbation): number of significant genes in the truth.
+        notes: what a reader must know about how the numbers came about.
+        preset: the scorer's preset.
+        scorer: name of the scoring package.
+        version: version of the scoring package.
+        seconds: wall time of the scoring.
+    """
+
+    rows: pd.DataFrame
+    means: pd.DataFrame
+    anchors: pd.DataFrame
+    significant: pd.DataFrame
+    notes: list[str]
+    preset: str
+    scorer: str
+    version: str
+    seconds: float
+
+    def mean(self, entry: str, context: str = ALL) -> float:
+        """Scaled mean of an entry in a context, or over all contexts; NaN when nothing could be scored."""
+        chosen = self.means[(self.means["entry"] == entry) & (self.means["context"] == context)]
+        return float(chosen["scaled"].iloc[0])
+
+    def mean_texts(self, context: str = ALL) -> dict[str, str]:
+        """Scaled mean of every entry as text, with the number of members present where one is missing."""
+        chosen = self.means[self.means["context"] == context]
+        return {
+            entry: number(scaled) + ("" if present == members else f" ({present} of {members})")
+            for entry, scaled, present, members in chosen[["entry", "scaled", "present", "members"]].itertuples(
+                index=False
+            )
+        }
+
+    def contexts(self) -> list[str]:
+        """The contexts, in the order of the truth's scoring."""
+        return list(dict.fromkeys(self.rows["context"]))
+
+    def write_json(self, path: Path) -> None:
+        """Write the whole table as strict JSON (a missing number is null), in one rename."""
+        content = {
+            "scorer": self.scorer,
+            "version": self.version,
+            "preset": self.preset,
+            "seconds": self.seconds,
+            "notes": self.notes,
+            "means": _records(self.means),
+            "anchors": _records(self.anchors),
+            "significant": _records(self.significant),
+            "rows": _records(self.rows),
+        }
+        write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def write_csv(self, path: Path) -> None:
+        """Write ``rows`` as CSV, in one rename; a missing number is an empty field."""
+        write_whole(path, self.rows.to_csv(index=False))
+
+    def print(self, console: Console | None = None) -> None:
+        """Print a table per context (scaled values, raw ones below), the means, and what is missing and why."""
+        console = console or Console()
+        for context in self.contexts():
+            console.print(self._context_table(context))
+        console.print(self._overall_table())
+        for line in self.missing():
+            console.print(f"[yellow]missing[/yellow] {escape(line)}")
+        for note in self.notes:
+            console.print(escape(note))
+        console.print(f"{self.scorer} {self.version}, preset {self.preset}, {self.seconds:.1f} s")
+
+    def missing(self) -> list[str]:
+        """One line for every undefined scale and every entry without a value, with the reason."""
+        lines = [
+            f"{row['context']}, {LABELS[row['metric']]}, every entry: {row['reason']}"
+            for row in _records(self.anchors)
+            if row["reason"]
+        ]
+        undefined = {(row["context"], row["metric"]) for row in _records(self.anchors) if row["reason"]}
+        lines += [
+            f"{row['context']}, {LABELS[row['metric']]}, {row['entry']}: {row['reason']}"
+            for row in _records(self.rows)
+            if row["reason"] and (row["context"], row["metric"]) not in undefined
+        ]
+        return lines
+
+    def _context_table(self, context: str) -> Table:
+        title = f"{escape(context)}: scaled, and raw below; 0 is the mean response, 1 a replicate"
+        table = Table(title=title, box=box.SIMPLE, show_lines=False)
+        table.add_column("entry")
+        for label in LABELS.values():
+            table.add_column(label, justify="right", no_wrap=True)
+        table.add_column("mean", justify="right")
+        here = self.rows[self.rows["context"] == context]
+        means = self.mean_texts(context)
+        for entry, part in here.groupby("entry", sort=False):
+            values = part.set_index("metric")[["scaled", "raw"]].loc[list(LABELS)]
+            cells = [f"{number(scaled)}\n[dim]{number(raw)}[/dim]" for scaled, raw in values.itertuples(index=False)]
+            name = f"{escape(str(entry))}\n[dim]{part['kind'].iloc[0]}[/dim]"
+            table.add_row(name, *cells, means[str(entry)])
+        return table
+
+    def _overall_table(self) -> Table:
+        table = Table(title="scaled mean of the six metrics, mean over contexts", box=box.SIMPLE)
+        for column in ("entry", "kind"):
+            table.add_column(column)
+        table.add_column("scaled mean", justify="right")
+        means = self.mean_texts(ALL)
+        overall = self.means[self.means["context"] == ALL].sort_values("scaled", ascending=False)
+        for entry, kind in zip(overall["entry"], overall["kind"], strict=True):
+            table.add_row(escape(entry), kind, means[entry])
+        return table
+
+
+def read_table(path: Path) -> ScoreTable:
+    """Read what :meth:`ScoreTable.write_json` wrote.
+
+    Raises:
+        UserError: the file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        return ScoreTable(
+            rows=_frame(content["rows"]),
+            means=_frame(content["means"]),
+            anchors=_frame(content["anchors"]),
+            significant=_frame(content["significant"]),
+            notes=content["notes"],
+            preset=content["preset"],
+            scorer=content["scorer"],
+            version=content["version"],
+            seconds=content["seconds"],
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the score stage first") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no score table; give a scores.json that the score stage wrote") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it, so that a reader never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def number(value: float) -> str:
+    """A score with three decimals, or a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain dictionaries; NaN becomes None, which JSON calls null."""
+    plain = frame.astype(object).where(frame.notna(), None)
+    return [{str(key): value for key, value in record.items()} for record in plain.to_dict("records")]
+
+
+def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """The inverse of ``_records``: null becomes NaN again, also in a column that holds nothing else."""
+    frame = pd.DataFrame(records)
+    numeric = [
+        column
+        for column in ("raw", "scaled", "baseline", "replicate", "replicate_sd", "replicate_min", "replicate_max")
+        if column in frame
+    ]
+    return frame.astype({column: float for column in numeric})

@@ -1,0 +1,169 @@
+"""Gene symbols of a file, and the one gene axis that several files share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import expand
+
+_ENSEMBL = r"ENS[A-Z]*G\d+"
+_HEADERS = {"gene_name", "gene_symbol"}
+
+
+class GeneColumns(NamedTuple):
+    """The symbols of one matrix.
+
+    Attributes:
+        genes: [G] str, distinct symbols in order of first appearance.
+        columns: [columns of the file] int32, position of each column's symbol in ``genes``.
+        repairs: name of a repair -> number of columns it touched.
+    """
+
+    genes: np.ndarray
+    columns: np.ndarray
+    repairs: dict[str, int]
+
+
+def gene_columns(var: pd.DataFrame, column: str, duplicates: Literal["refuse", "sum"], where: str) -> GeneColumns:
+    """Read the gene symbols of a matrix.
+
+    Args:
+        var: table of the matrix' columns.
+        column: column of ``var`` with the symbols, or ``index``.
+        duplicates: what to do with a symbol that repeats: refuse it, or give its columns one position.
+        where: source and file, for messages.
+
+    Raises:
+        UserError: the column is absent, a symbol is missing, symbols are numbers or Ensembl gene ids, or a symbol
+            repeats and ``duplicates`` is ``refuse``.
+    """
+    if column != "index" and column not in var.columns:
+        raise UserError(f"{where}: var has no column {column!r}; set symbols to index or one of {_names(var.columns)}")
+    label = "var index" if column == "index" else f"var column {column!r}"
+    raw = pd.Series(var.index if column == "index" else var[column].to_numpy(), dtype=object)
+    missing = raw.isna()
+    text = raw.astype(str)
+    symbols = text.str.strip()
+    missing |= symbols.isin(["", "nan", "None", "<NA>"])
+    if missing.any():
+        raise UserError(
+            f"{where}: {label} has {int(missing.sum())} of {len(raw)} genes without a symbol, the first in row "
+            f"{int(missing.to_numpy().argmax())}; set symbols to a column that names every gene"
+        )
+    for pattern, what in ((_ENSEMBL, "Ensembl gene ids"), (r"\d+(\.\d+)?$", "numbers")):
+        if len(symbols) and symbols.str.match(pattern).mean() >= 0.9:
+            raise UserError(
+                f"{where}: {label} holds {what} ({symbols.iloc[0]}, …) where gene symbols are expected; "
+                + _symbol_hint(var, column)
+            )
+    codes, genes = pd.factorize(symbols)
+    repeated = symbols[symbols.duplicated()].unique()
+    if len(repeated) and duplicates == "refuse":
+        raise UserError(
+            f"{where}: {label} repeats {len(repeated)} gene symbol(s): {_names(repeated)}; "
+            "set duplicate_genes to sum, or make them distinct in the file"
+        )
+    repairs = {
+        "gene symbols stripped of spaces": int((symbols != text).sum()),
+        "columns summed into a gene of the same symbol": len(codes) - len(genes),
+    }
+    return GeneColumns(
+        genes.to_numpy(dtype=str), codes.astype(np.int32), {name: count for name, count in repairs.items() if count}
+    )
+
+
+def _symbol_hint(var: pd.DataFrame, column: str) -> str:
+    """Which part of ``var`` looks like symbols: words, no ids, mostly distinct."""
+    candidates = {"index": pd.Series(var.index, dtype=object)} | {name: var[name] for name in var.columns}
+    fitting = []
+    for name, values in candidates.items():
+        text = values.dropna().astype(str)
+        words = text.str.match(r"[A-Za-z][\w.\-]*$") & ~text.str.match(_ENSEMBL)
+        if name != column and len(text) and words.mean() >= 0.8 and text.nunique() >= 0.5 * len(text):
+            fitting.append(name)
+    if fitting:
+        return f"set symbols to {' or '.join(map(str, fitting))}"
+    return "no column of var looks like symbols; add one to the file"
+
+
+def _names(values: object, most: int = 8) -> str:
+    names = [str(value) for value in np.asarray(values, dtype=object)]
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "") if names else "none"
+
+
+def gene_axis(sources: list[np.ndarray], rule: str) -> np.ndarray:
+    """The ordered symbols on which all sources are put.
+
+    Args:
+        sources: per source, [G] str symbols, distinct.
+        rule: ``union`` (order of first appearance), ``intersection`` (order of the first source), or the path of a
+            text file with one symbol a line, optionally under a header ``gene_name`` or ``gene_symbol``.
+
+    Returns:
+        [G] str, distinct symbols.
+
+    Raises:
+        UserError: no gene is common to all sources, or the file is missing, empty, repeats a symbol, has more than
+            one column, or names no gene of any source.
+    """
+    union = pd.unique(np.concatenate(sources))
+    if rule == "union":
+        return union
+    if rule == "intersection":
+        axis = sources[0][np.logical_and.reduce([np.isin(sources[0], other) for other in sources])]
+        if not len(axis):
+            firsts = "; ".join(_names(genes, 3) for genes in sources)
+            raise UserError(f"data.genes=intersection: no gene is in all sources ({firsts}); check their symbols")
+        return axis
+    axis = _read_axis(expand(rule))
+    if not np.isin(axis, union).any():
+        raise UserError(f"{rule}: none of its genes ({_names(axis, 3)}) is in a source ({_names(union, 3)})")
+    return axis
+
+
+def _read_axis(path: Path) -> np.ndarray:
+    try:
+        lines = [line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise UserError(
+            f"data.genes={path}: no such file; write union, intersection, or a file with one symbol a line"
+        ) from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"data.genes={path}: not a text file with one gene symbol a line") from None
+    symbols = [line for line in lines if line]
+    if symbols and symbols[0].lower() in _HEADERS:
+        del symbols[0]
+    if not symbols:
+        raise UserError(f"data.genes={path}: names no gene")
+    wrong = next((line for line in symbols if re.search(r"[,;\t ]", line)), None)
+    if wrong is not None:
+        raise UserError(f"data.genes={path}: one gene symbol a line is expected, found {wrong[:60]!r}")
+    axis = np.array(symbols)
+    repeated = pd.Series(axis)[pd.Series(axis).duplicated()].unique()
+    if len(repeated):
+        raise UserError(f"data.genes={path}: repeats {len(repeated)} gene symbol(s): {_names(repeated)}")
+    return axis
+
+
+def axis_columns(genes: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """Column of each gene on the axis.
+
+    Args:
+        genes: [g] str symbols of a source.
+        axis: [G] str distinct symbols.
+
+    Returns:
+        [g] int32, the position on the axis, or -1 where the axis does not hold the gene.
+    """
+    return pd.Index(axis).get_indexer(pd.Index(genes)).astype(np.int32)
+
+
+def measured_mask(genes: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """[G] bool: which genes of the axis a source with these symbols measured; the others are missing, not zero."""
+    return np.isin(axis, genes)

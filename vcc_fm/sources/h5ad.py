@@ -1,0 +1,234 @@
+"""An h5ad file as a source: its kept cells, their labels, and verified raw counts in chunks of cells."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import read_elem
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import SourceConfig, expand
+from vcc_fm.sources.genes import gene_columns
+from vcc_fm.sources.labels import read_labels
+from vcc_fm.sources.matrix import Block, damage, first_line, open_matrix
+from vcc_fm.sources.values import COUNT_LIMIT, AmbiguousError, NotCountsError, Scale, decide, describe, recover
+
+_SAMPLE_CELLS = 64
+
+
+class H5adSource:
+    """A screen in an h5ad file, opened and checked; use it in a ``with`` statement.
+
+    Attributes:
+        name: name of the source.
+        genes: [G] str, distinct symbols in order of the file.
+        cells: one row a kept cell, index 0..n-1, columns barcode, context, batch, perturbation (str).
+        rows: [n] int64, row of each kept cell in the file.
+        dropped: reason -> number of cells.
+        repairs: name of a repair -> number of cells (or matrix columns, for genes) that it touched.
+        evidence: what the matrix holds and how that was found: matrix, stored (dtype), declared, found, checked
+            (``sample`` after opening, ``all`` after :meth:`counts` came to its end), n_cells, n_values (non-zero),
+            largest_residual (in units of the stored values), largest_count (UMI).
+    """
+
+    def __init__(self, config: SourceConfig) -> None:
+        """Open a file, read its labels and genes, and tell the scale of its values from a sample of cells.
+
+        Raises:
+            UserError: the file is missing, damaged or no h5ad, the matrix is absent, or labels, genes or values
+                are not what the recipe says.
+        """
+        self.name = config.name
+        self.path = expand(config.path)
+        self._config = config
+        self._where = f"source {config.name!r} ({self.path})"
+        with ExitStack() as stack:
+            file = stack.enter_context(_open(self.path, self._where, config.get))
+            stored, var = self._locate(file)
+            obs = self._table(file, "obs")
+            labels = read_labels(obs, config, self._where)
+            named = gene_columns(self._table(file, var), config.symbols, config.duplicate_genes, self._where)
+            self.cells, self.rows, self.dropped = labels.cells, labels.rows, labels.dropped
+            self.genes, self._columns = named.genes, named.columns
+            self.repairs = labels.repairs | named.repairs
+            # Temporary files come later: a stack inside the stack, so that pop_all moves them too.
+            scratch = stack.enter_context(ExitStack())
+            self._matrix = open_matrix(stored, f"{self._where}, {config.matrix}", scratch)
+            expected = (len(obs), len(named.columns))
+            if self._matrix.shape != expected:
+                raise UserError(
+                    f"{self._where}, {config.matrix}: cut short or damaged (shape {self._matrix.shape}, obs and var "
+                    f"have {expected[0]} and {expected[1]} rows)"
+                )
+            self._others = [name for name in _matrices(file) if name != config.matrix]
+            self._scale, self.evidence = self._sample()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and remove temporary files."""
+        self._stack.close()
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def counts(self, chunk_cells: int) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+        """Read the kept cells in order of the file; every value is verified, and ``evidence`` tells so at the end.
+
+        Args:
+            chunk_cells: rows of the file that are read at a time; a chunk has as many cells at most.
+
+        Yields:
+            positions [m] int64 into ``cells``, and counts [m, G] int32 CSR with sorted indices and no stored zeros.
+
+        Raises:
+            UserError: a value is no count on the scale that was found, or the file is damaged.
+        """
+        evidence = self.evidence | {"checked": "all", "n_cells": 0, "n_values": 0}
+        evidence |= {"largest_residual": 0.0, "largest_count": 0}
+        for start in range(0, self._matrix.shape[0], chunk_cells):
+            stop = min(start + chunk_cells, self._matrix.shape[0])
+            positions = np.arange(*np.searchsorted(self.rows, [start, stop]), dtype=np.int64)
+            if len(positions):
+                block = self._matrix.block(start, stop).take(self.rows[positions] - start)
+                counts, residual = self._recover(block, positions)
+                evidence["n_cells"] += len(positions)
+                evidence["n_values"] += int(np.count_nonzero(block.data))
+                evidence["largest_residual"] = max(evidence["largest_residual"], residual)
+                evidence["largest_count"] = max(evidence["largest_count"], int(counts.data.max(initial=0)))
+                yield positions, counts
+        self.evidence = evidence
+
+    def _locate(self, file: h5py.File) -> tuple[h5py.Dataset | h5py.Group, str]:
+        """The matrix that the recipe names, and the path of its table of genes."""
+        if not {"obs", "var"} <= file.keys():
+            raise UserError(f"{self._where}: HDF5, but not h5ad: it has no obs and var")
+        present, matrix = _matrices(file), self._config.matrix
+        if matrix not in present:
+            raise UserError(f"{self._where}: has no matrix {matrix!r}; set matrix to one of {', '.join(present)}")
+        return (file["raw/X"], "raw/var") if matrix == "raw" else (file[matrix], "var")
+
+    def _table(self, file: h5py.File, path: str) -> pd.DataFrame:
+        with damage(f"{self._where}, {path}"):
+            table = read_elem(file[path])
+        if not isinstance(table, pd.DataFrame):
+            raise UserError(
+                f"{self._where}, {path}: written by an anndata before 0.7; write it again with a newer one"
+            )
+        return table
+
+    def _sample(self) -> tuple[Scale, dict[str, Any]]:
+        """The scale of the matrix and the evidence for it, from cells spread over the file."""
+        places = np.unique(np.linspace(0, len(self.rows) - 1, _SAMPLE_CELLS).astype(np.int64))
+        block = self._matrix.sample(self.rows[places])
+        declared = self._config.values
+        scale: Scale = "counts"
+        if declared != "auto":
+            scale = declared
+        else:
+            try:
+                scale = decide(block.data)
+            except NotCountsError as error:
+                raise self._refusal(error, block, places) from None
+        try:
+            counts, residual = recover(block.data, scale)
+        except NotCountsError as error:
+            raise self._refusal(error, block, places) from None
+        return scale, {
+            "matrix": self._config.matrix,
+            "stored": str(block.data.dtype),
+            "declared": declared,
+            "found": scale,
+            "checked": "sample",
+            "n_cells": len(places),
+            "n_values": int(np.count_nonzero(block.data)),
+            "largest_residual": residual,
+            "largest_count": int(counts.max(initial=0)),
+        }
+
+    def _recover(self, block: Block, positions: np.ndarray) -> tuple[sp.csr_matrix, float]:
+        try:
+            values, residual = recover(block.data, self._scale)
+        except NotCountsError as error:
+            raise self._refusal(error, block, positions) from None
+        shape = (len(positions), len(self._columns))
+        counts = sp.csr_matrix((values, block.indices.astype(np.int32), block.indptr), shape)
+        counts.sort_indices()
+        if not counts.has_canonical_format:
+            raise UserError(
+                f"{self._where}, {self._config.matrix}: cut short or damaged (a column comes twice in a cell between "
+                f"{self._cell(positions[0])} and {self._cell(positions[-1])})"
+            )
+        if len(self.genes) < len(self._columns):
+            counts = self._summed(counts)
+        counts.eliminate_zeros()
+        return counts, residual
+
+    def _summed(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Columns of one symbol added up."""
+        shape = (counts.shape[0], len(self.genes))
+        summed = sp.csr_matrix((counts.data.astype(np.int64), self._columns[counts.indices], counts.indptr), shape)
+        summed.sum_duplicates()
+        if summed.data.max(initial=0) >= COUNT_LIMIT:
+            raise UserError(f"{self._where}: the sum over columns of one gene symbol is too large for a count")
+        return summed.astype(np.int32)
+
+    def _refusal(self, error: NotCountsError, block: Block, positions: np.ndarray) -> UserError:
+        cell = int(np.searchsorted(block.indptr, error.position, side="right")) - 1
+        gene = str(self.genes[self._columns[block.indices[error.position]]])
+        found = (
+            f"{self._where}, {self._config.matrix}: cell {self._cell(positions[cell])}, gene {gene!r} holds "
+            f"{block.data[error.position]:.9g}: {error.reason}"
+        )
+        if not isinstance(error, AmbiguousError):
+            found += f"; the values look like {describe(block.data, block.indptr)}"
+        others = f"set matrix to one that holds them; the file also has {', '.join(self._others)}"
+        return UserError(
+            f"{found}.\nOnly raw counts and their log1p can be read: "
+            + (others if self._others else "the file has no other matrix, get it with counts")
+        )
+
+    def _cell(self, position: int) -> str:
+        return repr(self.cells["barcode"].iloc[position])
+
+
+def _open(path: Path, where: str, get: str | None) -> h5py.File:
+    if not path.exists():
+        raise UserError(f"{where}: no such file" + (f"; get it from {get}" if get else "; correct the path"))
+    if path.is_dir():
+        raise UserError(f"{where}: is a folder; give an h5ad file")
+    try:
+        return h5py.File(path, "r")
+    except PermissionError:
+        raise UserError(f"{where}: may not be read; change its permissions") from None
+    except BlockingIOError:
+        raise UserError(f"{where}: is being written by another program; wait until that is done") from None
+    except OSError as error:
+        raise UserError(f"{where}: cut short or damaged, or not HDF5 ({first_line(error)}); get it again") from None
+
+
+def _matrices(file: h5py.File) -> list[str]:
+    """Names of the matrices, as the recipe writes them."""
+    names = ["X"] if "X" in file else []
+    names += ["raw"] if "raw/X" in file else []
+    return names + ([f"layers/{name}" for name in file["layers"]] if "layers" in file else [])

@@ -1,0 +1,185 @@
+"""Labels of the cells of a file: which cells are kept, and their context, batch and perturbation."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import SourceConfig
+
+_CONTROL_LIKE = re.compile(
+    r"(non|no)?[-_ ]?target(ing|s)?([-_ ]?control)?$|ntc?$|sgNT|ctrl|control|neg|safe|scrambl"
+    r"|dmso|vehicle|unperturbed|wt$",
+    re.IGNORECASE,
+)
+_NO_LABEL = {"", "nan", "NaN", "None", "<NA>"}
+
+
+class Labels(NamedTuple):
+    """The kept cells of a file, their rows in it, and the numbers of dropped and of repaired cells by reason."""
+
+    cells: pd.DataFrame
+    rows: np.ndarray
+    dropped: dict[str, int]
+    repairs: dict[str, int]
+
+
+def read_labels(obs: pd.DataFrame, config: SourceConfig, where: str) -> Labels:
+    """Choose the cells of a source and read their labels.
+
+    Args:
+        obs: table of all cells of the file.
+        config: which columns hold the labels, and which cells are kept.
+        where: source and file, for messages.
+
+    Returns:
+        cells: index 0..n-1, columns barcode, context, batch, perturbation, all str; combinations are sorted parts
+        joined by the separator; rows: [n] int64.
+
+    Raises:
+        UserError: a column is absent, keep leaves nothing, labels are numbers or all the same, no cell is a
+            control, or a context or batch is missing.
+    """
+    for column in [config.perturbation_column, config.context_column, config.batch_column, *config.keep]:
+        if column is not None and column not in obs.columns:
+            near = difflib.get_close_matches(column, list(obs.columns), n=1)
+            raise UserError(
+                f"{where}: obs has no column {column!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + f" (columns: {', '.join(map(str, obs.columns)) or 'none'})"
+            )
+    repairs: Counter[str] = Counter()
+    dropped: dict[str, int] = {}
+    kept = _keep(obs, config.keep, dropped, where)
+    labelled = ~_missing(obs[config.perturbation_column])
+    if (kept & ~labelled).any():
+        dropped["no perturbation label"] = int((kept & ~labelled).sum())
+    rows = np.flatnonzero(kept & labelled)
+    barcodes, renamed = _unique(pd.Series(obs.index.astype(str)))
+    if renamed[rows].any():
+        repairs["duplicate barcodes numbered"] = int(renamed[rows].sum())
+    chosen = obs.iloc[rows]
+    perturbation = _perturbations(chosen[config.perturbation_column], config, repairs, where)
+    context: Any = config.context
+    if config.context_column is not None:
+        context = _text(chosen[config.context_column], repairs, where)
+    batch: Any = config.name
+    if config.batch_column is not None:
+        batch = _text(chosen[config.batch_column], repairs, where)
+    cells = pd.DataFrame({"barcode": barcodes.to_numpy()[rows]})
+    cells["context"], cells["batch"], cells["perturbation"] = context, batch, perturbation
+    return Labels(cells, rows.astype(np.int64), dropped, dict(repairs))
+
+
+def _keep(obs: pd.DataFrame, keep: dict[str, Any], dropped: dict[str, int], where: str) -> np.ndarray:
+    kept = np.ones(len(obs), bool)
+    for column, wanted in keep.items():
+        values = obs[column]
+        matches = {repr(item): (values == item).to_numpy(bool, na_value=False) for item in _items(wanted)}
+        for item, match in matches.items():
+            if not match.any():
+                raise UserError(
+                    f"{where}: keep.{column}: no cell has {item}; obs column {column!r} ({values.dtype}) holds "
+                    + ", ".join(repr(value) for value in values.dropna().unique()[:8].tolist())
+                )
+        match = np.logical_or.reduce(list(matches.values()))
+        if (kept & ~match).any():
+            dropped[f"keep {column}"] = int((kept & ~match).sum())
+        kept &= match
+    if not kept.any():
+        raise UserError(f"{where}: keep leaves no cell ({keep}): no cell has all of these values")
+    return kept
+
+
+def _items(wanted: Any) -> list[Any]:
+    return wanted if isinstance(wanted, list) else [wanted]
+
+
+def _missing(values: pd.Series) -> np.ndarray:
+    return (values.isna() | values.astype(object).astype(str).str.strip().isin(_NO_LABEL)).to_numpy(bool)
+
+
+def _unique(barcodes: pd.Series) -> tuple[pd.Series, np.ndarray]:
+    """Append -1, -2, … to what repeats; again, where that name is taken already."""
+    unique = barcodes
+    while unique.duplicated().any():
+        rank = unique.groupby(unique).cumcount()
+        unique = unique.where(rank == 0, unique + "-" + rank.astype(str))
+    return unique, (unique != barcodes).to_numpy()
+
+
+def _perturbations(column: pd.Series, config: SourceConfig, repairs: Counter[str], where: str) -> np.ndarray:
+    what = f"{where}: obs column {config.perturbation_column!r}"
+    if not len(column):
+        raise UserError(f"{what} has no label for any kept cell; set perturbation_column to the column that has")
+    codes, labels = pd.factorize(column.astype(object))
+    cells = np.bincount(codes)
+    texts = [str(label) for label in labels]
+    if pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").notna().all():
+        raise UserError(
+            f"{what} holds numbers ({', '.join(texts[:5])}); set perturbation_column to target gene labels"
+        )
+    if len(texts) == 1:
+        raise UserError(
+            f"{what} is {texts[0]!r} in all {len(column)} kept cells; controls and perturbations are needed"
+        )
+    parsed = []
+    for text, number in zip(texts, cells.tolist(), strict=True):
+        label, done = _parse(text, config.control, config.separator)
+        parsed.append(label)
+        repairs.update(dict.fromkeys(done, number))
+    if config.control not in parsed:
+        likely = [text for text in texts if _CONTROL_LIKE.match(text.strip())]
+        frequent = [texts[place] for place in np.argsort(-cells, kind="stable")[:3]]
+        hint = f"likely: {', '.join(likely[:5])}" if likely else f"most frequent labels: {', '.join(frequent)}"
+        raise UserError(f"{what} has no control label {config.control!r}; set control ({hint})")
+    if len(set(parsed)) == 1:
+        raise UserError(f"{what} holds controls only ({config.control!r}); perturbations are needed too")
+    return np.array(parsed, dtype=object)[codes]
+
+
+def _parse(text: str, control: str, separator: str) -> tuple[str, list[str]]:
+    """A label in its one form, and the names of the repairs that led to it."""
+    label, done = text.strip(), []
+    if label != text:
+        done.append("labels stripped of spaces")
+    if label == control:
+        return label, done
+    parts = label.split(separator)
+    named = [part.strip() for part in parts]
+    if named != parts:
+        done.append("combination parts stripped of spaces")
+    targets = [part for part in named if part and part != control]
+    if "" in named:
+        done.append("empty combination parts left out")
+    if control in named:
+        done.append(f"combinations with {control!r} read without it")
+    distinct = list(dict.fromkeys(targets))
+    if len(distinct) < len(targets):
+        done.append("repeated combination parts read once")
+    if sorted(distinct) != distinct:
+        done.append("combination parts sorted")
+    return separator.join(sorted(distinct)) or control, done
+
+
+def _text(column: pd.Series, repairs: Counter[str], where: str) -> np.ndarray:
+    missing = _missing(column)
+    if missing.any():
+        raise UserError(
+            f"{where}: obs column {column.name!r} has no value in {int(missing.sum())} of {len(column)} kept cells; "
+            "choose the cells that have one with keep, or fill it in the file"
+        )
+    codes, values = pd.factorize(column.astype(object))
+    # A column of whole numbers that once held a missing value is stored as float: 1.0 is batch 1.
+    texts = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
+    stripped = np.array([text.strip() for text in texts], dtype=object)
+    touched = int((stripped != np.array(texts, dtype=object))[codes].sum())
+    if touched:
+        repairs[f"{column.name} values stripped of spaces"] = touched
+    return stripped[codes]

@@ -1,0 +1,235 @@
+"""Rows out of a matrix of an h5ad file (CSR, CSC or dense), a block of cells at a time."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from vcc_fm.errors import UserError
+
+_ENTRIES = 1 << 22  # stored values of a CSC matrix that are sorted at a time
+_SAMPLE_ENTRIES = 4096  # stored values read of each column of a CSC sample
+
+
+class Block(NamedTuple):
+    """Some cells of a matrix, compressed by row, in the stored precision (float16 too, which scipy does not take)."""
+
+    data: np.ndarray
+    """[n] stored values."""
+    indices: np.ndarray
+    """[n] column of each value."""
+    indptr: np.ndarray
+    """[cells + 1] int64, where each cell starts."""
+
+    def take(self, rows: np.ndarray) -> Block:
+        """The cells at ``rows`` ([k] int64)."""
+        if len(rows) == len(self.indptr) - 1:
+            return self
+        lengths = np.diff(self.indptr)[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        entries = np.arange(indptr[-1]) + np.repeat(self.indptr[rows] - indptr[:-1], lengths)
+        return Block(self.data[entries], self.indices[entries], indptr)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the details that HDF5 adds on further lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def damage(where: str) -> Iterator[None]:
+    """Turn what h5py raises on a broken file into a :class:`UserError`."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{where}: cut short or damaged ({first_line(error)}); get it again") from error
+
+
+class DenseMatrix:
+    """A matrix stored as a plain array."""
+
+    def __init__(self, stored: h5py.Dataset, where: str) -> None:
+        self.shape: tuple[int, ...] = stored.shape
+        self._stored = stored
+        self._where = where
+        _check_kind(stored.dtype, where)
+
+    def block(self, start: int, stop: int) -> Block:
+        """Non-zero values of the rows from ``start`` to ``stop``."""
+        with damage(self._where):
+            dense = _native(self._stored[start:stop])
+        rows, columns = np.nonzero(dense)
+        return Block(dense[rows, columns], columns, _starts(rows, stop - start))
+
+    def sample(self, rows: np.ndarray) -> Block:
+        """The cells at ``rows`` ([k] int64)."""
+        return _join([self.block(row, row + 1) for row in rows.tolist()])
+
+
+class CsrMatrix:
+    """A matrix compressed by row, in the file or in memory-mapped arrays."""
+
+    def __init__(self, data: Any, indices: Any, indptr: np.ndarray, shape: tuple[int, ...], where: str) -> None:
+        self.shape = shape
+        self._data, self._indices, self._indptr, self._where = data, indices, indptr, where
+        _check_compressed(data, indices, indptr, shape[0], where)
+
+    def block(self, start: int, stop: int) -> Block:
+        """Stored values of the rows from ``start`` to ``stop``."""
+        low, high = int(self._indptr[start]), int(self._indptr[stop])
+        with damage(self._where):
+            data, indices = _native(self._data[low:high]), self._indices[low:high]
+        _check_range(indices, self.shape[1], self._where)
+        return Block(data, indices, self._indptr[start : stop + 1] - low)
+
+    def sample(self, rows: np.ndarray) -> Block:
+        """The cells at ``rows`` ([k] int64)."""
+        return _join([self.block(row, row + 1) for row in rows.tolist()])
+
+
+class CscMatrix:
+    """A matrix compressed by column; the first block turns it by row, in temporary memory-mapped files."""
+
+    def __init__(self, group: h5py.Group, indptr: np.ndarray, shape: tuple[int, ...], where: str, stack: ExitStack):
+        self.shape = shape
+        self._data, self._indices = group["data"], group["indices"]
+        self._indptr, self._where, self._stack = indptr, where, stack
+        self._by_row: CsrMatrix | None = None
+        _check_compressed(self._data, self._indices, indptr, shape[1], where)
+
+    def block(self, start: int, stop: int) -> Block:
+        """Stored values of the rows from ``start`` to ``stop``."""
+        if self._by_row is None:
+            self._by_row = self._turn()
+        return self._by_row.block(start, stop)
+
+    def sample(self, rows: np.ndarray) -> Block:
+        """Some of the values of the cells at ``rows`` ([k] int64), from up to 64 columns: turning costs too much."""
+        filled = np.flatnonzero(np.diff(self._indptr))
+        columns = filled[np.unique(np.linspace(0, len(filled) - 1, 64).astype(int))] if len(filled) else filled
+        position = np.full(self.shape[0], -1)
+        position[rows] = np.arange(len(rows))
+        parts = []
+        for column in columns.tolist():
+            low, high = self._indptr[column], min(self._indptr[column + 1], self._indptr[column] + _SAMPLE_ENTRIES)
+            data, cells = self._entries(int(low), int(high))
+            kept = position[cells] >= 0
+            parts.append((data[kept], position[cells[kept]], np.full(kept.sum(), column)))
+        if not parts:
+            return Block(np.zeros(0), np.zeros(0, int), np.zeros(len(rows) + 1, int))
+        data, cells, of = (np.concatenate(part) for part in zip(*parts, strict=True))
+        order = np.argsort(cells, kind="stable")
+        return Block(data[order], of[order], _starts(cells, len(rows)))
+
+    def _entries(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        with damage(self._where):
+            data, cells = _native(self._data[low:high]), self._indices[low:high]
+        _check_range(cells, self.shape[0], self._where)
+        return data, cells
+
+    def _turn(self) -> CsrMatrix:
+        n_values, n_rows = len(self._data), self.shape[0]
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vcc-fm-")))
+        needed, free = n_values * (self._data.dtype.itemsize + 4), shutil.disk_usage(folder).free
+        if needed > free:  # writing to a map on a full disk would kill the program
+            raise UserError(
+                f"{self._where}: stored by column; turning it by row takes {needed / 1e9:.1f} GB in {folder.parent}, "
+                f"which has {free / 1e9:.1f} GB; set TMPDIR to a larger disk, or store the matrix as CSR"
+            )
+        size = max(n_values, 1)  # an empty file cannot be mapped
+        data = np.memmap(folder / "data", self._data.dtype.newbyteorder("="), "w+", shape=(size,))[:n_values]
+        indices = np.memmap(folder / "indices", np.int32, "w+", shape=(size,))[:n_values]
+        lengths = np.zeros(n_rows, np.int64)
+        for low in range(0, n_values, _ENTRIES):
+            lengths += np.bincount(self._entries(low, min(low + _ENTRIES, n_values))[1], minlength=n_rows)
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        free_place = indptr[:-1].copy()
+        for low in range(0, n_values, _ENTRIES):
+            high = min(low + _ENTRIES, n_values)
+            values, cells = self._entries(low, high)
+            columns = np.searchsorted(self._indptr, np.arange(low, high), side="right") - 1
+            order = np.argsort(cells, kind="stable")
+            counted = np.bincount(cells, minlength=n_rows)
+            rank = np.arange(high - low) - np.repeat(np.cumsum(counted) - counted, counted)
+            place = free_place[cells[order]] + rank
+            data[place], indices[place] = values[order], columns[order]
+            free_place += counted
+        return CsrMatrix(data, indices, indptr, self.shape, self._where)
+
+
+Matrix = DenseMatrix | CsrMatrix | CscMatrix
+
+
+def open_matrix(stored: h5py.Dataset | h5py.Group, where: str, stack: ExitStack) -> Matrix:
+    """Open a matrix for reading by row.
+
+    Args:
+        stored: the matrix in an open file, as anndata writes it.
+        where: source, file and matrix, for messages.
+        stack: closes the temporary files.
+
+    Raises:
+        UserError: the encoding is none of CSR, CSC and dense, the values are no real numbers, or the index arrays
+            contradict each other.
+    """
+    if isinstance(stored, h5py.Dataset):
+        return DenseMatrix(stored, where)
+    # anndata before 0.7 wrote h5sparse_*.
+    encoding = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
+    if encoding not in {"csr", "csc", "csr_matrix", "csc_matrix"}:
+        raise UserError(f"{where}: encoding {encoding!r} is not read; store the matrix as CSR, CSC or dense")
+    with damage(where):
+        shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", ())))
+        indptr = stored["indptr"][:].astype(np.int64)
+        data, indices = stored["data"], stored["indices"]
+    if len(shape) != 2:
+        raise UserError(f"{where}: cut short or damaged (no shape of the sparse matrix); get it again")
+    _check_kind(data.dtype, where)
+    if encoding.startswith("csr"):
+        return CsrMatrix(data, indices, indptr, shape, where)
+    return CscMatrix(stored, indptr, shape, where, stack)
+
+
+def _check_kind(dtype: np.dtype, where: str) -> None:
+    if dtype.kind not in "iuf":
+        raise UserError(f"{where}: holds values of type {dtype}; integers or floating-point numbers are expected")
+
+
+def _check_compressed(data: Any, indices: Any, indptr: np.ndarray, major: int, where: str) -> None:
+    if len(indptr) != major + 1:
+        raise UserError(f"{where}: cut short or damaged (indptr has {len(indptr)} entries, {major + 1} are expected)")
+    if indptr[0] != 0 or (np.diff(indptr) < 0).any() or not indptr[-1] == len(data) == len(indices):
+        raise UserError(
+            f"{where}: cut short or damaged (indptr does not rise from 0 to the number of values: it ends at "
+            f"{indptr[-1]}, with {len(data)} values and {len(indices)} indices)"
+        )
+
+
+def _check_range(indices: np.ndarray, limit: int, where: str) -> None:
+    if indices.size and (indices.min() < 0 or indices.max() >= limit):
+        wrong = indices.min() if indices.min() < 0 else indices.max()
+        raise UserError(f"{where}: cut short or damaged (index {wrong} is outside of 0 to {limit - 1})")
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _starts(rows: np.ndarray, n_rows: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_rows))])
+
+
+def _join(blocks: list[Block]) -> Block:
+    lengths = np.concatenate([np.diff(block.indptr) for block in blocks])
+    return Block(
+        np.concatenate([block.data for block in blocks]),
+        np.concatenate([block.indices for block in blocks]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )

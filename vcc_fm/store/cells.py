@@ -1,0 +1,192 @@
+"""The cell store: one row a cell, sparse integer counts, in group order, mapped into memory.
+
+Rows are ordered by (context, batch, perturbation) and shuffled inside a group by a recorded seed, so that any slice of
+a group is a random cell set. ``store.json`` beside the data says the rest: gene axis, labels, groups with their
+offsets, which genes each source measured, where everything came from and what was dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numba
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from vcc_fm.errors import UserError
+from vcc_fm.store.arrow import MappedTable
+from vcc_fm.store.folder import read_json
+
+SCHEMA = 1
+ROWS_PER_BATCH = 8192
+
+FEATURES = datasets.Features(
+    {
+        "genes": datasets.List(datasets.Value("int32")),
+        "counts": datasets.List(datasets.Value("int32")),
+        "depth": datasets.Value("int32"),
+        "context": datasets.Value("int32"),
+        "batch": datasets.Value("int32"),
+        "perturbation": datasets.Value("int32"),
+        "barcode": datasets.Value("string"),
+    }
+)
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter(words, gene_start, count_start, length, rows, out):  # type: ignore[no-untyped-def]
+    """Write the counts of ``rows`` into ``out`` [n, G], which holds zeros."""
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        genes, counts = gene_start[row], count_start[row]
+        for k in range(length[row]):
+            out[i, words[genes + k]] = words[counts + k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(words, start, length, rows, out):  # type: ignore[no-untyped-def]
+    """Concatenate the list values of ``rows`` into ``out`` [sum of lengths]."""
+    at = 0
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        for k in range(length[row]):
+            out[at] = words[start[row] + k]
+            at += 1
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Runs of rows with the same context, batch and perturbation, in row order. All arrays are [number of groups]."""
+
+    context: np.ndarray
+    batch: np.ndarray
+    perturbation: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+
+class CellStore:
+    """Read access to a cell store; opening reads ``store.json`` and the row index, no counts.
+
+    Attributes:
+        meta: the content of ``store.json``.
+        genes: the gene axis, [G] symbols.
+        control: label of the control cells.
+        contexts, batches, perturbations: labels behind the integer codes.
+        depth: [N] int32, UMI total of each cell over the gene axis.
+        context, batch, perturbation: [N] int32 codes.
+    """
+
+    def __init__(self, folder: Path):
+        """Open ``folder``.
+
+        Raises:
+            UserError: the folder is incomplete, of another schema, or its data file has another size than recorded.
+        """
+        self.folder = folder
+        self.meta: dict[str, Any] = read_json(folder / "store.json")
+        if self.meta["schema"] != SCHEMA:
+            raise UserError(f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; prepare it again")
+        self.genes: list[str] = self.meta["genes"]
+        self.control: str = self.meta["control"]
+        self.contexts: list[str] = self.meta["contexts"]
+        self.batches: list[str] = self.meta["batches"]
+        self.perturbations: list[str] = self.meta["perturbations"]
+        self._table = MappedTable(folder, self.meta["bytes"])
+        self.depth = self._table.column("depth")
+        self.context = self._table.column("context")
+        self.batch = self._table.column("batch")
+        self.perturbation = self._table.column("perturbation")
+        self._index()
+
+    def _index(self) -> None:
+        """Where each row's gene and count lists begin in the mapped file."""
+        gene_start, count_start, length = [], [], []
+        for batch in self._table.batches:
+            genes, counts = batch.column("genes"), batch.column("counts")
+            offsets = genes.offsets.to_numpy()
+            gene_start.append(self._table.word_position(genes.values.buffers()[1]) + offsets[:-1].astype(np.int64))
+            count_start.append(self._table.word_position(counts.values.buffers()[1]) + offsets[:-1].astype(np.int64))
+            length.append(np.diff(offsets))
+        self._gene_start = np.concatenate(gene_start)
+        self._count_start = np.concatenate(count_start)
+        self._length = np.concatenate(length)
+
+    def __len__(self) -> int:
+        return len(self.depth)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of what the store was made from."""
+        return self.meta["fingerprint"]
+
+    @property
+    def control_code(self) -> int:
+        """Code of the control label."""
+        return self.perturbations.index(self.control)
+
+    @cached_property
+    def barcodes(self) -> np.ndarray:
+        """[N] barcodes."""
+        return self._table.column("barcode")
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The group table of ``store.json``."""
+        table = np.asarray(self.meta["groups"], np.int64).reshape(-1, 5)
+        return Groups(*table.T)
+
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """[number of batches, G] bool: whether the source of a batch measured a gene."""
+        masks = np.ones((len(self.meta["sources"]), len(self.genes)), bool)
+        for mask, source in zip(masks, self.meta["sources"], strict=True):
+            mask[source["missing_genes"]] = False
+        return masks[np.asarray(self.meta["batch_source"])]
+
+    @cached_property
+    def group_cells(self) -> dict[tuple[str, str], int]:
+        """(context, perturbation) -> number of cells, the control included."""
+        frame = pd.DataFrame(
+            {"c": self.groups.context, "p": self.groups.perturbation, "n": self.groups.end - self.groups.start}
+        )
+        sums = frame.groupby(["c", "p"])["n"].sum()
+        return {(self.contexts[c], self.perturbations[p]): int(n) for (c, p), n in sums.items()}
+
+    def rows(self, context: str | None = None, perturbation: str | None = None) -> np.ndarray:
+        """Rows [n] int64 of a context, a perturbation, or both, in row order."""
+        keep = np.ones(len(self.groups.start), bool)
+        if context is not None:
+            keep &= self.groups.context == self.contexts.index(context)
+        if perturbation is not None:
+            keep &= self.groups.perturbation == self.perturbations.index(perturbation)
+        runs = [np.arange(a, b) for a, b in zip(self.groups.start[keep], self.groups.end[keep], strict=True)]
+        return np.concatenate(runs) if runs else np.empty(0, np.int64)
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        """Counts of ``rows`` [n] as a dense [n, G] float32 array."""
+        out = np.zeros((len(rows), len(self.genes)), np.float32)
+        _scatter(self._table.words, self._gene_start, self._count_start, self._length, rows, out)
+        return out
+
+    def sparse(self, rows: np.ndarray) -> sp.csr_matrix:
+        """Counts of ``rows`` [n] as a [n, G] int32 CSR matrix with sorted indices."""
+        lengths = self._length[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        indices = np.empty(indptr[-1], np.int32)
+        data = np.empty(indptr[-1], np.int32)
+        _gather(self._table.words, self._gene_start, self._length, rows, indices)
+        _gather(self._table.words, self._count_start, self._length, rows, data)
+        return sp.csr_matrix((data, indices, indptr), shape=(len(rows), len(self.genes)))
+
+    def sums(self, rows: np.ndarray, chunk: int = 4096) -> np.ndarray:
+        """Sum of the counts of ``rows`` [n] per gene, [G] int64, a chunk at a time."""
+        total = np.zeros(len(self.genes), np.int64)
+        for start in range(0, len(rows), chunk):
+            total += np.asarray(self.sparse(rows[start : start + chunk]).sum(axis=0, dtype=np.int64)).ravel()
+        return total

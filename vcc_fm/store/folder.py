@@ -1,0 +1,97 @@
+"""Folders that are whole or absent: written under a temporary name, renamed at the end, one writer at a time.
+
+A finished folder holds ``store.json`` (or another named JSON file) with the fingerprint of what it was made from, so
+that a later run knows whether it can be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vcc_fm.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not.
+
+    A process that is killed leaves only a ``.partial`` folder, which the next writer removes.
+    """
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():
+        # The old folder moves away first: at no instant does `final` name a mixture of old and new files.
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old)
+    else:
+        partial.rename(final)
+
+
+@contextmanager
+def one_writer(final: Path, wait_seconds: float = 24 * 3600) -> Iterator[None]:
+    """Hold the lock of ``final``; a second writer waits.
+
+    Raises:
+        UserError: the lock was not free within ``wait_seconds``.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    lock = final.with_name(f".{final.name}.lock")
+    try:
+        with FileLock(lock, timeout=wait_seconds):
+            yield
+    except Timeout:
+        raise UserError(f"{final}: another run has been writing it for {wait_seconds:.0f} s; wait for it or stop it") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is always whole: a temporary name, flushed to disk, renamed."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as handle:
+        json.dump(value, handle, indent=1, allow_nan=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that this program wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; the stage that writes it has not been run, or the folder is incomplete") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove its folder and run the stage again") from None
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

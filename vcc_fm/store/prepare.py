@@ -1,0 +1,214 @@
+"""From checked sources to a cell store: align the genes, order the cells, write them in one pass.
+
+Counts pass through a spill file on disk in the order of the sources and are gathered from it in group order, so that
+memory holds the labels of all cells but the counts of one chunk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import scipy.sparse as sp
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import DataConfig, SourceConfig
+from vcc_fm.sources.genes import axis_columns, gene_axis
+from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.store.arrow import DATA_FILE, write_dataset
+from vcc_fm.store.cells import FEATURES, ROWS_PER_BATCH, SCHEMA, _gather
+from vcc_fm.store.folder import sha256_file, write_json
+
+
+def write_cell_store(
+    folder: Path,
+    data: DataConfig,
+    configs: list[SourceConfig],
+    seed: int,
+    fingerprint: str,
+    simulated: bool,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the cell store of ``configs`` into ``folder``, which exists and is the caller's to rename.
+
+    Args:
+        folder: where the dataset and ``store.json`` go.
+        data: gene axis rule, minimum cells, chunk size.
+        configs: the sources, simulated ones included.
+        seed: of the order inside groups.
+        fingerprint: of everything the store depends on.
+        simulated: whether the cells are simulated; kept in ``store.json``.
+        progress: called with (cells done, cells in all).
+
+    Raises:
+        UserError: a source is refused, sources disagree on the control label, or no cell is left.
+    """
+    with ExitStack() as stack:
+        sources = [stack.enter_context(H5adSource(config)) for config in configs]
+        controls = sorted({config.control for config in configs})
+        axis = gene_axis([source.genes for source in sources], data.genes)
+        cells, dropped = _cell_table(sources, configs, data.minimum_cells)
+        labels = {name: sorted(cells[name].unique()) for name in ("context", "batch", "perturbation")}
+        for name, known in labels.items():
+            cells[f"{name}_code"] = pd.Index(known).get_indexer(cells[name]).astype(np.int32)
+        order = _group_order(cells, seed)
+        spill_folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
+        spill = _Spill(Path(spill_folder), len(cells))
+        done = 0
+        for number, source in enumerate(sources):
+            columns = axis_columns(source.genes, axis)
+            mine = np.flatnonzero(cells["source"].to_numpy() == number)
+            # Position among the source's own cells -> row of the cell table, or -1 where the cell was dropped since.
+            place = np.full(len(source.cells), -1, np.int64)
+            place[cells["position"].to_numpy()[mine]] = mine
+            for positions, counts in source.counts(data.chunk_cells):
+                kept = place[positions] >= 0
+                spill.add(place[positions[kept]], _on_axis(counts[kept], columns, len(axis)))
+                done += int(kept.sum())
+                progress(done, len(cells))
+        spill.close()
+        size = write_dataset(folder, FEATURES, _batches(cells, order, spill), fingerprint, "", "")
+        meta = {
+            "schema": SCHEMA,
+            "fingerprint": fingerprint,
+            "bytes": size,
+            "sha256": sha256_file(folder / DATA_FILE),
+            "cells": len(cells),
+            "simulated": simulated,
+            "order_seed": seed,
+            "genes": axis.tolist(),
+            "control": configs[0].control,
+            **{f"{name}s" if name != "batch" else "batches": known for name, known in labels.items()},
+            "batch_source": cells.groupby("batch_code")["source"].first().tolist(),
+            "groups": _groups(cells.iloc[order]),
+            "sources": [
+                _provenance(source, config, axis, drops)
+                for source, config, drops in zip(sources, configs, dropped, strict=True)
+            ],
+            "relabelled_controls": [label for label in controls if label != configs[0].control],
+        }
+        write_json(folder / "store.json", meta)
+
+
+def _cell_table(
+    sources: list[H5adSource], configs: list[SourceConfig], minimum_cells: int
+) -> tuple[pd.DataFrame, list[dict[str, int]]]:
+    """All kept cells of all sources, and per source the cells dropped by reason."""
+    tables = []
+    for number, (source, config) in enumerate(zip(sources, configs, strict=True)):
+        table = source.cells.copy()
+        table["source"] = number
+        table["position"] = np.arange(len(table))
+        # Control labels may differ between files; the store knows one, that of the first source.
+        table.loc[table["perturbation"] == config.control, "perturbation"] = configs[0].control
+        if len(sources) > 1:
+            # Two files may both have a batch "1": they are different batches, and a batch has one set of measured genes.
+            table["batch"] = source.name + ":" + table["batch"].astype(str)
+            table["barcode"] = source.name + ":" + table["barcode"].astype(str)
+        tables.append(table)
+    cells = pd.concat(tables, ignore_index=True)
+    size = cells.groupby(["context", "perturbation"])["source"].transform("size")
+    few = (size < minimum_cells) & (cells["perturbation"] != configs[0].control)
+    dropped = [dict(source.dropped) for source in sources]
+    if few.any():
+        for number, count in cells.loc[few, "source"].value_counts().items():
+            dropped[int(number)][f"perturbation with fewer than {minimum_cells} cells"] = int(count)  # type: ignore[call-overload]
+        cells = cells[~few].reset_index(drop=True)
+    if cells.empty:
+        raise UserError("no cell is left after the filters (keep, minimum_cells); loosen them")
+    return cells, dropped
+
+
+def _group_order(cells: pd.DataFrame, seed: int) -> np.ndarray:
+    """Row order: by context, batch and perturbation, shuffled inside a group."""
+    shuffle = np.random.default_rng([seed, len(cells)]).permutation(len(cells))
+    return np.lexsort((shuffle, cells["perturbation_code"], cells["batch_code"], cells["context_code"]))
+
+
+def _groups(ordered: pd.DataFrame) -> list[list[int]]:
+    """[context, batch, perturbation, start, end] of each run of rows."""
+    codes = ordered[["context_code", "batch_code", "perturbation_code"]].to_numpy()
+    starts = np.flatnonzero(np.r_[True, (np.diff(codes, axis=0) != 0).any(axis=1)])
+    ends = np.r_[starts[1:], len(codes)]
+    return np.column_stack([codes[starts], starts, ends]).tolist()
+
+
+def _on_axis(counts: sp.csr_matrix, columns: np.ndarray, width: int) -> sp.csr_matrix:
+    """The same cells with their genes renamed to axis positions; genes that are not on the axis are left out."""
+    mapped = columns[counts.indices]
+    on = mapped >= 0
+    indptr = np.concatenate([[0], np.cumsum(on)])[counts.indptr]
+    moved = sp.csr_matrix((counts.data[on], mapped[on], indptr), shape=(counts.shape[0], width))
+    moved.sort_indices()
+    return moved
+
+
+class _Spill:
+    """Counts of all cells on disk, in the order in which they were added."""
+
+    def __init__(self, folder: Path, cells: int):
+        self._paths = (folder / "genes", folder / "counts")
+        self._files = [path.open("wb") for path in self._paths]
+        self.start = np.zeros(cells, np.int64)
+        self.length = np.zeros(cells, np.int64)
+        self.depth = np.zeros(cells, np.int64)
+        self._at = 0
+
+    def add(self, cells: np.ndarray, counts: sp.csr_matrix) -> None:
+        self._files[0].write(counts.indices.astype(np.int32).tobytes())
+        self._files[1].write(counts.data.astype(np.int32).tobytes())
+        self.start[cells] = self._at + counts.indptr[:-1]
+        self.length[cells] = np.diff(counts.indptr)
+        self.depth[cells] = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
+        self._at += counts.nnz
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._at == 0:
+            raise UserError("no gene of any source is on the gene axis with a count above zero")
+        genes, counts = (np.memmap(path, np.int32, "r") for path in self._paths)
+        return genes, counts
+
+
+def _batches(cells: pd.DataFrame, order: np.ndarray, spill: _Spill) -> Iterator[pa.RecordBatch]:
+    genes, counts = spill.arrays()
+    for start in range(0, len(order), ROWS_PER_BATCH):
+        rows = order[start : start + ROWS_PER_BATCH]
+        offsets = np.concatenate([[0], np.cumsum(spill.length[rows])])
+        values = [np.empty(offsets[-1], np.int32) for _ in range(2)]
+        for source, target in zip((genes, counts), values, strict=True):
+            _gather(source, spill.start, spill.length, rows, target)
+        lists = [pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(value)) for value in values]
+        part = cells.iloc[rows]
+        flat = [part[f"{name}_code"].to_numpy() for name in ("context", "batch", "perturbation")]
+        columns = [*lists, pa.array(spill.depth[rows].astype(np.int32)), *map(pa.array, flat)]
+        columns.append(pa.array(part["barcode"].to_numpy(), pa.string()))
+        yield pa.RecordBatch.from_arrays(columns, schema=FEATURES.arrow_schema)
+
+
+def _provenance(source: H5adSource, config: SourceConfig, axis: np.ndarray, dropped: dict[str, int]) -> dict[str, Any]:
+    missing = np.ones(len(axis), bool)
+    columns = axis_columns(source.genes, axis)
+    missing[columns[columns >= 0]] = False
+    return {
+        "name": source.name,
+        "file": Path(config.path).name,
+        "sha256": source.sha256,
+        "matrix": config.matrix,
+        "values": source.evidence,
+        "genes": len(source.genes),
+        "genes_off_axis": int((columns < 0).sum()),
+        "missing_genes": np.flatnonzero(missing).tolist(),
+        "cells": len(source.cells),
+        "dropped": dropped,
+        "repairs": source.repairs,
+    }

@@ -1,0 +1,214 @@
+"""The training loop, in one place: what happens in an optimiser step, and when to look, log and save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from rich.console import Console
+from torch import nn
+
+from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.decoder.losses import set_losses, total_loss
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import TrainConfig
+from vcc_fm.training.checkpoint import Checkpoints
+from vcc_fm.training.prefetch import Prefetcher
+from vcc_fm.training.tracking import TrainingLog, peak_memory_gb
+
+
+def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    """An accelerator whose accumulation makes ``batch_sets`` sets a step on however many processes there are.
+
+    Raises:
+        UserError: the number of processes is not the recipe's, or the sets cannot be shared evenly.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=folder,
+    )
+    world = accelerator.num_processes
+    if config.processes is not None and config.processes != world:
+        raise UserError(
+            f"train.processes={config.processes}, but {world} take part; `accelerate launch --cpu` starts one process "
+            "whatever it is asked for: use `vcc-fm train RECIPE --processes N`, or torchrun"
+        )
+    if config.batch_sets % (world * (config.micro_sets or 1)):
+        raise UserError(
+            f"train.batch_sets={config.batch_sets} is not a multiple of {world} processes x "
+            f"train.micro_sets={config.micro_sets or 1}"
+        )
+    micro = config.micro_sets or config.batch_sets // world
+    steps = config.batch_sets // (world * micro)
+    plugin = GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False, sync_each_batch=False)
+    # The number of processes, and with it the accumulation, is known only once an accelerator exists.
+    accelerator.gradient_state.plugin_kwargs.update(plugin.to_kwargs() | {"num_steps": steps})
+    return accelerator
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Rate of step ``step`` (from 0): linear warm-up, then half a cosine down to zero."""
+    warmup = max(1, round(config.warmup * config.steps))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+class Trainer:
+    """One training phase of one model."""
+
+    def __init__(
+        self,
+        phase: str,
+        config: TrainConfig,
+        model: nn.Module,
+        training: SetSampler,
+        validation: SetSampler | None,
+        assembler: Assembler,
+        folder: Path,
+        accelerator: Accelerator,
+        console: Console,
+    ):
+        self.phase, self.config, self.accelerator, self.console, self.folder = phase, config, accelerator, console, folder
+        self.training, self.validation, self.assembler = training, validation, assembler
+        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, accelerator)
+        world = accelerator.num_processes
+        self._micro = config.micro_sets or config.batch_sets // world
+        self._accumulation = config.batch_sets // (world * self._micro)
+
+    def _micro_batch(self, number: int) -> Batch:
+        """Micro-batch ``number`` of this process, counted from the first step of the phase."""
+        step, part = divmod(number, self._accumulation)
+        start = (self.accelerator.process_index * self._accumulation + part) * self._micro
+        return self.assembler.assemble(
+            self.training.step(step, self.config.batch_sets, slice(start, start + self._micro))
+        )
+
+    def run(self) -> nn.Module:
+        """Train from the newest checkpoint, or from the start, to the end; the model with its best weights."""
+        progress = self.checkpoints.resume() or {"step": 0, "best": math.inf if self.validation else None}
+        first, best = progress["step"], progress["best"] if progress["best"] is not None else math.inf
+        log = TrainingLog(self.folder, self.phase, self.config.steps, self.accelerator, self.console, first)
+        numbers = range(first * self._accumulation, self.config.steps * self._accumulation)
+        loader = Prefetcher(self._micro_batch, numbers, self.config.prefetch, self.accelerator.device)
+        try:
+            best = self._steps(first, best, loader, log)
+        finally:
+            loader.close()
+            log.close()
+        model = self.accelerator.unwrap_model(self.model)
+        if self.validation is not None:
+            self.checkpoints.load_best(model)
+        return model
+
+    def _steps(self, first: int, best: float, loader: Prefetcher, log: TrainingLog) -> float:
+        config, batches = self.config, iter(loader)
+        window = _Window(loader)
+        self.model.train()
+        for step in range(first, config.steps):
+            rate = learning_rate(config, step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._optimise(batches, window)
+            done = step + 1
+            log.advance(done)
+            if done % config.log_every == 0 or done == config.steps:
+                log.write(done, "train", window.summary(self.accelerator, rate))
+                window = _Window(loader)
+            if done % config.eval_every == 0 or done == config.steps:
+                best = self._look(done, best, log)
+                window = _Window(loader)
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                self.checkpoints.save(done, {"best": best if math.isfinite(best) else None})
+                window = _Window(loader)
+        return best
+
+    def _optimise(self, batches: Iterator[Batch], window: _Window) -> None:
+        """One optimiser step, over all its micro-batches."""
+        for _ in range(self._accumulation):
+            batch = next(batches)
+            with self.accelerator.accumulate(self.model):
+                terms = set_losses(self.model(batch), batch)
+                # accelerate divides by the number of micro-batches, DistributedDataParallel by that of processes:
+                # with equal micro-batches what is left is the mean over all sets of the step.
+                self.accelerator.backward(total_loss(terms, self.config.loss))
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            window.add(terms, batch)
+
+    def _look(self, step: int, best: float, log: TrainingLog) -> float:
+        """Evaluate, and keep the weights if they are the best so far."""
+        if self.validation is None:
+            return best
+        values = self.evaluate(self.validation)
+        log.write(step, "validation", values)
+        if values["loss"] < best:
+            self.checkpoints.save_best(self.model)
+            return values["loss"]
+        return best
+
+    @torch.no_grad()
+    def evaluate(self, sampler: SetSampler) -> dict[str, float]:
+        """Loss terms on one epoch of ``sampler`` (at most ``eval_sets`` sets), shared by all processes."""
+        self.model.eval()
+        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self._micro
+        sets = min(len(sampler), self.config.eval_sets)
+        mine = [sampler[i] for i in range(sets)][rank::world]
+        sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+        names: list[str] = []
+        for start in range(0, len(mine), size):
+            batch = self.assembler.assemble(mine[start : start + size]).to(self.accelerator.device)
+            terms = set_losses(self.accelerator.unwrap_model(self.model)(batch), batch)
+            names = list(terms)
+            sums += torch.stack([torch.tensor(float(len(batch))).to(sums), *(v.sum().to(sums) for v in terms.values())])
+        sums = self.accelerator.reduce(sums, "sum")
+        names = names or ["likelihood", "energy", "delta"]
+        means = dict(zip(names, (sums[1:] / sums[0]).tolist(), strict=True))
+        self.model.train()
+        loss = sum(getattr(self.config.loss, name) * value for name, value in means.items())
+        return {"loss": loss, **means}
+
+
+class _Window:
+    """What happened since the last log line."""
+
+    def __init__(self, loader: Prefetcher):
+        self._loader = loader
+        self._start, self._waited = time.perf_counter(), loader.waited
+        self._terms: dict[str, torch.Tensor] = {}
+        self._batches = 0
+        self._cells = 0
+
+    def add(self, terms: dict[str, torch.Tensor], batch: Batch) -> None:
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value.detach().mean()
+        self._batches += 1
+        self._cells += int(batch.cell_mask_BS.sum())
+
+    def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
+        """Mean loss terms and rates over all processes."""
+        seconds = time.perf_counter() - self._start
+        means = torch.stack(list(self._terms.values())) / self._batches
+        means = accelerator.reduce(means, "mean")
+        cells = accelerator.reduce(torch.tensor(float(self._cells), device=accelerator.device), "sum")
+        return {
+            **dict(zip(self._terms, means.tolist(), strict=True)),
+            "lr": rate,
+            "cells_per_s": float(cells) / seconds,
+            "loader_wait_percent": 100.0 * (self._loader.waited - self._waited) / seconds,
+            "peak_memory_gb": peak_memory_gb(),
+        }

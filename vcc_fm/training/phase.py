@@ -1,0 +1,98 @@
+"""A training phase from its stores to a saved decoder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+from peft import PeftModel
+from rich.console import Console
+from torch import nn
+
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.errors import UserError
+from vcc_fm.layout import Layout, mark_done
+from vcc_fm.recipe import Recipe, TrainConfig
+from vcc_fm.store.folder import read_json, whole_folder, write_json
+from vcc_fm.training.checkpoint import save_decoder
+from vcc_fm.training.loop import Trainer, make_accelerator
+
+
+def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: Console) -> None:
+    """Train, resuming where an earlier run of the same recipe stopped, and save the decoder.
+
+    Args:
+        recipe: what to train.
+        data: stores and split of the fold.
+        fold: number of the fold.
+        phase: ``pretrain`` makes the recipe's base; ``train`` makes its model.
+        console: where progress goes.
+
+    Raises:
+        UserError: there is nothing to train on, or the recipe does not fit the data or the processes.
+    """
+    started = time.perf_counter()
+    layout = Layout(recipe)
+    config = recipe.pretrain if phase == "pretrain" else recipe.train
+    assert config is not None
+    folder, fingerprint = layout.phase(fold, phase), layout.training_fingerprint(fold, phase)
+    accelerator = make_accelerator(config, folder)
+    _claim(folder, fingerprint, accelerator)
+    if config.tracker != "none":
+        accelerator.init_trackers(f"{recipe.name}-{phase}")
+    base = "scratch" if phase == "pretrain" else recipe.decoder.base
+    if base == "pretrain":
+        base = str(layout.decoder(fold, "pretrain"))
+    model = build_decoder(recipe, data, base, recipe.seed)
+    trainer = Trainer(phase, config, model, *_samplers(recipe, data, config), _assembler(data, model, config), folder, accelerator, console)
+    if accelerator.is_main_process:
+        total, trainable = count_parameters(model)
+        console.print(f"{phase}: {trainable:,} of {total:,} parameters train, {accelerator.num_processes} process(es)")
+    trained = trainer.run()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output = layout.decoder(fold, phase)
+        record = {"phase": phase, "fingerprint": fingerprint, "base": base, "simulated": data.cells.meta["simulated"]}
+        with whole_folder(output) as partial:
+            save_decoder(trained, partial, {"recipe.json": recipe.model_dump(mode="json"), "training.json": record})
+        mark_done(output, fingerprint, time.perf_counter() - started)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(total, trainable) number of parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
+    """Throw away checkpoints and log lines of another recipe."""
+    owner = folder / "owner.json"
+    if accelerator.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(owner, {"fingerprint": fingerprint})
+    accelerator.wait_for_everyone()
+
+
+def _samplers(recipe: Recipe, data: Dataset, config: TrainConfig) -> tuple[SetSampler, SetSampler | None]:
+    contexts = set(config.contexts or data.cells.contexts)
+    unknown = sorted(contexts - set(data.cells.contexts))
+    if unknown:
+        raise UserError(f"contexts {unknown} of the recipe are not among the cells' contexts {data.cells.contexts}")
+    training, validation = (
+        [group for group in data.split.groups(role) if group[0] in contexts] for role in ("train", "validation")
+    )
+    dropout = recipe.decoder.code_dropout, recipe.decoder.response_dropout
+    sampler = SetSampler(data, training, config.set_size, recipe.seed, *dropout)
+    return sampler, SetSampler(data, validation, config.set_size, recipe.seed) if validation else None
+
+
+def _assembler(data: Dataset, model: nn.Module, config: TrainConfig) -> Assembler:
+    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    return Assembler(data, vocabulary_of(decoder.config), config.set_size, decoder.config.response)
