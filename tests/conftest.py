@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe import Recipe, SourceConfig
 
 
 @pytest.fixture
@@ -76,3 +76,47 @@ def source_config() -> Callable[..., SourceConfig]:
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The recipe of a tiny simulated screen whose cells are prepared, embedded and split; do not write into it."""
+    # Imported here: the stages load torch and the scorer, for which tests of the sources need not wait.
+    from rich.console import Console
+
+    from vcc_fm.stages import run_stage, stages_of
+
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "output": str(tmp_path_factory.mktemp("tiny")),
+            "data": {
+                "simulate": {
+                    "contexts": ["alpha", "beta", "gamma"],
+                    "perturbations": 8,
+                    "genes": 40,
+                    "cells": 16,
+                    "controls": 60,
+                    "depth": 2000.0,
+                }
+            },
+            "embed": {"cells": {"width": 4}, "proteins": {"kmer": 1}},
+            "split": {"hold_out": "few-shot", "contexts": ["gamma"], "test": 3, "validation": 0.4, "unseen": 0.34},
+            "decoder": {
+                "gene_rank": 4,
+                "backbone": {
+                    "model_type": "llama",
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "vocab_size": 1,
+                },
+                "lora": {"r": 2, "alpha": 4},
+            },
+            "train": {"steps": 4, "set_size": 8, "batch_sets": 4, "eval_every": 2, "checkpoint_every": 2},
+        }
+    )
+    for stage in stages_of(recipe, Console(quiet=True))[:4]:
+        run_stage(stage, Console(quiet=True))
+    return recipe

@@ -65,6 +65,10 @@ class Layout:
         """The decoder that a training phase leaves: ``base`` after pretrain, ``model`` after train."""
         return self.fold(fold) / ("base" if phase == "pretrain" else "model")
 
+    def calibration(self, fold: int) -> Path:
+        """The effect scale that the validation split asks for."""
+        return self.fold(fold) / "calibration.json"
+
     def prediction(self, predictor: str) -> Path:
         """Predicted counts of the model or of a baseline, all folds together."""
         run = self.recipe.run_folder
@@ -125,6 +129,13 @@ class Layout:
         decoder = recipe.decoder.model_dump(mode="json")
         missing = recipe.embed.proteins.missing
         return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
+
+    def calibration_fingerprint(self, fold: int) -> str:
+        """Of the effect scale."""
+        predict = self.recipe.predict.model_dump(mode="json")
+        return fingerprint(
+            [self.training_fingerprint(fold, "train"), predict, self.recipe.score.model_dump(mode="json")]
+        )
 
     @cached_property
     def predictions_fingerprint(self) -> str:

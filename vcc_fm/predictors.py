@@ -1,4 +1,4 @@
-"""What can predict: the decoder and the baselines, all as a distribution over the gene axis for a set of control cells.
+"""What can predict: the decoder and the baselines, each as a distribution of counts for a set of control cells.
 
 Everything is emitted by the same emitter from the same random numbers, so that predictors differ by what they predict
 and by nothing else.
@@ -17,7 +17,7 @@ from vcc_fm.baselines.control import control_unchanged
 from vcc_fm.baselines.mean_response import mean_response
 from vcc_fm.baselines.other_contexts import other_contexts
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.sampler import Assembler, CellSet, control_sets
+from vcc_fm.cellsets.sampler import Assembler, CellSet
 from vcc_fm.decoder.build import vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
@@ -32,7 +32,9 @@ BASELINES: dict[str, Baseline] = {
 
 
 class Predictor(Protocol):
-    """Predicts one set at a time."""
+    """Predicts one set at a time; ``effect_scale`` multiplies its log ratios to the control profile."""
+
+    effect_scale: float
 
     @property
     def dispersion(self) -> np.ndarray:
@@ -45,8 +47,8 @@ class Predictor(Protocol):
 class BaselinePredictor:
     """A baseline's log ratio on the control profiles of the set's batches."""
 
-    def __init__(self, data: Dataset, baseline: Baseline):
-        self.data, self.baseline = data, baseline
+    def __init__(self, data: Dataset, baseline: Baseline, effect_scale: float):
+        self.data, self.baseline, self.effect_scale = data, baseline, effect_scale
         self._ratio: dict[tuple[str, str], np.ndarray] = {}
 
     @property
@@ -59,7 +61,7 @@ class BaselinePredictor:
         key = (one.context, one.perturbation)
         if key not in self._ratio:
             self._ratio[key] = self.baseline(self.data, *key)
-        logits = self.data.log_shares[self.data.cells.batch[one.control_rows]] + self._ratio[key]
+        logits = self.data.log_shares[self.data.cells.batch[one.control_rows]] + self.effect_scale * self._ratio[key]
         return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
@@ -89,33 +91,3 @@ class DecoderPredictor:
         """See :class:`Predictor`."""
         batch = self._assembler.assemble([one]).to(self._device)
         return self.decoder(batch, self.effect_scale).log_share_BSG[0, : len(one.control_rows)].cpu().numpy()
-
-
-def fit_effect_scale(predictor: DecoderPredictor, set_size: int, seed: int) -> float:
-    """The factor on predicted log ratios that fits the validation split best.
-
-    Least squares through the origin of measured on predicted pseudobulk log ratios, over all validation groups and
-    genes, each weighted by the expected counts behind the measurement; kept within [0, 3].
-
-    Raises:
-        UserError: the split has no validation groups.
-    """
-    data = predictor.data
-    groups = data.split.groups("validation")
-    if not groups:
-        raise UserError("predict.effect_scale=validation needs validation groups; the split has none")
-    above, below = 0.0, 0.0
-    for context, perturbation in groups:
-        rows = data.cells.rows(context, perturbation)
-        observed = data.cells.sums(rows) + 0.5
-        sets = list(control_sets(data, context, perturbation, len(rows), set_size, seed))
-        predicted = np.concatenate([predictor.log_share(one) for one in sets])
-        controls = np.concatenate([data.log_shares[data.cells.batch[one.control_rows]] for one in sets])
-        measured = np.isfinite(controls).all(axis=0)
-        share, base = np.exp(predicted).mean(0)[measured], np.exp(controls).mean(0)[measured]
-        expected = data.cells.depth[rows].sum() * base + 0.5
-        ratio = np.log(observed[measured] / expected)
-        guess = np.log(share / base)
-        above += float((expected * guess * ratio).sum())
-        below += float((expected * guess**2).sum())
-    return float(np.clip(above / below, 0.0, 3.0)) if below > 0 else 1.0

@@ -47,7 +47,9 @@ class SimulateConfig(Section):
     depth: float = Field(4000.0, gt=0, description="median depth of a cell, UMI")
     inert: Fraction = Field(0.15, description="fraction of perturbations without any effect besides the knock-down")
     shared: Fraction = Field(0.75, description="fraction of an effect's variance that is the same in all contexts")
-    predictable: Fraction = Field(0.6, description="fraction of the shared part that follows from protein features")
+    predictable: Fraction = Field(
+        0.6, description="fraction of an effect beyond the generic response that follows from protein features"
+    )
 
 
 class SourceConfig(Section):
@@ -67,7 +69,9 @@ class SourceConfig(Section):
     separator: str = Field("+", min_length=1, description="what joins the target genes of a combination")
     context_column: str | None = Field(None, description="obs column with the context (cell line or type)")
     context: str | None = Field(None, description="context of all cells, when no column holds it")
-    batch_column: str | None = Field(None, description="obs column with the technical batch (gem group, lane, replicate)")
+    batch_column: str | None = Field(
+        None, description="obs column with the technical batch (gem group, lane, replicate)"
+    )
     keep: dict[str, bool | int | str | list[str]] = Field(
         {}, description="obs column -> value or values; cells with another value are dropped and counted"
     )
@@ -85,7 +89,9 @@ class DataConfig(Section):
     simulate: SimulateConfig | None = Field(None, description="simulate a screen instead of reading files")
     sources: list[SourceConfig] = Field([], description="h5ad files to read")
     genes: str = Field("union", description="gene axis: union, intersection, or a text file with one symbol a line")
-    minimum_cells: PositiveInt = Field(1, description="perturbations with fewer cells in a context are dropped and counted")
+    minimum_cells: PositiveInt = Field(
+        1, description="perturbations with fewer cells in a context are dropped and counted"
+    )
     chunk_cells: PositiveInt = Field(4096, description="cells read at a time, bounds the memory of `prepare`")
 
     @model_validator(mode="after")
@@ -102,7 +108,9 @@ class DataConfig(Section):
 class CellEncoderConfig(Section):
     """How a control cell becomes a vector."""
 
-    encoder: Literal["expression"] = Field("expression", description="PCA of log-normalised expression, training cells only")
+    encoder: Literal["expression"] = Field(
+        "expression", description="PCA of log-normalised expression, training cells only"
+    )
     width: PositiveInt = Field(32, description="number of components")
     target_sum: float = Field(1e4, gt=0, description="depth to which a cell is scaled before log1p, UMI")
 
@@ -145,7 +153,9 @@ class SplitConfig(Section):
         0.0, description="few-shot: fraction of the test perturbations that is held out of every other context too"
     )
     folds: PositiveInt = Field(1, description="perturbations: number of folds, each held out once, scored together")
-    table: str | None = Field(None, description="table: path of the cell-load TOML ([training], [zeroshot], [fewshot])")
+    table: str | None = Field(
+        None, description="table: path of the cell-load TOML ([training], [zeroshot], [fewshot])"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitConfig:
@@ -171,19 +181,28 @@ class LoraSettings(Section):
     r: PositiveInt = Field(8, description="rank of the adapters")
     alpha: PositiveInt = Field(16, description="scale of the adapters: alpha / r")
     dropout: Fraction = Field(0.0, description="dropout on the adapters' input")
-    target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="layers of the backbone to adapt")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="layers of the backbone to adapt"
+    )
 
 
 class DecoderSettings(Section):
     """The network that turns control cells and perturbation tokens into counts."""
 
     base: str = Field(
-        "scratch", description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id"
+        "scratch",
+        description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id",
     )
     revision: str | None = Field(None, description="revision of the Hub id")
     backbone: dict[str, str | int | float | bool | None] = Field(
-        {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "vocab_size": 1},
+        {
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": 1,
+        },
         description="transformers config of a backbone made from scratch: model_type and its own keys",
     )
     gene_rank: PositiveInt = Field(32, description="rank of the gene-axis terms")
@@ -197,7 +216,9 @@ class DecoderSettings(Section):
 class LossWeights(Section):
     """Weights of the three loss terms, each averaged over genes and sets."""
 
-    likelihood: float = Field(1.0, ge=0, description="negative-binomial negative log-likelihood, nats per gene and cell")
+    likelihood: float = Field(
+        1.0, ge=0, description="negative-binomial negative log-likelihood, nats per gene and cell"
+    )
     energy: float = Field(0.1, ge=0, description="energy distance between predicted and measured sets, log1p CP10k")
     delta: float = Field(1.0, ge=0, description="squared error of the set's pseudobulk log ratio to control")
 
@@ -205,16 +226,22 @@ class LossWeights(Section):
 class TrainConfig(Section):
     """One training phase. The trajectory depends on `batch_sets`, never on how devices share it."""
 
-    contexts: list[str] | None = Field(None, description="contexts to train on; null means every one with training cells")
+    contexts: list[str] | None = Field(
+        None, description="contexts to train on; null means every one with training cells"
+    )
     steps: PositiveInt = Field(description="optimiser steps")
     set_size: PositiveInt = Field(32, description="cells in a set (S)")
     batch_sets: PositiveInt = Field(8, description="sets in an optimiser step, over all devices")
-    micro_sets: PositiveInt | None = Field(None, description="sets on a device at a time; null: batch_sets / processes")
+    micro_sets: PositiveInt | None = Field(
+        None, description="sets on a device at a time; null: batch_sets / processes"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     warmup: Fraction = Field(0.1, description="share of the steps with rising learning rate, cosine decay follows")
     clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the backbone; heads and losses stay fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="arithmetic of the backbone; heads and losses stay fp32"
+    )
     loss: LossWeights = Field(LossWeights(), description="weights of the loss terms")
     eval_every: PositiveInt = Field(100, description="steps between evaluations on the validation split")
     eval_sets: PositiveInt = Field(256, description="most sets in an evaluation")
@@ -228,7 +255,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:
         if self.micro_sets is not None and self.batch_sets % self.micro_sets:
-            raise ValueError(f"train.batch_sets={self.batch_sets} is not a multiple of train.micro_sets={self.micro_sets}")
+            raise ValueError(
+                f"train.batch_sets={self.batch_sets} is not a multiple of train.micro_sets={self.micro_sets}"
+            )
         return self
 
 
@@ -239,10 +268,13 @@ class PredictConfig(Section):
     cells: Literal["measured"] | PositiveInt = Field(
         "measured", description="cells per context and perturbation: as many as were measured, or a number"
     )
-    depth: Literal["control"] | float = Field("control", description="depth of a predicted cell: its control cell's, or UMI")
+    depth: Literal["control"] | float = Field(
+        "control", description="depth of a predicted cell: its control cell's, or UMI"
+    )
     set_size: PositiveInt = Field(64, description="control cells shown to the decoder at once (S)")
     effect_scale: Literal["validation"] | float = Field(
-        1.0, description="factor on the predicted log ratio: a number, or fitted on the validation split"
+        1.0,
+        description="factor on predicted log ratios, the baselines' too: a number, or chosen on validation",
     )
 
 
@@ -258,7 +290,9 @@ class ScoreConfig(Section):
 class Recipe(Section):
     """Everything about a run."""
 
-    name: str = Field(description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^[\w.-]+$")
+    name: str = Field(
+        description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^[\w.-]+$"
+    )
     seed: int = Field(0, ge=0, description="seed of everything random")
     output: str = Field(".", description="folder that holds embeddings/ and runs/")
     data: DataConfig = Field(description="which cells there are")
@@ -300,7 +334,9 @@ def expand(path: str) -> Path:
     """Expand ``${VARIABLE}`` and ``~``; a variable that is not set is a :class:`UserError`."""
     unset = [name for name in re.findall(r"\$\{(\w+)\}", path) if name not in os.environ]
     if unset:
-        raise UserError(f"{path}: the environment variable {unset[0]} is not set; point it at the folder with the data")
+        raise UserError(
+            f"{path}: the environment variable {unset[0]} is not set; point it at the folder with the data"
+        )
     return Path(os.path.expanduser(os.path.expandvars(path)))
 
 
@@ -313,7 +349,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise UserError(f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} is no key; use a word")
+                raise UserError(
+                    f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} is no key; use a word"
+                )
             if key in seen:
                 raise UserError(f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} repeats")
             seen.add(key)

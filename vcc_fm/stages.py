@@ -18,14 +18,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from vcc_fm.calibrate import calibrate
 from vcc_fm.cellsets.load import separator_of
 from vcc_fm.cellsets.split import make_splits
 from vcc_fm.encoders.embed import embed_cells, embed_proteins
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done, mark_done
 from vcc_fm.predict import predict
+from vcc_fm.processes import process_state
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.scoring.run import score_run
+from vcc_fm.script import script_main
 from vcc_fm.sources.simulate import simulate
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.folder import one_writer, whole_folder
@@ -61,7 +64,11 @@ def stages_of(recipe: Recipe, console: Console, processes: int = 1) -> list[Stag
     trained = [(layout.decoder(fold, p), layout.training_fingerprint(fold, p)) for fold in folds for p in phases]
     return [
         Stage("prepare", [(layout.cells, layout.cells_fingerprint)], lambda: _prepare(recipe, console)),
-        Stage("embed proteins", [(layout.proteins, layout.proteins_fingerprint)], lambda: _embed_proteins(recipe, console)),
+        Stage(
+            "embed proteins",
+            [(layout.proteins, layout.proteins_fingerprint)],
+            lambda: _embed_proteins(recipe, console),
+        ),
         Stage(
             "embed cells",
             [(layout.cell_embeddings, layout.cell_embeddings_fingerprint)],
@@ -69,12 +76,13 @@ def stages_of(recipe: Recipe, console: Console, processes: int = 1) -> list[Stag
         ),
         Stage("split", [(layout.split(f), layout.split_fingerprint) for f in folds], lambda: _split(recipe, console)),
         Stage("train", trained, _launched("train", recipe, console, processes, train)),
+        *([_calibration(recipe, console)] if recipe.predict.effect_scale == "validation" else []),
         Stage(
             "predict",
             [(layout.prediction("model"), layout.predictions_fingerprint)],
             _launched("predict", recipe, console, processes, predict),
         ),
-        Stage("score", [(layout.scores, layout.scores_fingerprint)], lambda: score_run(recipe, console)),
+        Stage("score", [(layout.scores, layout.scores_fingerprint)], lambda: _score(recipe, console)),
     ]
 
 
@@ -88,6 +96,17 @@ def run_stage(stage: Stage, console: Console) -> bool:
     stage.run()
     console.print(f"[dim]{stage.name}: {time.perf_counter() - started:.1f} s[/dim]")
     return True
+
+
+def stage_script(name: str, description: str | None) -> int:
+    """Run one stage as a script that `accelerate launch` starts; its exit code."""
+
+    def action(recipe: Recipe, console: Console) -> None:
+        stage = next(stage for stage in stages_of(recipe, console) if stage.name == name)
+        with process_state().main_process_first():
+            run_stage(stage, console)
+
+    return script_main(description, action)
 
 
 class ProgressLines:
@@ -106,7 +125,8 @@ class ProgressLines:
         rate = done / max(now - self._begin, 1e-9)
         left = (total - done) / max(rate, 1e-9)
         self._console.print(
-            f"{self._what}: {done:,}/{total:,} {self._unit}  {rate:,.0f} {self._unit}/s  ETA {left:.0f} s", highlight=False
+            f"{self._what}: {done:,}/{total:,} {self._unit}  {rate:,.0f} {self._unit}/s  ETA {left:.0f} s",
+            highlight=False,
         )
 
 
@@ -187,7 +207,9 @@ def _embed_cells(recipe: Recipe, console: Console) -> None:
 
 def _cell_store(layout: Layout) -> CellStore:
     if not is_done(layout.cells, layout.cells_fingerprint):
-        raise UserError(f"{layout.cells} is missing or was made from another recipe; run `vcc-fm prepare RECIPE` first")
+        raise UserError(
+            f"{layout.cells} is missing or was made from another recipe; run `vcc-fm prepare RECIPE` first"
+        )
     return CellStore(layout.cells)
 
 
@@ -206,6 +228,16 @@ def _split(recipe: Recipe, console: Console) -> None:
                 console.print(f"fold {split.fold}: {role}: {shown}")
     for warning in sorted({warning for split in splits for warning in split.warnings}):
         console.print(f"[yellow]note[/yellow] {warning}")
+
+
+def _calibration(recipe: Recipe, console: Console) -> Stage:
+    layout = Layout(recipe)
+    outputs = [(layout.calibration(fold), layout.calibration_fingerprint(fold)) for fold in range(recipe.split.folds)]
+    return Stage("calibrate", outputs, lambda: calibrate(recipe, console))
+
+
+def _score(recipe: Recipe, console: Console) -> None:
+    score_run(recipe, console)
 
 
 def _launched(

@@ -10,16 +10,14 @@ been run: ``vcc-fm run RECIPE`` runs them all. A run that was stopped goes on fr
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from accelerate import PartialState
 from rich.console import Console
 
 from vcc_fm.cellsets.load import load_dataset
-from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done
-from vcc_fm.recipe import Recipe, load_recipe
+from vcc_fm.recipe import Recipe
+from vcc_fm.script import script_main
 from vcc_fm.training.phase import train_phase
 
 
@@ -42,23 +40,5 @@ def train(recipe: Recipe, console: Console) -> None:
             train_phase(recipe, data, fold, phase, console)
 
 
-def main() -> int:
-    """Command line; the exit code is 2 for a user's error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="path of the recipe")
-    parser.add_argument("overrides", nargs="*", help="key.key=value")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    arguments = parser.parse_args()
-    main_process = PartialState().is_main_process
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        train(recipe, Console(quiet=arguments.quiet or not main_process))
-    except UserError as error:
-        if main_process:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script_main(__doc__, train))

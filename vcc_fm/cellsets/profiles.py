@@ -8,16 +8,18 @@ from vcc_fm.errors import UserError
 from vcc_fm.store.cells import CellStore
 
 BATCH_PRIOR = 2e5
-"""UMI of the context's profile that a batch's own controls are mixed with; steadies batches with few control cells."""
+"""UMI of the context's profile that a batch's own controls are mixed with; steadies batches with few controls."""
 CONTEXT_PRIOR = 0.5
-"""UMI that every measured gene is granted in a context, so that a gene never seen in controls has a finite log share."""
+"""UMI that every measured gene is granted in a context, so that one never seen in controls has a finite log share."""
 
 
 def control_log_shares(store: CellStore) -> np.ndarray:
     """Log of each gene's share of the counts in the control cells of each batch.
 
     The share of a batch is the posterior mean under a Dirichlet prior with the context's shares as mean and
-    ``BATCH_PRIOR`` counts as weight; the context's shares get ``CONTEXT_PRIOR`` counts a gene.
+    ``BATCH_PRIOR`` counts as weight; the context's shares get ``CONTEXT_PRIOR`` counts a gene. Where the batches of a
+    context measured different genes, a gene's counts are divided by the counts, over the genes that all measured, of
+    the batches that measured it: else a gene would look rarer for being measured in fewer of them.
 
     Returns:
         [number of batches, G] float32, natural log; -inf where the batch's source did not measure the gene. The
@@ -37,7 +39,9 @@ def control_log_shares(store: CellStore) -> np.ndarray:
             )
         sums = {int(groups.batch[i]): store.sums(np.arange(groups.start[i], groups.end[i])) for i in runs}
         measured = store.measured[batches]
-        pooled = sum(sums.values()) + CONTEXT_PRIOR
+        common = measured.all(axis=0)
+        exposure = np.array([sums[int(batch)][common].sum() if int(batch) in sums else 0 for batch in batches]) + 1.0
+        pooled = sum(sums.values()) * (exposure.sum() / np.maximum(exposure @ measured, 1.0)) + CONTEXT_PRIOR
         for batch, mask in zip(batches, measured, strict=True):
             context_share = np.where(mask, pooled, 0.0)
             context_share /= context_share.sum()

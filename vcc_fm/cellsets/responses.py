@@ -28,7 +28,7 @@ class Responses:
     precision: np.ndarray
 
     def elsewhere(self, context: str, perturbation: str) -> np.ndarray | None:
-        """Shrunken log ratio [G] float32 of ``perturbation`` in all contexts but ``context``; None where there is none.
+        """Shrunken log ratio [G] float32 of ``perturbation`` outside ``context``; None where it was not measured.
 
         The contexts' ratios are averaged by their precision and shrunken towards zero under a normal prior whose
         variance is estimated over the genes (empirical Bayes for normal means: Efron & Morris 1973).
@@ -36,13 +36,15 @@ class Responses:
         rows = [i for i, (c, p) in enumerate(self.groups) if p == perturbation and c != context]
         return self._pool(rows)
 
-    def mean_response(self, context: str, without: str) -> np.ndarray | None:
-        """Shrunken mean log ratio [G] over the training perturbations of ``context`` (any other context where it has
-        none), ``without`` left out; every perturbation has the same weight.
+    def mean_response(self, context: str, without: str) -> np.ndarray:
+        """Mean log ratio [G] over the training groups but those of ``without``; every group weighs the same.
+
+        Over those of ``context``, or of all other contexts where it has none; 0 where no group measured a gene.
         """
         rows = [i for i, (c, p) in enumerate(self.groups) if c == context and p != without]
         rows = rows or [i for i, (_, p) in enumerate(self.groups) if p != without]
-        return self.ratio[rows].mean(axis=0) if rows else None
+        known = (self.precision[rows] > 0).sum(axis=0)
+        return self.ratio[rows].sum(axis=0) / np.maximum(known, 1).astype(np.float32)
 
     def _pool(self, rows: list[int]) -> np.ndarray | None:
         if not rows:
@@ -84,7 +86,8 @@ def estimate_responses(store: CellStore, split: Split, log_shares: np.ndarray, d
         share = np.exp(log_shares[here].astype(np.float64))
         expected = total[here] @ share + PSEUDOCOUNT
         observed = store.sums(cells) + PSEUDOCOUNT
-        measured = store.measured[here].all(axis=0)
+        # A batch that did not measure a gene adds nothing to either side of its ratio.
+        measured = store.measured[here].any(axis=0)
         variance = (observed + dispersion * (squares[here] @ share**2) * (observed / expected) ** 2) / observed**2
         ratio[row] = np.where(measured, np.log(observed / expected), 0.0)
         precision[row] = np.where(measured, 1.0 / variance, 0.0)

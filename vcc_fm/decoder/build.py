@@ -129,7 +129,7 @@ def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> Perturbat
         then, now = getattr(base.config, f"{side}_encoder"), getattr(config, f"{side}_encoder")
         if then["fingerprint"] != now["fingerprint"]:
             raise UserError(
-                f"decoder.base was trained on {side} vectors of {then['encoder']} {then['parameters']} with fingerprint "
+                f"decoder.base was trained on {side} vectors of {then['encoder']} {then['parameters']}, fingerprint "
                 f"{then['fingerprint'][:12]}, this recipe has {now['encoder']} {now['parameters']} with "
                 f"{now['fingerprint'][:12]}; embed with the base's encoder"
             )
@@ -137,10 +137,11 @@ def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> Perturbat
     config.response = base.config.response
     decoder = PerturbationDecoder(config)
     _initialise(decoder, data)
-    tables = {
-        "context_code.weight": ([None, *base.config.contexts], [None, *config.contexts]),
-        "batch_code.weight": ([None, *base.config.batches], [None, *config.batches]),
-        "learned_target.weight": ([None, *base.config.learned_targets], [None, *config.learned_targets]),
+    # Rows of these tables belong to labels: what each row was called then, and what it is called now.
+    tables: dict[str, tuple[list[str], list[str]]] = {
+        "context_code.weight": (["", *base.config.contexts], ["", *config.contexts]),
+        "batch_code.weight": (["", *base.config.batches], ["", *config.batches]),
+        "learned_target.weight": (["", *base.config.learned_targets], ["", *config.learned_targets]),
         **{
             f"head.{name}": (base.config.genes, config.genes)
             for name in ("gene_factor", "mean_response", "log_dispersion", "gene_vector_GV")
@@ -154,9 +155,8 @@ def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> Perturbat
             continue
         then, now = tables[name]
         position = {label: i for i, label in enumerate(then)}
-        rows = [(i, position[label]) for i, label in enumerate(now) if label in position]
-        to, frm = (torch.tensor(side, dtype=torch.long) for side in zip(*rows, strict=True)) if rows else (None, None)
-        if to is not None:
-            state[name][to] = value[frm]
+        for row, label in enumerate(now):
+            if label in position:
+                state[name][row] = value[position[label]]
     decoder.load_state_dict(state)
     return decoder

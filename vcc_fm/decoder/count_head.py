@@ -27,7 +27,9 @@ class CountDistribution:
 
 
 class CountHead(nn.Module):
-    """log share = log control share + delta, normalised over the measured genes; delta is a sum of
+    """Log share = log control share + delta, normalised over the measured genes.
+
+    Delta is a sum of
 
     - what the same perturbation did in other contexts, times a gate (one without evidence to the contrary),
     - the mean response of the training perturbations, times an amplitude (one where no response is known, else zero),
@@ -38,6 +40,9 @@ class CountHead(nn.Module):
     Every term but the first starts at zero: an untrained head repeats the other contexts' response.
     """
 
+    gene_vector_GV: torch.Tensor
+    log_dispersion: torch.Tensor
+
     def __init__(self, config: PerturbationDecoderConfig, width: int):
         super().__init__()
         genes, rank = len(config.genes), config.gene_rank
@@ -45,7 +50,9 @@ class CountHead(nn.Module):
         self.gene_projection = nn.Linear(config.protein_width, rank, bias=False)
         self.register_buffer("gene_vector_GV", torch.zeros(genes, config.protein_width))
         self.mean_response = nn.Parameter(torch.zeros(genes))
-        self.log_dispersion = nn.Parameter(torch.zeros(genes))
+        # Of the control cells, not trained: a likelihood would raise it to cover what the mean gets wrong, and cells
+        # drawn with it would hide effects from a rank test.
+        self.register_buffer("log_dispersion", torch.zeros(genes))
         self.set_term = nn.Linear(width, rank)
         self.cell_term = nn.Linear(width, rank, bias=False)
         self.gates = nn.Linear(width, 3)

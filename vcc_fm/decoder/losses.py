@@ -1,5 +1,7 @@
-"""The three loss terms. Each is computed per set and averaged over sets, so that the loss of a step does not depend
-on how its sets are spread over micro-batches and devices.
+"""The three loss terms.
+
+Each is computed per set and averaged over sets, so that the loss of a step does not depend on how its sets are spread
+over micro-batches and devices.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from vcc_fm.decoder.count_head import CountDistribution
 from vcc_fm.recipe import LossWeights
 
 CELL_TARGET_SUM = 1e4
+SMALLEST_MEAN = 1e-8
+"""Added to every expected count, so that a gene that is not measured (a share of zero) has a finite logarithm."""
 BULK_TARGET_SUM = 5e4
 """Depth to which a pseudobulk is scaled before log1p, as the VCC 2026 scorer does (cell-eval2, preset vcc2026)."""
 
@@ -18,18 +22,19 @@ BULK_TARGET_SUM = 5e4
 def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood, nats, of counts under NB(mean, variance = mean + dispersion x mean^2); same shape.
 
+    The mean must be above zero.
+
     With r = 1 / dispersion: -log p = lgamma(r) + lgamma(y + 1) - lgamma(y + r) - r log(r / (r + mu))
     - y log(mu / (r + mu)).
     """
     r = 1.0 / dispersion
     log_total = torch.log(r + mean)
-    # xlogy gives 0 for a count of 0 at a mean of 0, where y * log(mu) would be NaN.
     return (
         torch.lgamma(r)
         + torch.lgamma(counts + 1.0)
         - torch.lgamma(counts + r)
         - r * (torch.log(r) - log_total)
-        - torch.xlogy(counts, mean)
+        - counts * torch.log(mean)
         + counts * log_total
     )
 
@@ -51,7 +56,7 @@ def set_losses(predicted: CountDistribution, batch: Batch) -> dict[str, torch.Te
     share_BSG = torch.where(measured_BSG, predicted.log_share_BSG, -torch.inf).exp()
     depth_BS1 = counts_BSG.sum(-1, keepdim=True)
 
-    nll_BSG = negative_binomial_nll(counts_BSG, depth_BS1 * share_BSG + 1e-8, predicted.dispersion_G)
+    nll_BSG = negative_binomial_nll(counts_BSG, depth_BS1 * share_BSG + SMALLEST_MEAN, predicted.dispersion_G)
     likelihood_B = (nll_BSG * measured_BSG).sum((1, 2)) / measured_BSG.sum((1, 2))
 
     genes_B = measured_BSG.any(1).sum(-1)
@@ -87,7 +92,7 @@ def _noise(seed: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _energy(x_BSG: torch.Tensor, y_BSG: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-    """2 E|x - y| - E|x - x'| - E|y - y'| over the real cells of each set, [B]; pairs of a cell with itself left out."""
+    """2 E|x - y| - E|x - x'| - E|y - y'| over the real cells of each set, [B]; no cell is paired with itself."""
     weight_BSS = mask_BS[:, :, None] * mask_BS[:, None, :].float()
     other_BSS = weight_BSS * (1.0 - torch.eye(mask_BS.shape[1], device=mask_BS.device))
     pairs_B = weight_BSS.sum((1, 2))

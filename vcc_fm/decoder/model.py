@@ -79,7 +79,9 @@ class PerturbationDecoder(PreTrainedModel):
         with torch.autocast(batch.cells_BSE.device.type, enabled=False):
             tokens_BLD, real_BL = self.tokens(batch)
         # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways.
-        mask_B1LL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(~real_BL, torch.finfo(torch.float32).min)
+        mask_B1LL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(
+            ~real_BL, torch.finfo(torch.float32).min
+        )
         mask_B1LL = mask_B1LL[:, None, None].expand(-1, 1, real_BL.shape[1], -1)
         position_BL = torch.zeros_like(real_BL, dtype=torch.long)
         hidden_BLD = self.backbone(

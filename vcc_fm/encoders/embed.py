@@ -32,7 +32,7 @@ def embed_cells(
     """
     controls = cells.rows(perturbation=cells.control)
     fitting = controls[np.linspace(0, len(controls) - 1, min(len(controls), FIT_CELLS)).astype(np.int64)]
-    measured = cells.measured.all(axis=0)
+    measured = np.asarray(cells.measured.all(axis=0))
     encoder = ExpressionEncoder.fit(cells.sparse(fitting), measured, config.width, config.target_sum)
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -56,5 +56,7 @@ def embed_proteins(
     """
     encoder = CompositionEncoder(config.kmer)
     symbols, vectors = encode_genes(encoder, read_fasta(fasta))
-    write_embeddings(folder, "symbol", [(np.asarray(symbols), vectors)], encoder.width, fingerprint, encoder.describe())
+    write_embeddings(
+        folder, "symbol", [(np.asarray(symbols), vectors)], encoder.width, fingerprint, encoder.describe()
+    )
     progress(len(symbols), len(symbols))

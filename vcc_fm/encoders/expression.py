@@ -31,7 +31,7 @@ class ExpressionEncoder:
 
     Attributes:
         columns: [g] int64, positions on the gene axis that are used: the genes that every source measured, because a
-            gene that was not measured must not look like one that is silent.
+            gene that was not measured must not look like one that is silent. A cell's depth is taken over them too.
         mean: [g] float32 mean of log-normalised expression.
         components: [width, g] float32, orthonormal rows.
         scale: float, standard deviation of the first component; vectors are divided by it.
@@ -61,10 +61,10 @@ class ExpressionEncoder:
         smallest = min(len(columns), counts.shape[0])
         if smallest <= width:
             raise UserError(
-                f"embed.cells.width={width}: {len(columns)} genes measured by all sources and {counts.shape[0]} cells to "
-                f"fit on; use a width below {smallest}"
+                f"embed.cells.width={width}: {len(columns)} genes measured by all sources and {counts.shape[0]} cells "
+                f"to fit on; use a width below {smallest}"
             )
-        values = log_normalise(counts, target_sum)[:, columns].astype(np.float64)
+        values = log_normalise(counts[:, columns], target_sum).astype(np.float64)
         # ARPACK starts from a vector that random_state draws: without it two fits differ in the last digits.
         pca = PCA(width, svd_solver="arpack", random_state=0).fit(values)
         return cls(
@@ -82,7 +82,7 @@ class ExpressionEncoder:
 
     def encode(self, counts: sp.csr_matrix) -> np.ndarray:
         """Vectors [n, width] float32 of ``counts`` [n, G]; each row depends on its own cell alone."""
-        values = log_normalise(counts, self.target_sum)[:, self.columns]
+        values = log_normalise(counts[:, self.columns], self.target_sum)
         return ((values @ self.components.T - self.mean @ self.components.T) / self.scale).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:

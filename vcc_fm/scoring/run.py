@@ -1,1 +1,67 @@
-"""The score stage."""
+"""The score stage: the model, the baselines and the scale, one table and one report."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+from vcc_fm.errors import UserError
+from vcc_fm.layout import Layout, is_done, mark_done
+from vcc_fm.recipe import Recipe
+from vcc_fm.scoring.report import write_report
+from vcc_fm.scoring.table import Entry, ScoreTable
+from vcc_fm.scoring.vcc import score
+from vcc_fm.store.folder import read_json
+from vcc_fm.training.checkpoint import read_log
+
+
+def score_run(recipe: Recipe, console: Console) -> ScoreTable:
+    """Score what the predict stage wrote; writes ``scores.json``, ``scores.csv`` and ``report.html``.
+
+    Raises:
+        UserError: the predictions are missing or were made from another recipe, or truth and predictions differ in
+            genes or labels.
+    """
+    started = time.perf_counter()
+    layout = Layout(recipe)
+    if not is_done(layout.prediction("model"), layout.predictions_fingerprint):
+        raise UserError(f"{layout.prediction('model')} is missing or of another recipe; run `vcc-fm predict RECIPE`")
+    entries = [Entry("model", "model", layout.prediction("model"))]
+    entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
+    control = read_json(layout.cells / "store.json")["control"]
+    table = score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache")
+    table.print(console)
+    model, best = table.mean("model"), max(recipe.score.baselines, key=table.mean)
+    console.print(
+        f"model {model:+.3f}; best baseline {best} {table.mean(best):+.3f}; distance {model - table.mean(best):+.3f}",
+        highlight=False,
+    )
+    report = layout.scores.with_name("report.html")
+    write_report(
+        report, table, layout.truth, layout.prediction("model"), control, _log(recipe), recipe.name, _notes(recipe)
+    )
+    table.write_csv(layout.scores.with_suffix(".csv"))
+    table.write_json(layout.scores)
+    mark_done(layout.scores, layout.scores_fingerprint, time.perf_counter() - started)
+    console.print(f"report: {report}", soft_wrap=True)
+    return table
+
+
+def _log(recipe: Recipe) -> list[dict[str, Any]]:
+    """Training and validation lines of all phases of the first fold."""
+    layout = Layout(recipe)
+    return [line for phase in ("pretrain", "train") for line in read_log(layout.phase(0, phase) / "log.jsonl")]
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    record = read_json(recipe.run_folder / "prediction.json")
+    notes = ["All cells are simulated."] if recipe.data.simulate else []
+    notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; seed {recipe.seed}.")
+    if record["without_response_elsewhere"]:
+        notes.append(
+            f"{record['without_response_elsewhere']} of the held-out groups have no training cells of the same "
+            "perturbation in another context; the baseline other-contexts predicts the mean response for them."
+        )
+    return notes + record["warnings"]

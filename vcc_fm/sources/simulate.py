@@ -10,12 +10,14 @@ g gene, i cell.
 3. Batch: log shift[c,b,g] = 0.1 N, and a depth factor exp(0.1 N), centred over the batches of a context.
 4. Effect (log fold change at full efficiency), before sparsity of unit variance:
 
-       common[t,g]   = sqrt(1/4) generic[g] + sqrt(3/4) (sqrt(predictable) z[t] W z[g] / sqrt(6)
+       part[t,g]     = sqrt(1/4) generic[g] + sqrt(3/4) (sqrt(predictable) z[t] W z[g] / sqrt(6)
                                                          + sqrt(1 - predictable) N[t,g]),   W a rotation
-       dense[c,t,g]  = sqrt(shared) common[t,g] + sqrt(1 - shared) N[c,t,g]
+       dense[c,t,g]  = sqrt(shared) common part[t,g] + sqrt(1 - shared) part of context c[t,g]
        delta[c,t,g]  = strength[t] sign(dense) max(|dense| - 1, 0), within [-3, 3]
 
-   generic is the response to any perturbation; ``predictable`` is the share of what is common beyond it. The threshold
+   The common part and each context's own are drawn alike, with a generic response and a rotation of their own: what a
+   context does differently can be learned from some perturbations in it, as in real screens, and no better than the
+   rest. ``predictable`` is the share of a part beyond its generic response. The threshold
    leaves about 0.3 of the genes responding, and turns a correlation of 0.75 between contexts into about 0.6.
    strength ~ 0.8 exp(0.35 N), and 0 where the perturbation is inert. delta is 0 at the target gene itself, which has
    its knock-down instead.
@@ -173,7 +175,6 @@ def _check(config: SimulateConfig) -> None:
 
 
 def _draw_screen(config: SimulateConfig, rng: Generator) -> _Screen:
-    shape = (config.perturbations, config.genes)
     factors = rng.standard_normal((config.genes, FACTORS))
     base = rng.standard_normal(config.genes)
     dispersion = 0.3 * np.exp(0.3 * rng.standard_normal(config.genes))
@@ -181,18 +182,25 @@ def _draw_screen(config: SimulateConfig, rng: Generator) -> _Screen:
     targets = np.sort(rng.choice(expressed, config.perturbations, replace=False))
     strength = 0.8 * np.exp(0.35 * rng.standard_normal(config.perturbations))
     strength[rng.permutation(config.perturbations)[: round(config.inert * config.perturbations)]] = 0.0
+    return _Screen(factors, base, dispersion, targets, strength, _draw_part(config, factors, targets, rng))
+
+
+def _draw_part(
+    config: SimulateConfig, factors: NDArray[np.float64], targets: NDArray[np.int64], rng: Generator
+) -> NDArray[np.float64]:
+    """A part of the effects, [T, G], of unit variance: generic, predictable from factors, and neither."""
     rotation = np.linalg.qr(rng.standard_normal((FACTORS, FACTORS)))[0]
     bilinear = factors[targets] @ rotation @ factors.T / np.sqrt(FACTORS)
-    own = np.sqrt(config.predictable) * bilinear + np.sqrt(1 - config.predictable) * rng.standard_normal(shape)
-    common = np.sqrt(0.25) * rng.standard_normal(config.genes) + np.sqrt(0.75) * own
-    return _Screen(factors, base, dispersion, targets, strength, common)
+    own = np.sqrt(config.predictable) * bilinear
+    own += np.sqrt(1 - config.predictable) * rng.standard_normal(bilinear.shape)
+    return np.sqrt(0.25) * rng.standard_normal(config.genes) + np.sqrt(0.75) * own
 
 
 def _draw_context(config: SimulateConfig, screen: _Screen, rng: Generator) -> _Context:
     perturbations, genes = screen.common.shape
     base = 1.3 * (np.sqrt(0.85) * screen.base + np.sqrt(0.15) * rng.standard_normal(genes))
     dense = np.sqrt(config.shared) * screen.common
-    dense += np.sqrt(1 - config.shared) * rng.standard_normal(dense.shape)
+    dense += np.sqrt(1 - config.shared) * _draw_part(config, screen.factors, screen.targets, rng)
     sparse_effect = np.sign(dense) * np.maximum(np.abs(dense) - 1.0, 0.0)
     delta = np.clip(screen.strength[:, None] * sparse_effect, -3.0, 3.0)
     delta[np.arange(perturbations), screen.targets] = 0.0
@@ -243,7 +251,7 @@ def _cell_table(name: str, context: _Context, target_symbols: NDArray[np.str_]) 
         "batch": (context.batch, [f"{name}-batch{number}" for number in range(1, batches + 1)]),
     }
     return pd.DataFrame(
-        {column: pd.Categorical.from_codes(codes, labels) for column, (codes, labels) in columns.items()},
+        {column: pd.Categorical.from_codes(codes, pd.Index(labels)) for column, (codes, labels) in columns.items()},
         index=[f"{name}-{number:06d}" for number in range(1, n + 1)],
     )
 

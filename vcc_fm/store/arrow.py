@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -20,15 +21,20 @@ DATA_FILE = "data-00000-of-00001.arrow"
 
 
 def write_dataset(
-    folder: Path, features: datasets.Features, batches: Iterable[pa.RecordBatch], fingerprint: str, licence: str, citation: str
+    folder: Path,
+    features: datasets.Features,
+    batches: Iterable[pa.RecordBatch],
+    fingerprint: str,
+    licence: str,
+    citation: str,
 ) -> int:
-    """Write record batches (schema of ``features``) as a dataset folder; return the number of bytes of the data file."""
+    """Write record batches (schema of ``features``) as a dataset folder; return the size of the data file, bytes."""
     path = folder / DATA_FILE
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
     datasets.DatasetInfo(features=features, license=licence, citation=citation).write_to_directory(str(folder))
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": DATA_FILE}],
         "_fingerprint": fingerprint[:16],
         "_format_columns": None,

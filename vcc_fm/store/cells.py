@@ -91,7 +91,9 @@ class CellStore:
         self.folder = folder
         self.meta: dict[str, Any] = read_json(folder / "store.json")
         if self.meta["schema"] != SCHEMA:
-            raise UserError(f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; prepare it again")
+            raise UserError(
+                f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; prepare it again"
+            )
         self.genes: list[str] = self.meta["genes"]
         self.control: str = self.meta["control"]
         self.contexts: list[str] = self.meta["contexts"]
@@ -156,7 +158,8 @@ class CellStore:
             {"c": self.groups.context, "p": self.groups.perturbation, "n": self.groups.end - self.groups.start}
         )
         sums = frame.groupby(["c", "p"])["n"].sum()
-        return {(self.contexts[c], self.perturbations[p]): int(n) for (c, p), n in sums.items()}
+        codes = sums.index.to_frame(index=False).to_numpy()
+        return {(self.contexts[c], self.perturbations[p]): int(n) for (c, p), n in zip(codes, sums, strict=True)}
 
     def rows(self, context: str | None = None, perturbation: str | None = None) -> np.ndarray:
         """Rows [n] int64 of a context, a perturbation, or both, in row order."""

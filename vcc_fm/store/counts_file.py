@@ -34,6 +34,8 @@ class CountsFile:
         if self._labels:
             sparse_dataset(self._file["X"]).append(piece)
         else:
+            # Offsets of 64 bits from the first piece on: a large file has more values than 32 bits can address.
+            piece.indptr = piece.indptr.astype(np.int64)
             write_elem(self._file, "X", piece, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
         self._labels.append(labels)
 

@@ -18,9 +18,14 @@ SCHEMA = 1
 
 
 def write_embeddings(
-    folder: Path, key: str, chunks: Iterable[tuple[np.ndarray, np.ndarray]], width: int, fingerprint: str, meta: dict[str, Any]
+    folder: Path,
+    key: str,
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
+    width: int,
+    fingerprint: str,
+    meta: dict[str, Any],
 ) -> None:
-    """Write (keys [n] str, vectors [n, width] float32) chunks into ``folder``, which exists and is the caller's to rename.
+    """Write (keys [n] str, vectors [n, width] float32) chunks into ``folder``, which the caller renames.
 
     Args:
         folder: where the dataset and ``store.json`` go.
@@ -31,7 +36,9 @@ def write_embeddings(
         meta: encoder, checkpoint, parameters, ``licence`` and ``citation``, kept in ``store.json``.
     """
     # datasets 5 stores a fixed-size list as such, so that the vectors lie in one buffer without offsets.
-    features = datasets.Features({key: datasets.Value("string"), "embedding": datasets.List(datasets.Value("float32"), length=width)})
+    features = datasets.Features(
+        {key: datasets.Value("string"), "embedding": datasets.List(datasets.Value("float32"), length=width)}
+    )
     rows = 0
 
     def batches() -> Iterable[pa.RecordBatch]:
@@ -66,11 +73,14 @@ class EmbeddingStore:
         self.folder = folder
         self.meta: dict[str, Any] = read_json(folder / "store.json")
         if self.meta["schema"] != SCHEMA:
-            raise UserError(f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; embed it again")
+            raise UserError(
+                f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; embed it again"
+            )
         self._table = MappedTable(folder, self.meta["bytes"])
         self.keys = self._table.column(self.meta["key"])
         parts = [
-            batch.column("embedding").flatten().to_numpy().reshape(-1, self.meta["width"]) for batch in self._table.batches
+            batch.column("embedding").flatten().to_numpy().reshape(-1, self.meta["width"])
+            for batch in self._table.batches
         ]
         self.vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)
 

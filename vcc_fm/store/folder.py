@@ -60,7 +60,9 @@ def one_writer(final: Path, wait_seconds: float = 24 * 3600) -> Iterator[None]:
         with FileLock(lock, timeout=wait_seconds):
             yield
     except Timeout:
-        raise UserError(f"{final}: another run has been writing it for {wait_seconds:.0f} s; wait for it or stop it") from None
+        raise UserError(
+            f"{final}: another run has been writing it for {wait_seconds:.0f} s; wait for it or stop it"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -83,7 +85,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; the stage that writes it has not been run, or the folder is incomplete") from None
+        raise UserError(
+            f"{path}: missing; the stage that writes it has not been run, or the folder is incomplete"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); remove its folder and run the stage again") from None
 

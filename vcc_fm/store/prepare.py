@@ -105,24 +105,55 @@ def _cell_table(
         table = source.cells.copy()
         table["source"] = number
         table["position"] = np.arange(len(table))
-        # Control labels may differ between files; the store knows one, that of the first source.
-        table.loc[table["perturbation"] == config.control, "perturbation"] = configs[0].control
+        table["perturbation"] = unified_labels(table["perturbation"], config, configs[0])
         if len(sources) > 1:
-            # Two files may both have a batch "1": they are different batches, and a batch has one set of measured genes.
+            # Two files may both have a batch "1": these differ, and a batch has one set of measured genes.
             table["batch"] = source.name + ":" + table["batch"].astype(str)
             table["barcode"] = source.name + ":" + table["barcode"].astype(str)
         tables.append(table)
     cells = pd.concat(tables, ignore_index=True)
+    # A lane that holds several contexts is a batch in each of them: controls of one are no controls of another.
+    shared = cells.groupby("batch")["context"].transform("nunique") > 1
+    cells.loc[shared, "batch"] = cells["context"] + ":" + cells["batch"]
     size = cells.groupby(["context", "perturbation"])["source"].transform("size")
     few = (size < minimum_cells) & (cells["perturbation"] != configs[0].control)
     dropped = [dict(source.dropped) for source in sources]
     if few.any():
-        for number, count in cells.loc[few, "source"].value_counts().items():
-            dropped[int(number)][f"perturbation with fewer than {minimum_cells} cells"] = int(count)  # type: ignore[call-overload]
+        for number in sorted(cells.loc[few, "source"].unique()):
+            count = int((few & (cells["source"] == number)).sum())
+            dropped[number][f"perturbation with fewer than {minimum_cells} cells"] = count
         cells = cells[~few].reset_index(drop=True)
     if cells.empty:
         raise UserError("no cell is left after the filters (keep, minimum_cells); loosen them")
     return cells, dropped
+
+
+def unified_labels(labels: pd.Series, config: SourceConfig, first: SourceConfig) -> pd.Series:
+    """The perturbation labels of a source in the words of the first source: its control label, its separator.
+
+    Args:
+        labels: [n] str perturbation labels as the source has them.
+        config: of the source.
+        first: of the first source, whose words the store uses.
+
+    Raises:
+        UserError: the first source's control label is a perturbation here, or a target gene holds its separator.
+    """
+    known = {}
+    for label in labels.unique():
+        parts = [first.control] if label == config.control else label.split(config.separator)
+        if label == first.control != config.control:
+            raise UserError(
+                f"source {config.name!r}: {label!r} is a perturbation here (control is {config.control!r}) and the "
+                f"control of source {first.name!r}; correct control, or leave these cells out with keep"
+            )
+        if config.separator != first.separator and label != config.control and first.separator in "\n".join(parts):
+            raise UserError(
+                f"source {config.name!r}: perturbation {label!r} holds {first.separator!r}, which joins target genes "
+                f"in source {first.name!r}; rename it in the file, or list this source first"
+            )
+        known[label] = first.separator.join(parts)
+    return labels.map(known)
 
 
 def _group_order(cells: pd.DataFrame, seed: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from vcc_fm.store.folder import read_json, write_json
 
@@ -65,7 +66,9 @@ class Checkpoints:
         """Keep the trainable weights of ``model`` as the best; all processes call it."""
         weights = self.accelerator.get_state_dict(model)
         if self.accelerator.is_main_process:
-            trainable = {name for name, value in self.accelerator.unwrap_model(model).named_parameters() if value.requires_grad}
+            trainable = {
+                name for name, value in self.accelerator.unwrap_model(model).named_parameters() if value.requires_grad
+            }
             kept = {name: weights[name].contiguous().cpu() for name in sorted(trainable)}
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = self.folder / "best.safetensors.partial"
@@ -89,7 +92,7 @@ def _step_of(path: Path) -> int:
 
 
 def save_decoder(model: nn.Module, folder: Path, extra: dict[str, Any]) -> None:
-    """Write a trained decoder into ``folder``: safetensors and JSON, loadable by ``PerturbationDecoder.from_pretrained``.
+    """Write a trained decoder into ``folder``, safetensors and JSON, for ``PerturbationDecoder.from_pretrained``.
 
     A decoder under adapters is written twice: merged here, and as a `peft` adapter in ``folder/adapter``, which loads
     on the base it was trained on.
@@ -97,6 +100,7 @@ def save_decoder(model: nn.Module, folder: Path, extra: dict[str, Any]) -> None:
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder / "adapter"))
         model = model.merge_and_unload()
+    assert isinstance(model, PreTrainedModel)
     model.save_pretrained(str(folder))
     for name, content in extra.items():
         write_json(folder / name, content)

@@ -17,7 +17,8 @@ from vcc_fm.cellsets.batch import Batch
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import TrainConfig
+from vcc_fm.processes import process_state
+from vcc_fm.recipe import LossWeights, TrainConfig
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
 from vcc_fm.training.tracking import TrainingLog, peak_memory_gb
@@ -29,6 +30,7 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     Raises:
         UserError: the number of processes is not the recipe's, or the sets cannot be shared evenly.
     """
+    process_state()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=None if config.tracker == "none" else config.tracker,
@@ -76,7 +78,13 @@ class Trainer:
         accelerator: Accelerator,
         console: Console,
     ):
-        self.phase, self.config, self.accelerator, self.console, self.folder = phase, config, accelerator, console, folder
+        self.phase, self.config, self.accelerator, self.console, self.folder = (
+            phase,
+            config,
+            accelerator,
+            console,
+            folder,
+        )
         self.training, self.validation, self.assembler = training, validation, assembler
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -115,7 +123,7 @@ class Trainer:
 
     def _steps(self, first: int, best: float, loader: Prefetcher, log: TrainingLog) -> float:
         config, batches = self.config, iter(loader)
-        window = _Window(loader)
+        window = _Window(loader, config.loss)
         self.model.train()
         for step in range(first, config.steps):
             rate = learning_rate(config, step)
@@ -126,13 +134,13 @@ class Trainer:
             log.advance(done)
             if done % config.log_every == 0 or done == config.steps:
                 log.write(done, "train", window.summary(self.accelerator, rate))
-                window = _Window(loader)
+                window = _Window(loader, config.loss)
             if done % config.eval_every == 0 or done == config.steps:
                 best = self._look(done, best, log)
-                window = _Window(loader)
+                window = _Window(loader, config.loss)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 self.checkpoints.save(done, {"best": best if math.isfinite(best) else None})
-                window = _Window(loader)
+                window = _Window(loader, config.loss)
         return best
 
     def _optimise(self, batches: Iterator[Batch], window: _Window) -> None:
@@ -174,7 +182,9 @@ class Trainer:
             batch = self.assembler.assemble(mine[start : start + size]).to(self.accelerator.device)
             terms = set_losses(self.accelerator.unwrap_model(self.model)(batch), batch)
             names = list(terms)
-            sums += torch.stack([torch.tensor(float(len(batch))).to(sums), *(v.sum().to(sums) for v in terms.values())])
+            sums += torch.stack(
+                [torch.tensor(float(len(batch))).to(sums), *(v.sum().to(sums) for v in terms.values())]
+            )
         sums = self.accelerator.reduce(sums, "sum")
         names = names or ["likelihood", "energy", "delta"]
         means = dict(zip(names, (sums[1:] / sums[0]).tolist(), strict=True))
@@ -186,8 +196,8 @@ class Trainer:
 class _Window:
     """What happened since the last log line."""
 
-    def __init__(self, loader: Prefetcher):
-        self._loader = loader
+    def __init__(self, loader: Prefetcher, weights: LossWeights):
+        self._loader, self._weights = loader, weights
         self._start, self._waited = time.perf_counter(), loader.waited
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
@@ -202,11 +212,12 @@ class _Window:
     def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
         """Mean loss terms and rates over all processes."""
         seconds = time.perf_counter() - self._start
-        means = torch.stack(list(self._terms.values())) / self._batches
-        means = accelerator.reduce(means, "mean")
+        stacked = accelerator.reduce(torch.stack(list(self._terms.values())) / self._batches, "mean")
+        means: dict[str, float] = dict(zip(self._terms, stacked.tolist(), strict=True))
         cells = accelerator.reduce(torch.tensor(float(self._cells), device=accelerator.device), "sum")
         return {
-            **dict(zip(self._terms, means.tolist(), strict=True)),
+            "loss": sum(getattr(self._weights, name) * value for name, value in means.items()),
+            **means,
             "lr": rate,
             "cells_per_s": float(cells) / seconds,
             "loader_wait_percent": 100.0 * (self._loader.waited - self._waited) / seconds,

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, mark_done
 from vcc_fm.recipe import Recipe, TrainConfig
@@ -48,7 +50,9 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
     if base == "pretrain":
         base = str(layout.decoder(fold, "pretrain"))
     model = build_decoder(recipe, data, base, recipe.seed)
-    trainer = Trainer(phase, config, model, *_samplers(recipe, data, config), _assembler(data, model, config), folder, accelerator, console)
+    samplers = _samplers(recipe, data, config)
+    assembler = _assembler(data, model, config)
+    trainer = Trainer(phase, config, model, *samplers, assembler, folder, accelerator, console)
     if accelerator.is_main_process:
         total, trainable = count_parameters(model)
         console.print(f"{phase}: {trainable:,} of {total:,} parameters train, {accelerator.num_processes} process(es)")
@@ -61,7 +65,11 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
             save_decoder(trained, partial, {"recipe.json": recipe.model_dump(mode="json"), "training.json": record})
         mark_done(output, fingerprint, time.perf_counter() - started)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    # Not `end_training`, which would also part the processes that the next phase needs together.
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    # The next phase may ask for another precision, which one shared state cannot hold.
+    AcceleratorState._reset_state()
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -85,9 +93,9 @@ def _samplers(recipe: Recipe, data: Dataset, config: TrainConfig) -> tuple[SetSa
     unknown = sorted(contexts - set(data.cells.contexts))
     if unknown:
         raise UserError(f"contexts {unknown} of the recipe are not among the cells' contexts {data.cells.contexts}")
-    training, validation = (
-        [group for group in data.split.groups(role) if group[0] in contexts] for role in ("train", "validation")
-    )
+    training = [group for group in data.split.groups("train") if group[0] in contexts]
+    # Validation is not narrowed to the phase's contexts: a base is chosen by how well it serves where it will be used.
+    validation = data.split.groups("validation")
     dropout = recipe.decoder.code_dropout, recipe.decoder.response_dropout
     sampler = SetSampler(data, training, config.set_size, recipe.seed, *dropout)
     return sampler, SetSampler(data, validation, config.set_size, recipe.seed) if validation else None
@@ -95,4 +103,5 @@ def _samplers(recipe: Recipe, data: Dataset, config: TrainConfig) -> tuple[SetSa
 
 def _assembler(data: Dataset, model: nn.Module, config: TrainConfig) -> Assembler:
     decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(decoder, PerturbationDecoder)
     return Assembler(data, vocabulary_of(decoder.config), config.set_size, decoder.config.response)

@@ -1,0 +1,15 @@
+"""Embed the cells of a recipe.
+
+    accelerate launch embeddings/cells.py recipes/demo.yaml
+
+The expression encoder takes seconds on one core: with several processes the first does the work and the others wait.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from vcc_fm.stages import stage_script
+
+if __name__ == "__main__":
+    sys.exit(stage_script("embed cells", __doc__))

@@ -1,0 +1,150 @@
+"""Responses: log ratios by hand, against known effects, and what they must not know."""
+
+import numpy as np
+import pytest
+from tiny_screens import CONTROL, dataset_of, draw_counts, screen, store_of
+
+from vcc_fm.cellsets.dispersion import control_dispersion
+from vcc_fm.cellsets.profiles import control_log_shares
+from vcc_fm.cellsets.responses import Responses, estimate_responses
+from vcc_fm.cellsets.split import Split
+
+
+def split_of(store, **roles) -> Split:
+    groups = {group: n for group, n in store.group_cells.items() if group[1] != CONTROL}
+    return Split("perturbations", 0, 1, 0, {group: roles.get(group[1], "train") for group in groups}, groups, [])
+
+
+def test_a_ratio_and_its_precision_by_hand(tmp_path):
+    counts = np.array([[5, 5, 0], [4, 6, 0], [30, 0, 10], [1, 1, 1]])
+    store = store_of(tmp_path, screen(counts, "K", ["1", "1", "2", "2"], [CONTROL, "A", "A", CONTROL]))
+    log_shares = np.log(np.array([[0.5, 0.3, 0.2], [0.25, 0.5, 0.25]], np.float32))
+    alpha = np.array([0.2, 0.5, 1.0])
+    found = estimate_responses(store, split_of(store), log_shares, alpha)
+    assert found.groups == [("K", "A")]
+    # Depths 10 (batch 1) and 40 (batch 2); expected 15, 23, 12; observed 34, 6, 10.
+    observed, expected = np.array([34.5, 6.5, 10.5]), np.array([15.5, 23.5, 12.5])
+    squares = np.array([5.0**2 + 10.0**2, 3.0**2 + 20.0**2, 2.0**2 + 10.0**2])
+    variance = (observed + alpha * squares * (observed / expected) ** 2) / observed**2
+    np.testing.assert_allclose(found.ratio[0], np.log(observed / expected), rtol=1e-5)
+    np.testing.assert_allclose(found.precision[0], 1 / variance, rtol=1e-5)
+
+
+def test_genes_count_where_they_were_measured(tmp_path):
+    labels = [CONTROL, "A"]
+    first = screen(np.array([[50, 50], [30, 10]]), "K", "1", labels, ["a", "b"])
+    second = screen(np.array([[50, 50], [20, 20]]), "K", "1", labels, ["b", "c"])
+    third = screen(np.array([[50, 50], [20, 20]]), "H", "1", labels, ["a", "c"])
+    store = store_of(tmp_path, first, second, third)
+    found = estimate_responses(store, split_of(store), control_log_shares(store), np.full(3, 0.1))
+    h, k = found.ratio
+    np.testing.assert_array_equal(found.precision > 0, [[True, False, True], [True, True, True]])
+    np.testing.assert_allclose(h, 0.0, atol=1e-3)
+    # Gene a is 30 of the 40 counts of the one batch that measured it, and half of its controls.
+    assert k[0] == pytest.approx(np.log(30.5 / 20.5), rel=0.02)
+
+
+def test_known_effects_are_recovered(tmp_path):
+    rng = np.random.default_rng(0)
+    genes, cells = 20, 1500
+    share = rng.dirichlet(np.full(genes, 5.0))
+    effect = np.where(np.arange(genes) % 4 == 0, rng.choice([-1.0, 1.0], genes), 0.0)
+    changed = share * np.exp(effect)
+    changed /= changed.sum()
+    depth = rng.uniform(500, 3000, 2 * cells)
+    perturbed = np.arange(2 * cells) >= cells
+    counts = draw_counts(rng, np.where(perturbed[:, None], changed, share), depth, 0.3)
+    store = store_of(tmp_path, screen(counts, "K", "1", np.where(perturbed, "A", CONTROL), [f"g{i}" for i in range(genes)]))
+    data = dataset_of(store)
+    np.testing.assert_allclose(data.responses.ratio[0], np.log(changed / share), atol=0.12)
+    # With so many cells, shrinking takes next to nothing away.
+    np.testing.assert_allclose(data.responses.elsewhere("another", "A"), np.log(changed / share), atol=0.13)
+
+
+def test_precision_is_a_calibrated_inverse_variance(tmp_path):
+    rng = np.random.default_rng(1)
+    genes, groups, cells = 40, 30, 50
+    share = np.sort(rng.dirichlet(np.full(genes, 1.5)))[None] * np.exp(0.2 * rng.standard_normal((2, genes)))
+    share /= share.sum(axis=1, keepdims=True)
+    labels = np.concatenate([np.repeat([f"P{i}" for i in range(groups)], cells), np.full(2500, CONTROL)])
+    batch = np.arange(len(labels)) % 2
+    alpha = 0.3 * np.exp(0.3 * rng.standard_normal(genes))
+    depth = 1000 * np.exp(0.4 * rng.standard_normal(len(labels)))
+    counts = draw_counts(rng, share[batch], depth, alpha)
+    store = store_of(tmp_path, screen(counts, "K", batch.astype(str), labels, [f"g{i}" for i in range(genes)]))
+    log_shares = control_log_shares(store)
+    found = estimate_responses(store, split_of(store), log_shares, control_dispersion(store, log_shares))
+    z = found.ratio * np.sqrt(found.precision)
+    assert 0.8 < z.std() < 1.25
+    assert abs(z.mean()) < 0.15
+    # Neither rare nor common genes are off: thirds of the genes by expression.
+    for part in np.array_split(np.argsort(log_shares[0]), 3):
+        assert 0.75 < z[:, part].std() < 1.3
+
+
+def test_pooling_weighs_by_precision_and_shrinks_by_noise():
+    groups = [("K", "A"), ("H", "A"), ("T", "A"), ("K", "B")]
+    ratio = np.array([[9, 9, 9], [1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [5, 5, 5]], np.float32)
+    precision = np.array([[1, 1, 1], [30.0, 10.0, 0.0], [10.0, 0.0, 0.0], [1, 1, 1]], np.float32)
+    found = Responses(groups, ratio, precision).elsewhere("K", "A")
+    mean, noise = np.array([1.5, 2.0]), np.array([1 / 40, 1 / 10])
+    signal = np.average(mean**2 - noise, weights=[40.0, 10.0])
+    np.testing.assert_allclose(found, [*(mean * signal / (signal + noise)), 0.0], rtol=1e-5)
+    assert Responses(groups, ratio, precision).elsewhere("K", "C") is None
+    assert Responses(groups, ratio, precision).elsewhere("K", "B") is None
+
+
+def test_noise_alone_is_shrunken_to_almost_nothing():
+    rng = np.random.default_rng(0)
+    ratio = rng.standard_normal((1, 2000)).astype(np.float32) * 0.3
+    found = Responses([("H", "A")], ratio, np.full((1, 2000), 1 / 0.09, np.float32)).elsewhere("K", "A")
+    assert np.abs(found).mean() < 0.15 * np.abs(ratio).mean()
+
+
+def three_contexts(change: str | None = None, perturbation: str = "A"):
+    """Cells of A, B and A+B in three contexts; those of one context and perturbation may be others."""
+    rng = np.random.default_rng(5)
+    row = np.arange(240)
+    context = np.array(["H", "K", "T"])[row % 3]
+    label = np.array([CONTROL, "A", "B", "A+B"])[row // 3 % 4]
+    counts = rng.poisson(rng.gamma(2.0, 2.0, 6), (240, 6))
+    counts[(context == change) & (label == perturbation), 0] += 50
+    return screen(counts, context, "1", label)
+
+
+def test_leave_one_context_out_leaves_it_out(tmp_path):
+    data = [dataset_of(store_of(tmp_path / str(i), three_contexts(change))) for i, change in enumerate((None, "K"))]
+    before, after = (one.responses for one in data)
+    np.testing.assert_array_equal(before.elsewhere("K", "A"), after.elsewhere("K", "A"))
+    assert after.elsewhere("H", "A")[0] > before.elsewhere("H", "A")[0] + 0.1
+    for other in ("B", "A+B"):
+        np.testing.assert_array_equal(before.elsewhere("H", other), after.elsewhere("H", other))
+
+
+def test_a_combination_is_a_perturbation_of_its_own(tmp_path):
+    plain = dataset_of(store_of(tmp_path / "a", three_contexts()))
+    changed = dataset_of(store_of(tmp_path / "b", three_contexts("H", "A+B")))
+    assert plain.targets("A+B") == ["A", "B"]
+    assert plain.responses.groups == [(c, p) for c in "HKT" for p in ("A", "A+B", "B")]
+    np.testing.assert_array_equal(plain.responses.elsewhere("K", "A"), changed.responses.elsewhere("K", "A"))
+    assert (plain.responses.elsewhere("K", "A+B") != changed.responses.elsewhere("K", "A+B")).any()
+
+
+def test_only_training_groups_are_estimated(tmp_path):
+    store = store_of(tmp_path, three_contexts())
+    roles = {("K", "A"): "test", ("H", "A"): "validation", ("T", "A"): "unused"}
+    responses = dataset_of(store, roles).responses
+    assert {context for context, perturbation in responses.groups if perturbation == "A"} == set()
+    assert responses.elsewhere("K", "A") is None
+
+
+def test_the_mean_response_is_over_what_was_measured():
+    groups = [("K", "A"), ("K", "B"), ("H", "A"), ("H", "C")]
+    ratio = np.array([[1.0, 4.0], [3.0, 0.0], [5.0, 5.0], [7.0, 9.0]], np.float32)
+    precision = np.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]], np.float32)
+    found = Responses(groups, ratio, precision)
+    # B did not measure the second gene: the mean over K is of A alone there.
+    np.testing.assert_allclose(found.mean_response("K", "C"), [2.0, 4.0])
+    np.testing.assert_allclose(found.mean_response("K", "B"), [1.0, 4.0])
+    np.testing.assert_allclose(found.mean_response("T", "A"), [5.0, 9.0])
+    np.testing.assert_array_equal(Responses(groups[:1], ratio[:1], precision[:1]).mean_response("T", "A"), [0.0, 0.0])

@@ -1,0 +1,181 @@
+"""What the decoder must not depend on, and what it must."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from vcc_fm.cellsets.batch import Batch
+from vcc_fm.decoder.config import PerturbationDecoderConfig
+from vcc_fm.decoder.model import PerturbationDecoder
+
+SETS, CELLS, GENES, WIDTH, TARGETS, PROTEIN = 3, 5, 12, 4, 2, 6
+BACKBONES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "num_attention_heads": 2, "intermediate_size": 32},
+    "bert": {"model_type": "bert", "num_attention_heads": 2, "intermediate_size": 32},
+    "gpt2": {"model_type": "gpt2", "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+
+
+def make_decoder(kind: str = "llama", **keys: Any) -> PerturbationDecoder:
+    """A small decoder whose every weight is random, so that no term is silent."""
+    torch.manual_seed(0)
+    backbone = {**BACKBONES[kind], "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 1}
+    config = PerturbationDecoderConfig(
+        backbone=backbone,
+        genes=[f"G{i}" for i in range(GENES)],
+        contexts=["a", "b"],
+        batches=["u", "v"],
+        learned_targets=["T"],
+        cell_width=WIDTH,
+        protein_width=PROTEIN,
+        gene_rank=4,
+        **keys,
+    )
+    decoder = PerturbationDecoder(config).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim > 1 or parameter.abs().sum() == 0:
+                parameter.normal_(std=0.3)
+        decoder.head.gene_vector_GV.normal_()
+    return decoder
+
+
+def make_batch(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    mask = torch.ones(SETS, CELLS, dtype=torch.bool)
+    mask[1, 3:] = False
+    target_mask = torch.tensor([[True, True], [True, False], [True, False]])
+    log_share = torch.log_softmax(normal(SETS, CELLS, GENES), -1)
+    log_share[2, :, 7] = -torch.inf
+    counts = torch.poisson(torch.full((SETS, CELLS, GENES), 3.0), generator=generator)
+    return Batch(
+        cells_BSE=normal(SETS, CELLS, WIDTH),
+        cell_mask_BS=mask,
+        control_depth_BS=torch.full((SETS, CELLS), 1000.0),
+        log_share_BSG=torch.log_softmax(log_share, -1),
+        target_vector_BPV=normal(SETS, TARGETS, PROTEIN) * target_mask[..., None],
+        target_code_BP=torch.zeros(SETS, TARGETS, dtype=torch.long),
+        target_mask_BP=target_mask,
+        target_gene_BP=torch.tensor([[0, 1], [2, -1], [-1, -1]]),
+        context_code_B=torch.tensor([1, 2, 0]),
+        batch_code_BS=torch.randint(0, 3, (SETS, CELLS), generator=generator),
+        response_BG=normal(SETS, GENES) * torch.tensor([1.0, 0.0, 1.0])[:, None],
+        response_known_B=torch.tensor([True, False, True]),
+        noise_seed_B=torch.arange(SETS),
+        counts_BSG=counts * mask[..., None] * torch.isfinite(log_share),
+    )
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@torch.no_grad()
+def test_the_order_of_cells_and_targets_does_not_matter(kind: str) -> None:
+    decoder, batch = make_decoder(kind), make_batch()
+    plain = decoder(batch).delta_BSG
+    order = torch.tensor([4, 2, 0, 3, 1])
+    per_cell = ("cells_BSE", "cell_mask_BS", "control_depth_BS", "log_share_BSG", "batch_code_BS")
+    shuffled = replace(batch, **{name: getattr(batch, name)[:, order] for name in per_cell})
+    torch.testing.assert_close(decoder(shuffled).delta_BSG, plain[:, order], rtol=0, atol=2e-5)
+    per_target = ("target_vector_BPV", "target_code_BP", "target_mask_BP", "target_gene_BP")
+    swapped = replace(batch, **{name: getattr(batch, name).flip(1) for name in per_target})
+    torch.testing.assert_close(decoder(swapped).delta_BSG, plain, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@torch.no_grad()
+def test_every_cell_sees_every_other(kind: str) -> None:
+    decoder, batch = make_decoder(kind), make_batch()
+    changed = batch.cells_BSE.clone()
+    changed[0, 4] += 1.0
+    difference = (decoder(replace(batch, cells_BSE=changed)).delta_BSG - decoder(batch).delta_BSG).abs().amax(-1)
+    assert (difference[0] > 1e-5).all(), "a causal mask hides the last cell from the first"
+    assert (difference[1:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@torch.no_grad()
+def test_padding_counts_nowhere(kind: str) -> None:
+    decoder, batch = make_decoder(kind), make_batch()
+    plain = decoder(batch).delta_BSG
+    cells = batch.cells_BSE.clone()
+    cells[1, 3:] = 1e3
+    vectors = batch.target_vector_BPV.clone()
+    vectors[1:, 1] = 1e3
+    touched = decoder(replace(batch, cells_BSE=cells, target_vector_BPV=vectors)).delta_BSG
+    torch.testing.assert_close(touched[1, :3], plain[1, :3], rtol=0, atol=1e-5)
+    torch.testing.assert_close(touched[[0, 2]], plain[[0, 2]], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_set_does_not_depend_on_its_neighbours() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    together = decoder(batch).delta_BSG
+    for i in range(SETS):
+        alone = decoder(batch._each(lambda value, i=i: value[i : i + 1])).delta_BSG
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_shares_sum_to_one_over_measured_genes_and_scale_zero_is_the_control() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    predicted = decoder(batch).log_share_BSG
+    torch.testing.assert_close(predicted.exp().sum(-1), torch.ones(SETS, CELLS))
+    assert (predicted[2, :, 7] == -torch.inf).all()
+    assert torch.isfinite(predicted[:2]).all()
+    torch.testing.assert_close(decoder(batch, effect_scale=0.0).log_share_BSG, batch.log_share_BSG, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "field", ["target_vector_BPV", "context_code_B", "batch_code_BS", "response_BG", "cells_BSE", "control_depth_BS"]
+)
+@torch.no_grad()
+def test_every_input_is_used(field: str) -> None:
+    decoder, batch = make_decoder(), make_batch()
+    value = getattr(batch, field)
+    changed = (value + 1) % 3 if value.dtype == torch.long else value * 1.5 + 0.1
+    assert (decoder(replace(batch, **{field: changed})).delta_BSG - decoder(batch).delta_BSG).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_gene_never_seen_is_predicted_from_its_protein() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    decoder.head.gene_factor[3] = 0.0
+    decoder.head.mean_response[3] = 0.0
+    batch = replace(batch, response_BG=torch.zeros_like(batch.response_BG))
+    assert decoder(batch).delta_BSG[..., 3].abs().max() > 1e-3
+    decoder.head.gene_vector_GV[3] = 0.0
+    assert decoder(batch).delta_BSG[..., 3].abs().max() == 0.0
+
+
+@torch.no_grad()
+def test_a_new_head_repeats_the_response_of_other_contexts() -> None:
+    torch.manual_seed(0)
+    config = PerturbationDecoderConfig(
+        backbone={**BACKBONES["llama"], "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 1},
+        genes=[f"G{i}" for i in range(GENES)], contexts=["a", "b"], batches=["u", "v"], cell_width=WIDTH,
+        protein_width=PROTEIN, gene_rank=4,
+    )  # fmt: skip
+    batch = make_batch()
+    delta = PerturbationDecoder(config).eval()(batch).delta_BSG
+    torch.testing.assert_close(delta, batch.response_BG[:, None].expand_as(delta))
+
+
+def test_a_decoder_saved_is_the_decoder_loaded(tmp_path: Any) -> None:
+    decoder, batch = make_decoder(), make_batch()
+    decoder.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, PerturbationDecoder)
+    assert loaded.config.genes == decoder.config.genes
+    for name, value in decoder.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(batch).log_share_BSG, decoder(batch).log_share_BSG, rtol=0, atol=1e-5)

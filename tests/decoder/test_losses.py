@@ -1,0 +1,128 @@
+"""Each loss term against an independent computation, and what must leave it alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from test_decoder_model import CELLS, SETS, make_batch, make_decoder
+
+from vcc_fm.decoder.count_head import CountDistribution
+from vcc_fm.decoder.losses import SMALLEST_MEAN, _energy, _noise, negative_binomial_nll, set_losses, total_loss
+from vcc_fm.recipe import LossWeights
+
+
+def test_negative_binomial_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 200, 1000)
+    mean, alpha = rng.gamma(2.0, 20.0, 1000) + 1e-3, rng.gamma(2.0, 0.5, 1000) + 0.02
+    size = 1.0 / alpha
+    expected = -scipy.stats.nbinom.logpmf(counts, size, size / (size + mean))
+    found = negative_binomial_nll(*(torch.from_numpy(np.asarray(x, np.float64)) for x in (counts, mean, alpha)))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_negative_binomial_is_finite_where_nothing_is_expected() -> None:
+    zero, alpha = torch.zeros(1), torch.full((1,), 0.3)
+    mean = torch.full((1,), SMALLEST_MEAN, requires_grad=True)
+    loss = negative_binomial_nll(zero, mean, alpha)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.isfinite(mean.grad).all()
+
+
+def test_energy_distance_by_hand() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(4, 6)), rng.normal(size=(4, 6)) + 0.5
+
+    def mean_distance(a: np.ndarray, b: np.ndarray, skip: bool) -> float:
+        pairs = [np.linalg.norm(p - q) for i, p in enumerate(a) for j, q in enumerate(b) if not (skip and i == j)]
+        return float(np.mean(pairs))
+
+    expected = 2 * mean_distance(x, y, False) - mean_distance(x, x, True) - mean_distance(y, y, True)
+    padded = [torch.from_numpy(np.concatenate([v, 1e3 + rng.normal(size=(2, 6))])[None]) for v in (x, y)]
+    mask = torch.tensor([[True] * 4 + [False] * 2])
+    assert _energy(*padded, mask).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_terms_belong_to_their_set_alone() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    together = set_losses(decoder(batch), batch)
+    for i in range(SETS):
+        one = batch._each(lambda value, i=i: value[i : i + 1])
+        alone = set_losses(decoder(one), one)
+        for name, value in together.items():
+            assert alone[name].item() == pytest.approx(value[i].item(), rel=1e-4), name
+
+
+def test_a_gene_that_was_not_measured_has_no_loss_and_no_gradient() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    unmeasured = batch.log_share_BSG.clone()
+    unmeasured[:, :, 5] = -torch.inf
+    assert batch.counts_BSG is not None
+    counts = batch.counts_BSG.clone()
+    counts[:, :, 5] = 0
+    batch = replace(batch, log_share_BSG=torch.log_softmax(unmeasured, -1), counts_BSG=counts)
+    loss = total_loss(set_losses(decoder(batch), batch), LossWeights())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert decoder.head.mean_response.grad is not None
+    assert decoder.head.mean_response.grad[5] == 0
+    assert decoder.head.mean_response.grad[4] != 0
+    for name, parameter in decoder.named_parameters():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_padded_cells_have_no_loss() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    assert batch.counts_BSG is not None
+    shares = batch.log_share_BSG.clone()
+    shares[1, 3:] = shares[1, 3:].flip(-1)
+    depth = batch.control_depth_BS.clone()
+    depth[1, 3:] = 7.0
+    plain = set_losses(decoder(batch), batch)
+    touched = replace(batch, log_share_BSG=shares, control_depth_BS=depth)
+    for name, value in set_losses(decoder(touched), touched).items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_delta_is_zero_where_the_pseudobulk_is_right() -> None:
+    batch = make_batch()
+    assert batch.counts_BSG is not None
+    bulk = batch.counts_BSG.sum(1) / batch.counts_BSG.sum((1, 2))[:, None]
+    right = bulk.log()[:, None].expand(-1, CELLS, -1)
+    predicted = CountDistribution(right, torch.zeros_like(right), torch.full((right.shape[-1],), 0.3))
+    torch.testing.assert_close(set_losses(predicted, batch)["delta"], torch.zeros(SETS), rtol=0, atol=1e-6)
+
+
+def test_energy_prefers_the_right_cells() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch()
+    depth, share = 1000.0, torch.softmax(torch.randn(12, generator=generator), 0)
+    counts = torch.poisson(depth * share.expand(SETS, CELLS, -1).contiguous(), generator=generator)
+    batch = replace(
+        batch, counts_BSG=counts, cell_mask_BS=torch.ones(SETS, CELLS, dtype=torch.bool),
+        log_share_BSG=share.log().expand(SETS, CELLS, -1),
+    )  # fmt: skip
+
+    def energy(log_share: torch.Tensor) -> float:
+        wide = log_share.expand(SETS, CELLS, -1)
+        predicted = CountDistribution(wide, torch.zeros_like(wide), torch.full((12,), 1e-3))
+        return set_losses(predicted, batch)["energy"].mean().item()
+
+    assert energy(share.log()) < 0.1 * energy(share.log().flip(0))
+
+
+def test_noise_belongs_to_a_set() -> None:
+    like = torch.zeros(3, 4)
+    assert torch.equal(_noise(7, like), _noise(7, like))
+    assert not torch.equal(_noise(7, like), _noise(8, like))
+
+
+def test_weights_weigh() -> None:
+    terms = {"likelihood": torch.tensor([1.0, 3.0]), "energy": torch.tensor([1.0, 1.0]), "delta": torch.ones(2)}
+    assert total_loss(terms, LossWeights(likelihood=2.0, energy=0.5, delta=0.0)).item() == pytest.approx(4.5)

@@ -1,0 +1,85 @@
+"""The embed stage: the encoder is fitted on controls and run over all cells."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_screens import CONTROL, screen, store_of
+
+from vcc_fm.encoders import embed
+from vcc_fm.encoders.composition import CompositionEncoder
+from vcc_fm.encoders.expression import ExpressionEncoder
+from vcc_fm.layout import Layout
+from vcc_fm.recipe import CellEncoderConfig, ProteinEncoderConfig
+from vcc_fm.store.cells import CellStore
+from vcc_fm.store.embeddings import EmbeddingStore
+
+
+def embed_cells(folder: Path, cells: CellStore, width: int = 2) -> tuple[EmbeddingStore, list[tuple[int, int]]]:
+    folder.mkdir()
+    said: list[tuple[int, int]] = []
+    config = CellEncoderConfig(width=width)
+    embed.embed_cells(folder, cells, config, "e" * 64, lambda *progress: said.append(progress))
+    return EmbeddingStore(folder), said
+
+
+@pytest.fixture
+def cells(tmp_path) -> CellStore:
+    rng = np.random.default_rng(0)
+    labels = np.array([CONTROL, "A", CONTROL, "B"])[np.arange(60) % 4]
+    first = screen(rng.poisson(3.0, (60, 6)), "K", "1", labels)
+    second = screen(rng.poisson(3.0, (60, 5)), "H", "1", labels, list("bcdef"))
+    return store_of(tmp_path, first, second)
+
+
+def test_all_cells_are_encoded_by_what_the_controls_taught(cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "ROWS", 50)
+    store, said = embed_cells(tmp_path / "vectors", cells)
+    assert store.keys.tolist() == cells.barcodes.tolist()
+    controls = cells.sparse(cells.rows(perturbation=CONTROL))
+    encoder = ExpressionEncoder.fit(controls, np.arange(6) > 0, 2, 1e4)
+    np.testing.assert_array_equal(store.vectors, encoder.encode(cells.sparse(np.arange(len(cells)))))
+    assert said == [(50, 120), (100, 120), (120, 120)]
+    assert store.meta["fitted_on"] == "60 control cells"
+    assert store.meta["cells"] == cells.fingerprint
+    read = ExpressionEncoder.load(tmp_path / "vectors" / "encoder.safetensors")
+    np.testing.assert_array_equal(read.components, encoder.components)
+
+
+def test_a_large_store_is_sampled_evenly(cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "FIT_CELLS", 20)
+    store, _ = embed_cells(tmp_path / "vectors", cells)
+    controls = cells.rows(perturbation=CONTROL)
+    sample = controls[np.linspace(0, 59, 20).astype(int)]
+    assert len(set(cells.context[sample])) == 2
+    encoder = ExpressionEncoder.fit(cells.sparse(sample), np.arange(6) > 0, 2, 1e4)
+    np.testing.assert_array_equal(store.vectors, encoder.encode(cells.sparse(np.arange(len(cells)))))
+    assert store.meta["fitted_on"] == "20 control cells"
+
+
+def test_the_same_cells_give_the_same_bytes(cells, tmp_path):
+    folders = [embed_cells(tmp_path / name, cells)[0].folder for name in ("one", "two")]
+    one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert one == two
+
+
+def test_proteins_are_stored_by_symbol(tmp_path):
+    fasta = tmp_path / "proteins.fasta"
+    fasta.write_text(">A one\nMKV\n>B\nMKVLL\n>A two\nMKVLLW\n")
+    folder = tmp_path / "proteins"
+    folder.mkdir()
+    embed.embed_proteins(folder, fasta, ProteinEncoderConfig(kmer=2), "e" * 64, lambda *_: None)
+    store = EmbeddingStore(folder)
+    assert sorted(store.keys) == ["A", "B"]
+    assert store.width == CompositionEncoder(2).width == store.vectors.shape[1]
+    assert (store.meta["encoder"], store.meta["key"]) == ("composition", "symbol")
+    assert np.isfinite(store.vectors).all()
+    assert (store.vectors[0] != store.vectors[1]).any()
+
+
+def test_the_stages_leave_stores_that_fit_together(tiny_run):
+    layout = Layout(tiny_run)
+    cells, vectors = CellStore(layout.cells), EmbeddingStore(layout.cell_embeddings)
+    assert vectors.keys.tolist() == cells.barcodes.tolist()
+    assert vectors.meta["cells"] == cells.fingerprint
+    assert set(cells.perturbations) - {cells.control} <= set(EmbeddingStore(layout.proteins).keys)

@@ -1,0 +1,122 @@
+import json
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vcc_fm.errors import UserError
+from vcc_fm.scoring.compare import SCALED_MEAN, compare, to_markdown
+from vcc_fm.scoring.table import ALL, LABELS, ScoreTable, read_table
+from vcc_fm.scoring.vcc import scaled_means
+
+
+def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -> ScoreTable:
+    rows = pd.DataFrame(
+        [
+            {"entry": entry, "kind": kind, "context": context, "metric": metric, "raw": start + shift, "scaled": start}
+            for entry, kind, start in (("m|1", "model", 0.5 + shift), ("control", "baseline", 0.0))
+            for context in ("a", "b")
+            for metric in LABELS
+        ]
+    ).assign(perturbations=3, reason="")
+    anchors = pd.DataFrame({"context": ["a", "b"], "metric": "pds_cosine", "baseline": 0.5, "replicate": 0.9})
+    anchors = anchors.assign(replicate_sd=0.1, replicate_min=0.8, replicate_max=1.0, reason="")
+    if missing:
+        lost = (rows["context"] == "b") & (rows["metric"] == "pds_cosine")
+        rows.loc[lost, ["raw", "scaled"]] = np.nan
+        rows.loc[lost, "reason"] = anchors.loc[1, "reason"] = "no value <here>"
+    return ScoreTable(
+        rows=rows.assign(scorer="s", version=version),
+        means=scaled_means(rows),
+        anchors=anchors,
+        significant=pd.DataFrame({"perturbation": ["G"], "significant": [4], "context": ["a"]}),
+        notes=["a note"],
+        preset="vcc2026",
+        scorer="s",
+        version=version,
+        seconds=1.5,
+    )
+
+
+def write(folder, name, table):
+    path = folder / name / "scores.json"
+    table.write_json(path)
+    return path
+
+
+def test_json_gives_the_table_back_and_is_strict(tmp_path):
+    table = small_table(missing=True)
+    path = write(tmp_path, "run", table)
+    assert "NaN" not in path.read_text()
+    again = read_table(path)
+    for field in fields(ScoreTable):
+        expected = getattr(table, field.name)
+        if isinstance(expected, pd.DataFrame):
+            pd.testing.assert_frame_equal(getattr(again, field.name), expected)
+        else:
+            assert getattr(again, field.name) == expected
+    assert [entry.name for entry in path.parent.iterdir()] == ["scores.json"]
+
+
+def test_csv_has_a_row_per_entry_context_and_metric(tmp_path):
+    small_table(missing=True).write_csv(tmp_path / "scores.csv")
+    rows = pd.read_csv(tmp_path / "scores.csv")
+    assert len(rows) == 2 * 2 * 6
+    assert rows["scaled"].isna().sum() == 2
+
+
+def test_a_missing_member_is_named_once_for_all_entries():
+    assert small_table(missing=True).missing() == ["b, PDS, every entry: no value <here>"]
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file; run the score stage"):
+        read_table(tmp_path / "scores.json")
+    for content in ("{", json.dumps({"rows": []}), "[1]"):
+        (tmp_path / "scores.json").write_text(content)
+        with pytest.raises(UserError, match="no score table"):
+            read_table(tmp_path / "scores.json")
+
+
+def test_compare_gives_mean_and_sd_over_runs(tmp_path):
+    files = [write(tmp_path, f"seed{n}", small_table(shift)) for n, shift in enumerate((0.0, 0.1, 0.2))]
+    frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
+    overall = frame.loc[("m|1", ALL, SCALED_MEAN, "scaled")]
+    assert overall[["mean", "sd", "runs", "seed0", "seed2"]].tolist() == pytest.approx([0.6, 0.1, 3, 0.5, 0.7])
+    assert frame.loc[("m|1", "a", "pds_cosine", "raw"), "mean"] == pytest.approx(0.7)
+    assert frame.loc[("control", ALL, "pds_cosine", "scaled"), "sd"] == 0.0
+
+
+def test_compare_does_not_average_over_what_is_missing(tmp_path):
+    files = [write(tmp_path, "one", small_table()), write(tmp_path, "two", small_table(missing=True))]
+    frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
+    assert np.isnan(frame.loc[("m|1", ALL, "pds_cosine", "scaled"), "mean"])
+    assert frame.loc[("m|1", "a", "pds_cosine", "scaled"), "mean"] == 0.5
+
+
+def test_markdown_puts_the_best_first_and_escapes_names(tmp_path):
+    files = [write(tmp_path, f"seed{n}", small_table(n / 10, missing=True)) for n in range(2)]
+    lines = to_markdown(compare(files)).splitlines()
+    assert lines[0].startswith("| entry | kind | PDS |")
+    assert lines[2] == "| m\\|1 | model | – |" + " 0.550 ± 0.071 |" * 6
+    assert lines[3].startswith("| control | baseline | – | 0.000 ± 0.000 |")
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_one_run_has_no_sd(tmp_path):
+    assert "±" not in to_markdown(compare([write(tmp_path, "only", small_table())]))
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
+    first = write(tmp_path, "one", small_table())
+    with pytest.raises(UserError, match=r"scored by s 2 vcc2026, but .* by s 1 vcc2026"):
+        compare([first, write(tmp_path, "two", small_table(version="2"))])
+    with pytest.raises(UserError, match="must differ"):
+        compare([first, first])
+    with pytest.raises(UserError, match="no score files"):
+        compare([])
+    other = small_table()
+    other.rows["entry"] = other.rows["entry"].replace("control", "mean")
+    with pytest.raises(UserError, match="other entries or contexts"):
+        compare([first, write(tmp_path, "three", other)])

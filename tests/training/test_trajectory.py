@@ -1,0 +1,231 @@
+"""A trainer that is wrong in one of the ways trainers are wrong fails here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.lora import load_adapter
+from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.errors import UserError
+from vcc_fm.layout import Layout
+from vcc_fm.recipe import Recipe
+from vcc_fm.training import loop
+from vcc_fm.training.checkpoint import read_log
+from vcc_fm.training.phase import train_phase
+
+Tiny = Callable[..., tuple[Recipe, Dataset]]
+QUIET = Console(quiet=True)
+ROOT = Path(__file__).parents[2]
+
+
+def trained(recipe: Recipe, data: Dataset, phase: str = "pretrain") -> dict[str, torch.Tensor]:
+    """Weights after a phase, trained afresh."""
+    layout = Layout(recipe)
+    shutil.rmtree(layout.phase(0, phase), ignore_errors=True)
+    train_phase(recipe, data, 0, phase, QUIET)
+    return load_file(layout.decoder(0, phase) / "model.safetensors")
+
+
+def losses(recipe: Recipe, phase: str, split: str = "train") -> list[float]:
+    lines = read_log(Layout(recipe).phase(0, phase) / "log.jsonl")
+    return [line["loss"] for line in lines if line["split"] == split]
+
+
+def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(
+            value, second[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_accumulation_equals_the_large_batch(tiny: Tiny) -> None:
+    whole = trained(*tiny("pretrain.micro_sets=8"))
+    parts = trained(*tiny("pretrain.micro_sets=1"))
+    other = trained(*tiny("pretrain.micro_sets=8", "pretrain.batch_sets=16"))
+    assert_close(whole, parts, 2e-5)
+    # The tolerance would not hide a trainer that takes another batch.
+    assert max((whole[n] - other[n]).abs().max() for n in whole) > 1e-3
+
+
+def test_two_processes_equal_one(tiny: Tiny, tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe, data = tiny()
+    one = trained(recipe, data)
+    output = tmp_path / "two"
+    shutil.copytree(Path(recipe.output) / "embeddings", output / "embeddings")
+    (output / "runs" / "tiny").mkdir(parents=True)
+    for name in ("split.json", ".split.json.done.json"):
+        shutil.copy(recipe.run_folder / name, output / "runs" / "tiny" / name)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "vcc_fm" / "train.py"), str(tiny_recipe), f"output={output}"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    two = load_file(output / "runs" / "tiny" / "base" / "model.safetensors")
+    assert_close(one, two, 2e-5)
+    adapted = load_file(output / "runs" / "tiny" / "model" / "model.safetensors")
+    assert_close(trained(recipe, data, "train"), adapted, 2e-5)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "train"])
+def test_resume_equals_uninterrupted_bit_for_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    recipe, data = tiny("pretrain.checkpoint_every=2", "pretrain.log_every=1", "pretrain.eval_every=3")
+    trained(recipe, data)
+    whole, log = trained(recipe, data, phase), losses(recipe, phase)
+    step = loop.Trainer._optimise
+    done = 0
+
+    def stopped(self: loop.Trainer, *arguments: object) -> None:
+        nonlocal done
+        if done == 5:
+            raise KeyboardInterrupt
+        done += 1
+        step(self, *arguments)  # type: ignore[arg-type]
+
+    layout = Layout(recipe)
+    shutil.rmtree(layout.phase(0, phase))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_optimise", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_phase(recipe, data, 0, phase, QUIET)
+    assert done == 5
+    train_phase(recipe, data, 0, phase, QUIET)
+    resumed = load_file(layout.decoder(0, phase) / "model.safetensors")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert losses(recipe, phase) == log
+
+
+def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny) -> None:
+    recipe, data = tiny()
+    trained(recipe, data)
+    base_folder = Layout(recipe).decoder(0, "pretrain")
+    model = build_decoder(recipe, data, str(base_folder), 0)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    decoder = model.get_base_model()
+    sampler = SetSampler(data, data.split.groups("train"), 6, 0)
+    assembler = Assembler(data, vocabulary_of(decoder.config), 6, True)
+    trainer = loop.Trainer(
+        "train", recipe.train, model, sampler, None, assembler, recipe.run_folder / "probe",
+        loop.make_accelerator(recipe.train, recipe.run_folder / "probe"), QUIET,
+    )  # fmt: skip
+    batch = trainer._micro_batch(0)
+    for _ in range(2):  # the first step moves an adapter's B from zero, the second its A
+        loss = loop.total_loss(loop.set_losses(trainer.model(batch), batch), recipe.train.loss)
+        loss.backward()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    trains = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert moved <= trains
+    frozen = set(before) - trains
+    assert any("backbone" in name and "base_layer" in name for name in frozen)
+    still = {name for name in trains - moved if "learned_target" not in name}
+    assert not still, "trainable, but never moved"
+    assert any("lora_A" in name for name in moved)
+    assert any("head" in name for name in moved)
+    stored = load_file(base_folder / "model.safetensors")
+    for name, value in model.named_parameters():
+        short = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+        if name in frozen:
+            assert torch.equal(value, stored[short]), name
+
+
+def test_a_saved_adapter_reloads_to_equal_outputs(tiny: Tiny) -> None:
+    recipe, data = tiny()
+    trained(recipe, data)
+    trained(recipe, data, "train")
+    layout = Layout(recipe)
+    merged = PerturbationDecoder.from_pretrained(layout.decoder(0, "train")).eval()
+    base = PerturbationDecoder.from_pretrained(layout.decoder(0, "pretrain")).eval()
+    adapted = load_adapter(layout.decoder(0, "pretrain"), layout.decoder(0, "train") / "adapter").eval()
+    sampler = SetSampler(data, data.split.groups("train"), 6, 0)
+    batch = Assembler(data, vocabulary_of(merged.config), 6, True).assemble([sampler[i] for i in range(4)])
+    with torch.no_grad():
+        outputs = [model(batch).delta_BSG for model in (merged, adapted, base)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-5)
+    assert (outputs[0] - outputs[2]).abs().max() > 1e-2, "adaptation changed nothing"
+    adapter = layout.decoder(0, "train") / "adapter"
+    files = sorted(path.name for path in adapter.iterdir())
+    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert (adapter / "adapter_model.safetensors").stat().st_size > 1000
+
+
+def test_loss_trajectory(tiny: Tiny) -> None:
+    """The numbers of a fixed seed; they change only when someone means to change what training computes."""
+    recipe, data = tiny("pretrain.log_every=1")
+    trained(recipe, data)
+    trained(recipe, data, "train")
+    found = {phase: [round(loss, 4) for loss in losses(recipe, phase)] for phase in ("pretrain", "train")}
+    path = Path(__file__).with_name("trajectory.json")
+    stored = json.loads(path.read_text())
+    for phase, values in found.items():
+        assert values == pytest.approx(stored[phase], abs=2e-3), f"{phase}: {values}"
+
+
+def test_training_lowers_the_validation_loss(tiny: Tiny) -> None:
+    recipe, data = tiny("pretrain.steps=60", "pretrain.eval_every=30", "pretrain.lr=5e-3")
+    trained(recipe, data)
+    first, last = losses(recipe, "pretrain", "validation")[0], min(losses(recipe, "pretrain", "validation"))
+    assert last <= first
+    start = losses(recipe, "pretrain")
+    assert start[-1] < start[0]
+
+
+def test_bf16_stays_near_fp32(tiny: Tiny) -> None:
+    full = trained(*tiny())
+    half = trained(*tiny("pretrain.precision=bf16"))
+    assert all(value.dtype == torch.float32 for value in half.values())
+    assert_close(full, half, 2e-2)
+    assert any(not torch.equal(full[name], half[name]) for name in full), "bf16 was not used"
+
+
+def test_processes_of_the_recipe_are_required(tiny: Tiny) -> None:
+    recipe, data = tiny("pretrain.processes=2")
+    with pytest.raises(UserError, match=r"train.processes=2, but 1 take part.*--processes N"):
+        trained(recipe, data)
+
+
+def test_sets_must_share_evenly(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match=r"batch_sets=8 is not a multiple of train.micro_sets=3"):
+        tiny("pretrain.micro_sets=3")
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    config = Recipe.model_fields["train"].annotation(steps=100, lr=1.0, warmup=0.1)
+    rates = [loop.learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5, abs=0.01)
+    assert rates[-1] < 1e-3
+
+
+def test_checkpoints_of_another_recipe_are_not_resumed(tiny: Tiny) -> None:
+    recipe, data = tiny()
+    plain = trained(recipe, data)
+    other_recipe, _ = tiny("pretrain.lr=5e-3")
+    train_phase(other_recipe, data, 0, "pretrain", QUIET)
+    other = load_file(Layout(other_recipe).decoder(0, "pretrain") / "model.safetensors")
+    assert any(not torch.equal(plain[name], other[name]) for name in plain)
+    assert read_log(Layout(recipe).phase(0, "pretrain") / "log.jsonl")[0]["step"] == 6
+
+
+def test_unknown_training_context_is_refused(tiny: Tiny) -> None:
+    recipe, data = tiny("pretrain.contexts=[a, z]")
+    with pytest.raises(UserError, match=r"contexts \['z'\] of the recipe are not among"):
+        trained(recipe, data)

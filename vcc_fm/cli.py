@@ -1,0 +1,210 @@
+"""The command ``vcc-fm``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from vcc_fm.errors import UserError
+
+app = typer.Typer(
+    name="vcc-fm",
+    help="Predict the single-cell counts that follow a genetic perturbation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+embed_app = typer.Typer(help="Run a frozen encoder and write its embedding store.", no_args_is_help=True)
+app.add_typer(embed_app, name="embed")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, e.g. train.lr=1e-4")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and results")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout, everything else on stderr")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+Processes = Annotated[
+    int, typer.Option("--processes", "-p", min=1, help="processes that train and predict, on this node")
+]
+
+
+def main() -> None:
+    """Entry point: exit code 0, 2 for a user's error, 1 for a fault."""
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        _fail(str(error), 2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; run the same command again to go on", 130)
+    except TyperException as error:
+        _fail(f"{error}; see vcc-fm --help", 2)
+    except Exception as error:  # noqa: BLE001 - the last frame: a fault is shown in one line and has its own exit code
+        if debug:
+            traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}\nthis is a fault of vcc-fm; --debug shows where", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {message}", highlight=False, markup=True)
+    sys.exit(code)
+
+
+def _console(quiet: bool, as_json: bool) -> Console:
+    return Console(stderr=as_json, quiet=quiet)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))  # stdout is the result's own
+
+
+def _run_stages(
+    recipe_path: Path, overrides: list[str] | None, quiet: bool, as_json: bool, only: str | None, processes: int
+) -> None:
+    """Run all stages, or the one named ``only``."""
+    from vcc_fm.recipe import load_recipe
+    from vcc_fm.stages import run_stage, stages_of
+
+    recipe = load_recipe(recipe_path, overrides)
+    console = _console(quiet, as_json)
+    ran = []
+    for stage in stages_of(recipe, console, processes):
+        if only is None or stage.name == only:
+            ran.append(
+                {"stage": stage.name, "ran": run_stage(stage, console), "outputs": [str(p) for p, _ in stage.outputs]}
+            )
+    if as_json:
+        _print_json({"recipe": recipe.name, "stages": ran, **_scores(recipe.run_folder, only)})
+    elif only is None and not any(entry["ran"] for entry in ran):
+        from vcc_fm.scoring.table import read_table
+
+        read_table(recipe.run_folder / "scores.json").print(console)
+
+
+def _scores(run: Path, only: str | None) -> dict[str, Any]:
+    if only not in (None, "score"):
+        return {}
+    return {"means": json.loads((run / "scores.json").read_text())["means"]}
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run all stages in order; what is already there is kept."""
+    _run_stages(recipe, overrides, quiet, as_json, None, processes)
+
+
+def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        quiet: Quiet = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
+    ) -> None:
+        _run_stages(recipe, overrides, quiet, as_json, stage, 1)
+
+    command.__doc__ = help_text
+    return command
+
+
+def _launched_command(stage: str, help_text: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        processes: Processes = 1,
+        quiet: Quiet = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
+    ) -> None:
+        _run_stages(recipe, overrides, quiet, as_json, stage, processes)
+
+    command.__doc__ = help_text
+    return command
+
+
+app.command("prepare")(_stage_command("prepare", "Check the sources and write the cell store."))
+embed_app.command("proteins")(_stage_command("embed proteins", "Encode the protein sequences of the target genes."))
+embed_app.command("cells")(_stage_command("embed cells", "Encode the cells."))
+app.command("split")(_stage_command("split", "Write which groups train, validate and test."))
+app.command("train")(_launched_command("train", "Train the decoder; goes on from the newest checkpoint."))
+app.command("calibrate")(_stage_command("calibrate", "Choose the effect scale on the validation split."))
+app.command("predict")(_launched_command("predict", "Predict the held-out perturbations."))
+app.command("score")(_stage_command("score", "Score the predictions beside baselines and ceiling."))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")] = None,
+    overrides: Overrides = None,
+    explain_keys: Annotated[
+        bool, typer.Option("--explain", help="list every key of a recipe and what it means")
+    ] = False,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what would run, on what, and what would fail; write nothing. Exit code 2 if something would fail."""
+    console = _console(quiet, as_json)
+    if explain_keys:
+        _explain(console, as_json)
+        return
+    if recipe is None:
+        raise UserError("give a recipe, or --explain for its keys")
+    from vcc_fm.plan import make_plan, print_plan
+    from vcc_fm.recipe import load_recipe
+
+    made = make_plan(load_recipe(recipe, overrides), processes)
+    if as_json:
+        _print_json(made)
+    else:
+        print_plan(made, console)
+    if made["problems"]:
+        raise typer.Exit(2)
+
+
+def _explain(console: Console, as_json: bool) -> None:
+    from vcc_fm.recipe import explain
+
+    rows = list(explain())
+    if as_json:
+        _print_json([{"key": key, "default": default, "meaning": text} for key, default, text in rows])
+        return
+    table = Table("key", "default", "meaning")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
+def compare(
+    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="scores.json files, or run folders")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Put several runs (seeds) side by side: mean and standard deviation of every score, as Markdown."""
+    from vcc_fm.scoring.compare import compare as compare_runs
+    from vcc_fm.scoring.compare import to_markdown
+
+    files = [path / "scores.json" if path.is_dir() else path for path in scores]
+    frame = compare_runs(files)
+    print(frame.to_json(orient="records", indent=1) if as_json else to_markdown(frame))

@@ -1,0 +1,92 @@
+"""Cells into files: predicted ones drawn set by set, measured ones copied from the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from rich.console import Console
+
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.sampler import CellSet, control_sets
+from vcc_fm.decoder.emit import emit
+from vcc_fm.predictors import Predictor
+from vcc_fm.recipe import PredictConfig, Recipe
+from vcc_fm.store.cells import CellStore
+from vcc_fm.store.counts_file import CountsFile
+
+
+class Asked(NamedTuple):
+    """Cells that are asked for."""
+
+    fold: int
+    context: str
+    perturbation: str
+    cells: int
+
+
+def emit_groups(
+    file: CountsFile,
+    recipe: Recipe,
+    folds: list[Dataset],
+    groups: list[Asked],
+    predictors: Sequence[Predictor],
+    console: Console,
+    name: str,
+) -> None:
+    """Predict ``groups`` in their order, each with the predictor of its fold; append them to ``file``.
+
+    What is drawn depends on the recipe's seed, the context, the perturbation and the place of a set among its group's,
+    not on the predictor: two predictors differ by what they predict alone.
+    """
+    begin, total, done = time.perf_counter(), sum(group.cells for group in groups), 0
+    for number, (fold, context, perturbation, cells) in enumerate(groups, start=1):
+        sets = control_sets(folds[fold], context, perturbation, cells, recipe.predict.set_size, recipe.seed)
+        for place, one in enumerate(sets):
+            rng = np.random.default_rng([recipe.seed, place, *context.encode(), 0, *perturbation.encode()])
+            file.append(*_emit_set(predictors[fold], folds[fold], one, recipe.predict, rng))
+            done += len(one.control_rows)
+        if number % max(1, len(groups) // 4) == 0:
+            rate = done / (time.perf_counter() - begin)
+            left = (total - done) / rate
+            console.print(f"{name}: {done:,}/{total:,} cells  {rate:,.0f} cells/s  ETA {left:.0f} s", highlight=False)
+
+
+def _emit_set(
+    predictor: Predictor, data: Dataset, one: CellSet, config: PredictConfig, rng: np.random.Generator
+) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Counts [n, G] and labels of the cells predicted from one set."""
+    depth = data.cells.depth[one.control_rows].astype(np.float64)
+    if config.depth != "control":
+        depth = np.full_like(depth, config.depth)
+    counts = emit(predictor.log_share(one), depth, predictor.dispersion, rng)
+    return sp.csr_matrix(counts), _labels(data.cells, one.context, one.perturbation, one.control_rows)
+
+
+def write_measured(path: Path, cells: CellStore, groups: list[tuple[str, str]], uns: dict[str, Any]) -> None:
+    """Write the measured cells of ``groups`` and the control cells of their contexts."""
+    controls = [(context, cells.control) for context in sorted({context for context, _ in groups})]
+    with CountsFile(path, cells.genes, uns | {"predictor": "measured"}) as file:
+        for context, perturbation in groups + controls:
+            rows = cells.rows(context, perturbation)
+            file.append(cells.sparse(rows), _labels(cells, context, perturbation, rows))
+
+
+def _labels(cells: CellStore, context: str, perturbation: str, rows: np.ndarray) -> pd.DataFrame:
+    batches = np.asarray(cells.batches)[cells.batch[rows]]
+    return pd.DataFrame({"context": context, "perturbation": perturbation, "batch": batches})
+
+
+def describe_counts(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """What an h5ad of this run says of itself in ``uns``."""
+    return {
+        "recipe": recipe.name,
+        "recipe_fingerprint": recipe.fingerprint(),
+        "values": "counts",
+        "simulated": bool(data.cells.meta["simulated"]),
+    }
