@@ -1,0 +1,90 @@
+"""Every recipe in recipes/ parses, names its launch lines, and builds a decoder that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from vcc_fm.cellsets.batch import Batch
+from vcc_fm.decoder.config import PerturbationDecoderConfig
+from vcc_fm.decoder.lora import add_adapters
+from vcc_fm.decoder.losses import set_losses, total_loss
+from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.plan import make_plan, print_plan
+from vcc_fm.recipe import load_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+GENES, CELLS = 9, 4
+
+
+def one_set(cell_width: int, protein_width: int) -> Batch:
+    return Batch(
+        cells_BSE=torch.randn(1, CELLS, cell_width),
+        cell_mask_BS=torch.ones(1, CELLS, dtype=torch.bool),
+        control_depth_BS=torch.full((1, CELLS), 500.0),
+        log_share_BSG=torch.log_softmax(torch.randn(1, CELLS, GENES), -1),
+        target_vector_BPV=torch.randn(1, 1, protein_width),
+        target_code_BP=torch.zeros(1, 1, dtype=torch.long),
+        target_mask_BP=torch.ones(1, 1, dtype=torch.bool),
+        target_gene_BP=torch.zeros(1, 1, dtype=torch.long),
+        context_code_B=torch.zeros(1, dtype=torch.long),
+        batch_code_BS=torch.zeros(1, CELLS, dtype=torch.long),
+        response_BG=torch.zeros(1, GENES),
+        response_known_B=torch.zeros(1, dtype=torch.bool),
+        noise_seed_B=torch.zeros(1, dtype=torch.long),
+        counts_BSG=torch.full((1, CELLS, GENES), 5.0),
+    )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_parses_and_builds(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    config = PerturbationDecoderConfig(
+        backbone=dict(recipe.decoder.backbone),
+        genes=[f"G{i}" for i in range(GENES)],
+        cell_width=recipe.embed.cells.width,
+        protein_width=20,
+        gene_rank=recipe.decoder.gene_rank,
+        response=recipe.decoder.response,
+    )
+    model: torch.nn.Module = PerturbationDecoder(config)
+    if recipe.decoder.base != "scratch":
+        model = add_adapters(model, recipe.decoder.lora, recipe.decoder.base)  # type: ignore[arg-type]
+    batch = one_set(recipe.embed.cells.width, 20)
+    loss = total_loss(set_losses(model(batch), batch), recipe.train.loss)
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_says_how_it_is_launched(path: Path) -> None:
+    header = path.read_text().split("\nname:")[0]
+    assert f"vcc-fm run recipes/{path.name}" in header
+    assert "--num_processes 8 vcc_fm/train.py" in header
+    assert "--config_file recipes/accelerate/multinode.yaml" in header
+    assert header.count(f"recipes/{path.name}") >= 3
+
+
+def test_h1_can_be_planned_without_its_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VCC_FM_DATA", str(tmp_path))
+    plan = make_plan(load_recipe(RECIPES[0].with_name("h1.yaml"), [f"output={tmp_path}"]), 1)
+    assert {entry["key"] for entry in plan["missing"]} == {
+        "data.sources h1", "data.sources k562", "data.sources rpe1", "data.genes", "embed.proteins.fasta"
+    }  # fmt: skip
+    assert all("https://" in text for text in plan["problems"] if "data.sources" in text)
+    print_plan(plan, Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["papalexi", "papalexi-rep3"])
+def test_real_recipes_have_nothing_in_their_way(name: str, real_data: Path, tmp_path: Path) -> None:
+    plan = make_plan(load_recipe(RECIPES[0].with_name(f"{name}.yaml"), [f"output={tmp_path}"]), 1)
+    assert plan["problems"] == []
+    assert plan["cells"]["cells"] == 16_192
+    assert plan["cells"]["perturbations"] == 25
+    tested = [fold["counts"]["test"]["groups"] for fold in plan["split"]]
+    assert sum(tested) == 25
