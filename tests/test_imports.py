@@ -18,15 +18,21 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; rooms on one floor do not import from each other. `embeddings` holds scripts beside train.py.
 FLOORS = [
     {"errors"},
-    {"recipe"},
+    {"recipe", "processes"},
     {"sources"},
     {"store"},
-    {"layout"},
+    {"layout", "script", "launch"},
     {"encoders", "cellsets"},
     {"decoder", "baselines"},
-    {"training", "predict", "hub", "scoring"},
-    {"train", "embeddings"},
+    {"predictors"},
+    {"emission"},
+    {"training", "predict", "hub"},
+    {"scoring"},
+    {"calibrate"},
+    {"train"},
     {"stages"},
+    {"embeddings", "plan_decoder"},
+    {"plan", "plan_text"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}

@@ -13,7 +13,8 @@ from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.plan import make_plan, print_plan
+from vcc_fm.plan import make_plan
+from vcc_fm.plan_text import print_plan
 from vcc_fm.recipe import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))

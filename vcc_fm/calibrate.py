@@ -17,7 +17,7 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
 from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, is_done, mark_done
+from vcc_fm.layout import Layout, forget, is_done, mark_done
 from vcc_fm.predict import make_predictor, scaled_predictors
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.table import Entry
@@ -25,7 +25,7 @@ from vcc_fm.scoring.vcc import score
 from vcc_fm.store.counts_file import CountsFile
 from vcc_fm.store.folder import write_json
 
-SCALES = (0.7, 0.85, 1.0, 1.2, 1.45, 1.75)
+SCALES = (0.8, 1.0, 1.25, 1.6)
 
 
 def calibrate(recipe: Recipe, console: Console) -> None:
@@ -40,6 +40,7 @@ def calibrate(recipe: Recipe, console: Console) -> None:
         if is_done(path, fingerprint):
             continue
         started = time.perf_counter()
+        forget(path)
         data = load_dataset(recipe, fold)
         scores = _validation_scores(recipe, fold, data)
         best = {name: best_scale(means) for name, means in scores.items()}
@@ -48,7 +49,9 @@ def calibrate(recipe: Recipe, console: Console) -> None:
         mark_done(path, fingerprint, time.perf_counter() - started)
         for name, means in by_scale.items():
             shown = "  ".join(f"{scale}: {mean:.3f}" for scale, mean in means.items())
-            console.print(f"fold {fold}: {name}: effect scale {best[name]:.3g}; scores {shown}", highlight=False)
+            console.print(
+                f"fold {fold}: {name}: effect scale {best[name]:.3g}; scores {shown}", highlight=False, soft_wrap=True
+            )
 
 
 def best_scale(means: dict[float, float]) -> float:
@@ -81,7 +84,7 @@ def _validation_scores(recipe: Recipe, fold: int, data: Dataset) -> dict[str, di
                 predictor.effect_scale = scale
                 entry = Entry(f"{name} {scale:g}", "model", Path(scratch, f"{name}-{scale:g}.h5ad"))
                 with CountsFile(entry.path, data.cells.genes, uns | {"predictor": name}) as file:
-                    emit_groups(file, recipe, [data], asked, [predictor], Console(quiet=True), name)
+                    emit_groups(file, recipe, data, predictor, asked, Console(quiet=True))
                 entries.append(entry)
         table = score(truth, entries, data.cells.control, recipe.score.preset, Path(scratch, "cache"))
     return {name: {scale: table.mean(f"{name} {scale:g}") for scale in SCALES} for name in predictors}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 from typer.exceptions import TyperException
 
 from vcc_fm.errors import UserError
@@ -36,30 +37,32 @@ Processes = Annotated[
 ]
 
 
+INTERRUPTED = 130
+"""Exit code that Typer makes of Ctrl-C, as shells do."""
+
+
 def main() -> None:
     """Entry point: exit code 0, 2 for a user's error, 1 for a fault."""
-    debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=False)
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        _fail(str(error), 2)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; run the same command again to go on", 130)
+        # Typer returns the code of an `Exit` rather than raising it where it is not the last frame itself.
+        code = app(standalone_mode=False)
     except TyperException as error:
-        _fail(f"{error}; see vcc-fm --help", 2)
+        # Without a message it is a command without arguments, whose help has been shown.
+        if message := error.format_message():
+            _fail(UserError(f"{message.rstrip('.')}; see vcc-fm --help"))
+        return
     except Exception as error:  # noqa: BLE001 - the last frame: a fault is shown in one line and has its own exit code
-        if debug:
-            traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}\nthis is a fault of vcc-fm; --debug shows where", 1)
-
-
-def _fail(message: str, code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {message}", highlight=False, markup=True)
+        _fail(error)
+    if code == INTERRUPTED:
+        print("error: interrupted; run the same command again to go on", file=sys.stderr)
     sys.exit(code)
+
+
+def _fail(error: Exception) -> NoReturn:
+    # Imported here, as everything beyond the command line itself: help must come at once.
+    from vcc_fm.script import fail
+
+    fail(error, "--debug" in sys.argv)
 
 
 def _console(quiet: bool, as_json: bool) -> Console:
@@ -75,13 +78,18 @@ def _run_stages(
 ) -> None:
     """Run all stages, or the one named ``only``."""
     from vcc_fm.recipe import load_recipe
+    from vcc_fm.script import sole_writer
     from vcc_fm.stages import run_stage, stages_of
 
     recipe = load_recipe(recipe_path, overrides)
     console = _console(quiet, as_json)
     ran = []
-    for stage in stages_of(recipe, console, processes):
-        if only is None or stage.name == only:
+    # Libraries print on stdout too, which with --json is the result's own.
+    with redirect_stdout(sys.stderr if as_json else sys.stdout), sole_writer(recipe, console):
+        stages = [stage for stage in stages_of(recipe, console, processes) if only in (None, stage.name)]
+        if not stages:
+            raise UserError(f"{recipe_path}: has no stage {only}: it is for predict.effect_scale=validation only")
+        for stage in stages:
             ran.append(
                 {"stage": stage.name, "ran": run_stage(stage, console), "outputs": [str(p) for p, _ in stage.outputs]}
             )
@@ -170,7 +178,8 @@ def plan(
         return
     if recipe is None:
         raise UserError("give a recipe, or --explain for its keys")
-    from vcc_fm.plan import make_plan, print_plan
+    from vcc_fm.plan import make_plan
+    from vcc_fm.plan_text import print_plan
     from vcc_fm.recipe import load_recipe
 
     made = make_plan(load_recipe(recipe, overrides), processes)
@@ -178,6 +187,9 @@ def plan(
         _print_json(made)
     else:
         print_plan(made, console)
+    if quiet:
+        for problem in made["problems"]:
+            print(f"error: {problem}", file=sys.stderr)
     if made["problems"]:
         raise typer.Exit(2)
 
@@ -189,15 +201,16 @@ def _explain(console: Console, as_json: bool) -> None:
     if as_json:
         _print_json([{"key": key, "default": default, "meaning": text} for key, default, text in rows])
         return
-    table = Table("key", "default", "meaning")
+    table = Table(Column("key", no_wrap=True), Column("default", max_width=16, overflow="fold"), "meaning")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
 @app.command()
 def compare(
     scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="scores.json files, or run folders")],
+    quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,30 +30,24 @@ class Asked(NamedTuple):
 
 
 def emit_groups(
-    file: CountsFile,
-    recipe: Recipe,
-    folds: list[Dataset],
-    groups: list[Asked],
-    predictors: Sequence[Predictor],
-    console: Console,
-    name: str,
+    file: CountsFile, recipe: Recipe, data: Dataset, predictor: Predictor, groups: list[Asked], console: Console
 ) -> None:
-    """Predict ``groups`` in their order, each with the predictor of its fold; append them to ``file``.
+    """Predict ``groups`` of one fold in their order and append them to ``file``.
 
     What is drawn depends on the recipe's seed, the context, the perturbation and the place of a set among its group's,
     not on the predictor: two predictors differ by what they predict alone.
     """
     begin, total, done = time.perf_counter(), sum(group.cells for group in groups), 0
-    for number, (fold, context, perturbation, cells) in enumerate(groups, start=1):
-        sets = control_sets(folds[fold], context, perturbation, cells, recipe.predict.set_size, recipe.seed)
+    for number, (_, context, perturbation, cells) in enumerate(groups, start=1):
+        sets = control_sets(data, context, perturbation, cells, recipe.predict.set_size, recipe.seed)
         for place, one in enumerate(sets):
             rng = np.random.default_rng([recipe.seed, place, *context.encode(), 0, *perturbation.encode()])
-            file.append(*_emit_set(predictors[fold], folds[fold], one, recipe.predict, rng))
+            file.append(*_emit_set(predictor, data, one, recipe.predict, rng))
             done += len(one.control_rows)
         if number % max(1, len(groups) // 4) == 0:
             rate = done / (time.perf_counter() - begin)
-            left = (total - done) / rate
-            console.print(f"{name}: {done:,}/{total:,} cells  {rate:,.0f} cells/s  ETA {left:.0f} s", highlight=False)
+            said = f"{done:,}/{total:,} cells  {rate:,.0f} cells/s  ETA {(total - done) / rate:.0f} s"
+            console.print(f"predict: {said}", highlight=False, soft_wrap=True)
 
 
 def _emit_set(

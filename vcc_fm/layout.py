@@ -122,11 +122,14 @@ class Layout:
         config = recipe.pretrain if phase == "pretrain" else recipe.train
         assert config is not None
         stores = [self.cell_embeddings_fingerprint, self.proteins_fingerprint, self.split_fingerprint]
-        before = self.training_fingerprint(fold, "pretrain") if phase == "train" and recipe.pretrain else None
-        base = recipe.decoder.base
-        if Path(base, "config.json").exists():
-            before = file_identity(str(Path(base, "config.json")))
-        decoder = recipe.decoder.model_dump(mode="json")
+        # A base is made from scratch: adapters, and what they are put on, are no part of it.
+        scratch = phase == "pretrain" or recipe.decoder.base == "scratch"
+        decoder = recipe.decoder.model_dump(mode="json", exclude={"lora", "base", "revision"} if scratch else set())
+        before: str | dict[str, str] | None = None
+        if recipe.decoder.base == "pretrain" and phase == "train":
+            before = self.training_fingerprint(fold, "pretrain")
+        elif recipe.decoder.base not in ("scratch", "pretrain"):
+            before = folder_identity(Path(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
 
@@ -175,6 +178,12 @@ def file_identity(path: str) -> str:
     return f"{size}:{digest.hexdigest()}"
 
 
+def folder_identity(folder: Path) -> dict[str, str]:
+    """The identities of the files in a saved model's folder that say what it computes; none for a Hub id."""
+    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    return {file.name: file_identity(str(file)) for file in files}
+
+
 def is_done(output: Path, fingerprint_: str) -> bool:
     """Whether ``output`` is there and was made from what ``fingerprint_`` covers."""
     marker = _marker(output)
@@ -184,6 +193,11 @@ def is_done(output: Path, fingerprint_: str) -> bool:
 def mark_done(output: Path, fingerprint_: str, seconds: float) -> None:
     """Note what a whole ``output`` was made from."""
     write_json(_marker(output), {"fingerprint": fingerprint_, "seconds": round(seconds, 3)})
+
+
+def forget(output: Path) -> None:
+    """Take the note away before an output is made anew: a stop between the two must not leave it on other content."""
+    _marker(output).unlink(missing_ok=True)
 
 
 def _marker(output: Path) -> Path:

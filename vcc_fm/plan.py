@@ -12,22 +12,18 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
-from rich.table import Table
-from transformers import AutoConfig
 
 from vcc_fm.cellsets.load import separator_of
 from vcc_fm.cellsets.split import Split, make_splits
-from vcc_fm.decoder.config import PerturbationDecoderConfig
-from vcc_fm.decoder.lora import add_adapters
-from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.encoders.composition import CompositionEncoder
 from vcc_fm.errors import UserError
+from vcc_fm.plan_decoder import plan_decoder
 from vcc_fm.recipe import Recipe, SourceConfig, TrainConfig, expand
 from vcc_fm.sources.fasta import read_fasta
 from vcc_fm.sources.genes import gene_axis
 from vcc_fm.sources.h5ad import H5adSource
 from vcc_fm.stages import protein_fasta, source_configs, stages_of
-from vcc_fm.training.phase import count_parameters
+from vcc_fm.store.prepare import unified_labels
 
 DENSITY = 0.15
 """Share of non-zero counts that the size of a store is guessed with before its counts are read."""
@@ -45,24 +41,40 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
         for stage in stages_of(recipe, Console(quiet=True))
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        configs = source_configs(recipe, Path(scratch))
+        try:
+            configs = source_configs(recipe, Path(scratch))
+        except UserError as error:
+            problems.append(str(error))
+            configs = []
         plan["missing"] = _missing_files(recipe, configs)
         problems += [entry["problem"] for entry in plan["missing"]]
-        opened = (
-            None
-            if any(entry["needed_for"] == "cells" for entry in plan["missing"])
-            else _look(recipe, configs, problems)
-        )
-        if opened is not None:
-            plan["cells"] = opened
-            genes = opened.pop("axis")
-            splits = _splits(recipe, opened.pop("group_cells"), configs[0].control, problems)
-            plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
-            plan["proteins"] = _proteins(recipe, Path(scratch), opened.pop("labels"), genes, problems)
-            plan["decoder"] = _decoder(recipe, opened, genes, plan["proteins"], problems)
-            plan["resources"] = _resources(recipe, opened["cells"], len(genes))
+        if configs and not any(entry["needed_for"] == "cells" for entry in plan["missing"]):
+            _plan_cells(plan, recipe, configs, Path(scratch))
     plan["processes"] = _processes(recipe, processes, problems)
+    # One mistake may stand in the way of several stages; it is said once.
+    plan["problems"] = list(dict.fromkeys(problems))
     return plan
+
+
+def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig], scratch: Path) -> None:
+    """What can be said once the sources can be read."""
+    problems = plan["problems"]
+    opened = _look(recipe, configs, problems)
+    if opened is None:
+        return
+    plan["cells"] = opened
+    genes = opened.pop("axis")
+    groups = opened.pop("group_cells")
+    labels = sorted({label for _, label in groups} - {configs[0].control})
+    _encoder(recipe, opened.pop("genes_in_all"), groups, configs[0].control, problems)
+    missing = {entry["needed_for"] for entry in plan["missing"]}
+    if "split" not in missing:
+        splits = _splits(recipe, groups, configs[0].control, problems)
+        plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
+        _phases(recipe, splits, opened["contexts"], problems)
+    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
+    plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
+    plan["resources"] = _resources(recipe, opened["cells"], len(genes))
 
 
 def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str, str]]:
@@ -92,9 +104,12 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
             sources = [stack.enter_context(H5adSource(config)) for config in configs]
             axis = gene_axis([source.genes for source in sources], recipe.data.genes)
             tables = [
-                source.cells.assign(perturbation=_unified(source, config, configs[0].control))
+                source.cells.assign(
+                    perturbation=unified_labels(source.cells["perturbation"], config, configs[0]), source=source.name
+                )
                 for source, config in zip(sources, configs, strict=True)
             ]
+            measured = np.stack([np.isin(axis, source.genes) for source in sources])
             described = [
                 {
                     "name": source.name,
@@ -114,23 +129,58 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
     counts = Counter(zip(cells["context"], cells["perturbation"], strict=True))
     few = {key: n for key, n in counts.items() if n < recipe.data.minimum_cells and key[1] != configs[0].control}
     kept = {key: n for key, n in counts.items() if key not in few}
+    if not kept:
+        problems.append("no cell is left after the filters (keep, minimum_cells); loosen them")
+        return None
     return {
         "cells": sum(kept.values()),
         "dropped_perturbations": len(few),
         "genes": len(axis),
         "contexts": sorted({context for context, _ in kept}),
-        "batches": int(cells["batch"].nunique()),
+        # As in the store: a batch is one of a source and of a context.
+        "batches": len(cells[["source", "context", "batch"]].drop_duplicates()),
         "perturbations": len({label for _, label in kept} - {configs[0].control}),
         "simulated": recipe.data.simulate is not None,
         "sources": described,
         "axis": axis.tolist(),
-        "labels": sorted({label for _, label in kept} - {configs[0].control}),
+        "genes_in_all": int(measured.all(axis=0).sum()),
         "group_cells": kept,
     }
 
 
-def _unified(source: H5adSource, config: SourceConfig, control: str) -> pd.Series[str]:
-    return source.cells["perturbation"].replace({config.control: control})
+def _encoder(
+    recipe: Recipe, genes_in_all: int, group_cells: dict[tuple[str, str], int], control: str, problems: list[str]
+) -> None:
+    """Whether the expression encoder has enough control cells and shared genes to be fitted on."""
+    controls = sum(n for (_, label), n in group_cells.items() if label == control)
+    smallest, width = min(genes_in_all, controls), recipe.embed.cells.width
+    if smallest <= width:
+        problems.append(
+            f"embed.cells.width={width}: {genes_in_all} genes measured by all sources and {controls} control cells to "
+            f"fit on; use a width below {smallest}"
+        )
+
+
+def _phases(recipe: Recipe, splits: list[Split], contexts: list[str], problems: list[str]) -> None:
+    """Whether each training phase has groups to train on, and calibration some to validate on."""
+    for name, phase in (("pretrain", recipe.pretrain), ("train", recipe.train)):
+        if phase is None:
+            continue
+        chosen = contexts if phase.contexts is None else phase.contexts
+        unknown = sorted(set(chosen) - set(contexts))
+        if unknown:
+            problems.append(
+                f"{name}.contexts: there is no context {', '.join(unknown)}; there are {', '.join(contexts)}"
+            )
+        elif any(not {context for context, _ in split.groups("train")} & set(chosen) for split in splits):
+            problems.append(
+                f"{name}.contexts={chosen}: the split leaves nothing to train on there; name others, or hold out less"
+            )
+    if recipe.predict.effect_scale == "validation" and any(not split.groups("validation") for split in splits):
+        problems.append(
+            "predict.effect_scale=validation needs validation groups, the split has none; give a number, or raise "
+            "split.validation"
+        )
 
 
 def _splits(recipe: Recipe, group_cells: dict[tuple[str, str], int], control: str, problems: list[str]) -> list[Split]:
@@ -148,8 +198,7 @@ def _proteins(
     try:
         known = set(read_fasta(protein_fasta(recipe, scratch), recipe.embed.proteins.get))
     except UserError as error:
-        if str(error) not in problems:
-            problems.append(str(error))
+        problems.append(str(error))
         return None
     targets = sorted({gene for label in labels for gene in label.split(separator_of(recipe))})
     missing = [gene for gene in targets if gene not in known]
@@ -164,39 +213,6 @@ def _proteins(
         "axis_with_sequence": sum(gene in known for gene in genes),
         "width": CompositionEncoder(recipe.embed.proteins.kmer).width,
     }
-
-
-def _decoder(
-    recipe: Recipe, cells: dict[str, Any], genes: list[str], proteins: dict[str, Any] | None, problems: list[str]
-) -> dict[str, Any] | None:
-    """Number of parameters of the model that `train` trains, built without memory for its weights."""
-    if proteins is None:
-        return None
-    base = recipe.decoder.base
-    try:
-        if base in ("scratch", "pretrain"):
-            backbone: dict[str, Any] = dict(recipe.decoder.backbone)
-        else:
-            found = AutoConfig.from_pretrained(base, revision=recipe.decoder.revision)
-            backbone = found.backbone if isinstance(found, PerturbationDecoderConfig) else found.to_dict()
-        config = PerturbationDecoderConfig(
-            backbone=backbone,
-            genes=genes,
-            contexts=cells["contexts"],
-            batches=[str(i) for i in range(cells["batches"])],
-            learned_targets=proteins["targets_without_sequence"],
-            cell_width=recipe.embed.cells.width,
-            protein_width=proteins["width"],
-            gene_rank=recipe.decoder.gene_rank,
-        )
-        with torch.device("meta"):
-            decoder = PerturbationDecoder(config)
-            model = decoder if base == "scratch" else add_adapters(decoder, recipe.decoder.lora, base)
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        problems.append(f"decoder: cannot be built: {error}")
-        return None
-    total, trainable = count_parameters(model)
-    return {"base": base, "parameters": total, "trainable": trainable, "backbone": backbone["model_type"]}
 
 
 def _resources(recipe: Recipe, cells: int, genes: int) -> dict[str, float]:
@@ -221,7 +237,10 @@ def _processes(recipe: Recipe, processes: int, problems: list[str]) -> dict[str,
         if phase is None:
             continue
         if phase.processes is not None and phase.processes != processes:
-            problems.append(f"{name}.processes={phase.processes}, but the plan is for {processes}; pass --processes")
+            problems.append(
+                f"{name}.processes={phase.processes}, but the plan is for {processes}; "
+                f"pass --processes {phase.processes}"
+            )
         if phase.batch_sets % (processes * (phase.micro_sets or 1)):
             problems.append(
                 f"{name}.batch_sets={phase.batch_sets} is not a multiple of {processes} processes x "
@@ -229,81 +248,3 @@ def _processes(recipe: Recipe, processes: int, problems: list[str]) -> dict[str,
             )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {"processes": processes, "device": device}
-
-
-def print_plan(plan: dict[str, Any], console: Console) -> None:
-    """Show a plan to a person."""
-    table = Table("stage", "state", "writes", title=f"plan of {plan['recipe']}", title_justify="left")
-    for stage in plan["stages"]:
-        table.add_row(stage["stage"], "done" if stage["done"] else "to do", "\n".join(stage["outputs"][:3]))
-    console.print(table)
-    lines = Table.grid(padding=(0, 2))
-    for name, text in _lines(plan):
-        lines.add_row(f"[bold]{name}[/bold]", text)
-    console.print(lines)
-    for fold in plan.get("split", [])[:1]:
-        for warning in fold["warnings"]:
-            console.print(f"[yellow]note[/yellow] {warning}", highlight=False)
-    for problem in plan["problems"]:
-        console.print(f"[red]problem[/red] {problem}", highlight=False, soft_wrap=True)
-    if not plan["problems"]:
-        console.print("nothing stands in the way")
-
-
-def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = []
-    if cells := plan.get("cells"):
-        kind = " (simulated)" if cells["simulated"] else ""
-        lines.append(
-            (
-                "cells",
-                f"{cells['cells']:,}{kind}, {cells['perturbations']:,} perturbations, {cells['batches']} "
-                f"batches, contexts {', '.join(cells['contexts'])}",
-            )
-        )
-        for source in cells["sources"]:
-            parts = {**source["dropped"], **source["repairs"]}
-            said = "; ".join(f"{reason}: {count:,}" for reason, count in parts.items())
-            lines.append(
-                (
-                    f"  {source['name']}",
-                    f"{source['cells']:,} cells, {source['genes']:,} genes, values "
-                    f"{source['values']['found']}" + (f"; {said}" if said else ""),
-                )
-            )
-        lines.append(("gene axis", f"{cells['genes']:,} genes"))
-    for fold in plan.get("split", []):
-        said = "; ".join(
-            f"{role} {count['groups']} groups, {count['cells']:,} cells"
-            for role, count in fold["counts"].items()
-            if count["groups"]
-        )
-        lines.append((f"split, fold {fold['fold']}", said))
-    if proteins := plan.get("proteins"):
-        without = proteins["targets_without_sequence"]
-        lines.append(
-            (
-                "proteins",
-                f"{proteins['targets'] - len(without)} of {proteins['targets']} targets and "
-                f"{proteins['axis_with_sequence']:,} genes of the axis have a sequence"
-                + (f"; without: {', '.join(without[:6])}{' …' * (len(without) > 6)}" if without else ""),
-            )
-        )
-    if decoder := plan.get("decoder"):
-        lines.append(
-            (
-                "decoder",
-                f"{decoder['backbone']}, base {decoder['base']}: {decoder['trainable']:,} of "
-                f"{decoder['parameters']:,} parameters train",
-            )
-        )
-    if resources := plan.get("resources"):
-        lines.append(
-            (
-                "about",
-                f"{resources['cell_store_gb']} GB cell store, {resources['cell_embeddings_gb']} GB cell "
-                f"embeddings, {resources['batch_gb_per_process']} GB for a batch on each process",
-            )
-        )
-    lines.append(("processes", f"{plan['processes']['processes']} on {plan['processes']['device']}"))
-    return lines

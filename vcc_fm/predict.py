@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
 from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, is_done, mark_done
+from vcc_fm.layout import Layout, forget, is_done, mark_done
 from vcc_fm.predictors import BASELINES, BaselinePredictor, DecoderPredictor, Predictor
 from vcc_fm.processes import process_state
 from vcc_fm.recipe import Recipe
@@ -45,10 +47,15 @@ def predict(recipe: Recipe, console: Console) -> None:
         for context, perturbation in data.split.groups("test")
     ]
     uns = describe_counts(recipe, folds[0])
+    if state.is_main_process:
+        forget(layout.prediction("model"))
     for name in scales[0]:
-        predictors = [make_predictor(name, recipe, fold, data, scales[fold][name]) for fold, data in enumerate(folds)]
-        path = layout.prediction(name)
-        _predict_shared(path, recipe, folds, asked, predictors, uns | {"predictor": name}, console)
+        console.print(f"predictor {name}")
+
+        def make(fold: int, name: str = name) -> Predictor:
+            return make_predictor(name, recipe, fold, folds[fold], scales[fold][name])
+
+        _predict_shared(layout.prediction(name), recipe, folds, asked, make, uns | {"predictor": name}, console)
     if state.is_main_process:
         write_measured(layout.truth, folds[0].cells, [(one.context, one.perturbation) for one in asked], uns)
         write_json(recipe.run_folder / "prediction.json", _record(folds, asked, scales))
@@ -61,25 +68,31 @@ def _predict_shared(
     recipe: Recipe,
     folds: list[Dataset],
     asked: list[Asked],
-    predictors: list[Predictor],
+    make: Callable[[int], Predictor],
     uns: dict[str, Any],
     console: Console,
 ) -> None:
     """Predict ``asked`` in equal runs of groups, one a process, and join the parts in order."""
     state = process_state()
     mine = [asked[i] for i in np.array_split(np.arange(len(asked)), state.num_processes)[state.process_index]]
+    # A part of an earlier run that was stopped must not be taken for one of this run.
+    _part(path, state.process_index).unlink(missing_ok=True)
     if mine:
-        with CountsFile(
-            path.with_name(f"{path.stem}.part-{state.process_index:05d}.h5ad"), folds[0].cells.genes, uns
-        ) as file:
-            emit_groups(file, recipe, folds, mine, predictors, console, uns["predictor"])
+        with CountsFile(_part(path, state.process_index), folds[0].cells.genes, uns) as file:
+            # One fold at a time: a predictor may be large.
+            for fold, groups in groupby(mine, key=lambda one: one.fold):
+                emit_groups(file, recipe, folds[fold], make(fold), list(groups), console)
     state.wait_for_everyone()
     if state.is_main_process:
-        parts = sorted(path.parent.glob(f"{path.stem}.part-*.h5ad"))
+        parts = [part for i in range(state.num_processes) if (part := _part(path, i)).exists()]
         join_counts_files(parts, path)
         for part in parts:
             part.unlink()
     state.wait_for_everyone()
+
+
+def _part(path: Path, process: int) -> Path:
+    return path.with_name(f"{path.stem}.part-{process:05d}.h5ad")
 
 
 def make_predictor(name: str, recipe: Recipe, fold: int, data: Dataset, scale: float) -> Predictor:

@@ -54,7 +54,9 @@ def test_known_effects_are_recovered(tmp_path):
     depth = rng.uniform(500, 3000, 2 * cells)
     perturbed = np.arange(2 * cells) >= cells
     counts = draw_counts(rng, np.where(perturbed[:, None], changed, share), depth, 0.3)
-    store = store_of(tmp_path, screen(counts, "K", "1", np.where(perturbed, "A", CONTROL), [f"g{i}" for i in range(genes)]))
+    store = store_of(
+        tmp_path, screen(counts, "K", "1", np.where(perturbed, "A", CONTROL), [f"g{i}" for i in range(genes)])
+    )
     data = dataset_of(store)
     np.testing.assert_allclose(data.responses.ratio[0], np.log(changed / share), atol=0.12)
     # With so many cells, shrinking takes next to nothing away.

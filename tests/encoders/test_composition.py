@@ -93,8 +93,8 @@ def test_gene_vector_is_the_mean_of_its_isoforms() -> None:
 
 def test_description_is_json_and_names_its_parameters() -> None:
     description = json.loads(json.dumps(CompositionEncoder(3).describe()))
-    assert (description["encoder"], description["kmer"]) == ("composition", 3)
-    assert len(description["alphabets"]) == 3
+    assert (description["encoder"], description["parameters"]["kmer"]) == ("composition", 3)
+    assert len(description["parameters"]["alphabets"]) == 3
     assert "Murphy" in description["citation"]
     assert CompositionEncoder(1).describe() != CompositionEncoder(2).describe()
 

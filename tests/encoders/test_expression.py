@@ -81,6 +81,8 @@ def test_a_cell_without_counts_has_a_finite_vector(counts):
 def test_too_large_a_width_is_refused(counts):
     with pytest.raises(UserError, match=r"width=30: 30 genes measured by all sources and 200 cells .* below 30"):
         ExpressionEncoder.fit(sp.csr_matrix(counts), EVERY, 30, 1e4)
-    with pytest.raises(UserError, match=r"width=9: 30 genes measured by all sources and 9 cells to fit on; .* below 9"):
+    with pytest.raises(
+        UserError, match=r"width=9: 30 genes measured by all sources and 9 cells to fit on; .* below 9"
+    ):
         ExpressionEncoder.fit(sp.csr_matrix(counts[:9]), EVERY, 9, 1e4)
     assert ExpressionEncoder.fit(sp.csr_matrix(counts[:9]), EVERY, 8, 1e4).width == 8

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 from unittest import mock
 
 import datasets
@@ -21,6 +20,8 @@ from vcc_fm.store.arrow import DATA_FILE
 from vcc_fm.store.cells import CellStore
 
 FOLDERS = itertools.count()
+# Each example has a folder of its own; how fast they are drawn says how busy the machine is.
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @st.composite
@@ -39,7 +40,7 @@ def screens(draw: st.DrawFn, number: int) -> Screen:
     return screen(counts, draw(pick[0]), draw(pick[1]), [control, "A", *rest], genes, control=control)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
 @given(
     parts=st.tuples(screens(0), screens(1)),
     rule=st.sampled_from(["union", "intersection", "file"]),
@@ -160,7 +161,9 @@ def test_a_damaged_store_is_refused(tmp_path):
     folder = store_of(tmp_path, plain()).folder
     data = (folder / DATA_FILE).read_bytes()
     (folder / DATA_FILE).write_bytes(data[:-8])
-    with pytest.raises(UserError, match=rf"{DATA_FILE}: {len(data) - 8} bytes, but store.json says {len(data)}; it was"):
+    with pytest.raises(
+        UserError, match=rf"{DATA_FILE}: {len(data) - 8} bytes, but store.json says {len(data)}; it was"
+    ):
         CellStore(folder)
     (folder / DATA_FILE).unlink()
     with pytest.raises(UserError, match=rf"{DATA_FILE}: missing; remove .*store and run the stage"):
@@ -202,7 +205,7 @@ def test_sources_may_join_combinations_each_in_its_way(tmp_path):
 def test_labels_that_mean_another_thing_elsewhere_are_refused(tmp_path):
     first = screen(np.ones((2, 2)), "K", "1", [CONTROL, "A"])
     second = screen(np.ones((3, 2)), "K", "1", ["NT", "A", CONTROL], control="NT")
-    with pytest.raises(UserError, match="source 's1': 'control' is a perturbation here .* control of source 's0'"):
+    with pytest.raises(UserError, match=r"source 's1': 'control' is a perturbation here .* control of source 's0'"):
         store_of(tmp_path / "control", first, second)
     third = screen(np.ones((2, 2)), "K", "1", [CONTROL, "A+B"], separator="/")
     with pytest.raises(UserError, match=r"source 's1': perturbation 'A\+B' holds '\+', which joins target genes in"):

@@ -72,9 +72,14 @@ def test_parts_are_joined_in_their_order(tmp_path):
 def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path):
     write(tmp_path / "x.h5ad", pieces([3]))
     old = (tmp_path / "x.h5ad").read_bytes()
-    with pytest.raises(ZeroDivisionError), CountsFile(tmp_path / "x.h5ad", GENES, {}) as file:
-        file.append(*pieces([5])[0])
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with CountsFile(tmp_path / "x.h5ad", GENES, {}) as file:
+            file.append(*pieces([5])[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [path.name for path in tmp_path.iterdir()] == ["x.h5ad"]
     assert (tmp_path / "x.h5ad").read_bytes() == old
 

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,10 +38,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path):
     labels = np.array([CONTROL, "A", "B"])[np.arange(60) % 3]
     config = write_screen(tmp_path, "s0", screen(np.random.default_rng(0).poisson(2.0, (60, 8)), "K", "1", labels))
-    whole = {
-        write_store(tmp_path / f"seed{seed}", [config], seed).meta["sha256"]: seed
-        for seed in (0, 1)
-    }
+    whole = {write_store(tmp_path / f"seed{seed}", [config], seed).meta["sha256"]: seed for seed in (0, 1)}
     final, log = tmp_path / "cells", tmp_path / "log"
 
     def write(seed: int) -> None:
@@ -81,9 +77,14 @@ def test_a_writer_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):
     final = tmp_path / "cells"
     with whole_folder(final) as partial:
         (partial / "content").write_text("old")
-    with pytest.raises(ZeroDivisionError), whole_folder(final) as partial:
-        (partial / "content").write_text("new")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with whole_folder(final) as partial:
+            (partial / "content").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
     assert (final / "content").read_text() == "old"
 

@@ -114,7 +114,8 @@ def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny
     recipe, data = tiny()
     trained(recipe, data)
     base_folder = Layout(recipe).decoder(0, "pretrain")
-    model = build_decoder(recipe, data, str(base_folder), 0)
+    model, notes = build_decoder(recipe, data, str(base_folder), 0)
+    assert notes == []
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     decoder = model.get_base_model()
     sampler = SetSampler(data, data.split.groups("train"), 6, 0)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Vocabulary
-from vcc_fm.decoder.config import PerturbationDecoderConfig
+from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
@@ -62,8 +62,10 @@ def _learned_targets(recipe: Recipe, data: Dataset) -> list[str]:
     return missing
 
 
-def build_decoder(recipe: Recipe, data: Dataset, base: str, seed: int) -> PerturbationDecoder | PeftModel:
-    """The decoder to train.
+def build_decoder(
+    recipe: Recipe, data: Dataset, base: str, seed: int
+) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
+    """The decoder to train, and what a reader should know of how it starts.
 
     Args:
         recipe: its ``decoder`` section says the rest.
@@ -72,29 +74,32 @@ def build_decoder(recipe: Recipe, data: Dataset, base: str, seed: int) -> Pertur
         seed: of the initial weights.
 
     Returns:
-        A decoder with everything trainable (scratch), or one under adapters.
+        A decoder with everything trainable (scratch), or one under adapters; notes, one sentence each.
 
     Raises:
         UserError: the base cannot be loaded or does not fit.
     """
     torch.manual_seed(seed)
     if base == "scratch":
+        check_backbone(recipe.decoder.backbone)
         try:
             decoder = PerturbationDecoder(decoder_config(recipe, data, dict(recipe.decoder.backbone)))
-        except (ValueError, KeyError, TypeError) as error:
+        except UNFIT as error:
             raise UserError(f"decoder.backbone: transformers cannot build it: {error}") from None
         _initialise(decoder, data)
-        return decoder
+        return decoder, []
+    notes: list[str] = []
     base_config = _base_config(base, recipe.decoder.revision)
     if isinstance(base_config, PerturbationDecoderConfig):
-        decoder = adopt(PerturbationDecoder.from_pretrained(base, revision=recipe.decoder.revision), recipe, data)
+        trained = PerturbationDecoder.from_pretrained(base, revision=recipe.decoder.revision)
+        decoder, notes = adopt(trained, recipe, data)
     else:
         decoder = PerturbationDecoder(decoder_config(recipe, data, base_config.to_dict()))
         decoder.backbone.load_state_dict(
             AutoModel.from_pretrained(base, revision=recipe.decoder.revision, use_safetensors=True).state_dict()
         )
         _initialise(decoder, data)
-    return add_adapters(decoder, recipe.decoder.lora, base)
+    return add_adapters(decoder, recipe.decoder.lora, base), notes
 
 
 def _base_config(base: str, revision: str | None) -> PretrainedConfig:
@@ -115,48 +120,57 @@ def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
         head.log_dispersion.copy_(torch.from_numpy(data.dispersion).log())
 
 
-def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> PerturbationDecoder:
+READERS = {"cell": ("cell_projection.",), "protein": ("target_projection.", "head.gene_projection.")}
+"""What of a decoder reads the vectors of an encoder, and means nothing to another encoder's."""
+
+
+def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> tuple[PerturbationDecoder, list[str]]:
     """Move a trained decoder to another dataset: genes, contexts, batches and targets are matched by name.
 
-    What the base does not know starts as in a new decoder (codes at zero, a gene's free factor at zero, so that its
-    factor is what its protein vector gives).
+    What the base does not know starts as in a new decoder: codes at zero; a gene's free factor at zero, so that its
+    factor is what its protein vector gives; and the projections of vectors that come from another encoder than the
+    base's (an expression encoder fitted on other cells is another one).
 
-    Raises:
-        UserError: the dataset's vectors come from other encoders than the base's.
+    Returns:
+        The moved decoder, and a sentence for each side that starts anew.
     """
     config = decoder_config(recipe, data, base.config.backbone)
-    for side in ("cell", "protein"):
-        then, now = getattr(base.config, f"{side}_encoder"), getattr(config, f"{side}_encoder")
-        if then["fingerprint"] != now["fingerprint"]:
-            raise UserError(
-                f"decoder.base was trained on {side} vectors of {then['encoder']} {then['parameters']}, fingerprint "
-                f"{then['fingerprint'][:12]}, this recipe has {now['encoder']} {now['parameters']} with "
-                f"{now['fingerprint'][:12]}; embed with the base's encoder"
-            )
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
     decoder = PerturbationDecoder(config)
     _initialise(decoder, data)
+    fresh = [
+        side
+        for side, then, now in (
+            ("cell", base.config.cell_encoder, config.cell_encoder),
+            ("protein", base.config.protein_encoder, config.protein_encoder),
+        )
+        if then["fingerprint"] != now["fingerprint"]
+    ]
+    anew = tuple(prefix for side in fresh for prefix in READERS[side])
     # Rows of these tables belong to labels: what each row was called then, and what it is called now.
     tables: dict[str, tuple[list[str], list[str]]] = {
         "context_code.weight": (["", *base.config.contexts], ["", *config.contexts]),
         "batch_code.weight": (["", *base.config.batches], ["", *config.batches]),
         "learned_target.weight": (["", *base.config.learned_targets], ["", *config.learned_targets]),
-        **{
-            f"head.{name}": (base.config.genes, config.genes)
-            for name in ("gene_factor", "mean_response", "log_dispersion", "gene_vector_GV")
-        },
+        "head.gene_factor": (base.config.genes, config.genes),
+        "head.mean_response": (base.config.genes, config.genes),
     }
-    state, trained = decoder.state_dict(), base.state_dict()
+    # What is known of this dataset's own genes is not taken from another's.
+    own = ("head.gene_vector_GV", "head.log_dispersion")
+    state = decoder.state_dict()
     state["head.gene_factor"].zero_()
-    for name, value in trained.items():
+    for name, value in base.state_dict().items():
+        if name in own or name.startswith(anew):
+            continue
         if name not in tables:
             state[name] = value
             continue
-        then, now = tables[name]
-        position = {label: i for i, label in enumerate(then)}
-        for row, label in enumerate(now):
+        then_labels, now_labels = tables[name]
+        position = {label: i for i, label in enumerate(then_labels)}
+        for row, label in enumerate(now_labels):
             if label in position:
                 state[name][row] = value[position[label]]
     decoder.load_state_dict(state)
-    return decoder
+    notes = [f"the base read other {side} vectors: what reads them starts anew and is trained" for side in fresh]
+    return decoder, notes

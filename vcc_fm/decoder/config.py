@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from vcc_fm.errors import UserError
+
+UNFIT = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, StrictDataclassError)
+"""What building a model, or showing it tokens, raises where its config does not fit: each class has its own way."""
 
 
 class PerturbationDecoderConfig(PretrainedConfig):
@@ -71,3 +78,25 @@ class PerturbationDecoderConfig(PretrainedConfig):
         """
         keys = {key: value for key, value in self.backbone.items() if key != "model_type"}
         return AutoConfig.for_model(self.backbone["model_type"], **keys)
+
+
+def check_backbone(backbone: dict[str, Any]) -> None:
+    """Check the keys of a backbone that a recipe asks for; `transformers` itself takes any key and ignores it.
+
+    Raises:
+        UserError: ``model_type`` is missing or unknown, or a key is not one of that model's config.
+    """
+    kind = backbone.get("model_type")
+    if kind is None:
+        raise UserError("decoder.backbone.model_type is missing; name a transformers model, for example llama")
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"decoder.backbone.model_type={kind}: transformers knows no such model{hint}")
+    plain = AutoConfig.for_model(kind)
+    known = {*plain.to_dict(), *plain.attribute_map, "model_type"}
+    for key in backbone:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"decoder.backbone.{key}: no key of {kind}'s config{hint}")

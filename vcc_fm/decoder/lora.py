@@ -6,6 +6,7 @@ from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.recipe import LoraSettings
@@ -34,7 +35,11 @@ def add_adapters(decoder: PerturbationDecoder, settings: LoraSettings, base: str
 
 def _adapted_layers(decoder: PerturbationDecoder, settings: LoraSettings) -> list[str]:
     """Full names, so that a layer around the backbone that shares a short name is never adapted."""
-    linear = [f"backbone.{name}" for name, module in decoder.backbone.named_modules() if isinstance(module, nn.Linear)]
+    linear = [
+        f"backbone.{name}"
+        for name, module in decoder.backbone.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
     if settings.target_modules == "all-linear":
         return linear
     return [name for name in linear if name.rsplit(".", 1)[-1] in settings.target_modules]

@@ -78,11 +78,11 @@ class PerturbationDecoder(PreTrainedModel):
         """
         with torch.autocast(batch.cells_BSE.device.type, enabled=False):
             tokens_BLD, real_BL = self.tokens(batch)
-        # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways.
-        mask_B1LL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(
-            ~real_BL, torch.finfo(torch.float32).min
-        )
-        mask_B1LL = mask_B1LL[:, None, None].expand(-1, 1, real_BL.shape[1], -1)
+        # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways. The
+        # smallest bfloat16 is a float32 as well, so that autocast does not turn it into an infinity.
+        hidden = torch.finfo(torch.bfloat16).min
+        mask_BL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(~real_BL, hidden)
+        mask_B1LL = mask_BL[:, None, None].expand(-1, 1, real_BL.shape[1], -1)
         position_BL = torch.zeros_like(real_BL, dtype=torch.long)
         hidden_BLD = self.backbone(
             inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL

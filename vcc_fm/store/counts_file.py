@@ -49,6 +49,15 @@ class CountsFile:
             self._file.close()
             self._partial.unlink()
             return
+        try:
+            self._finish()
+        except BaseException:
+            self._partial.unlink(missing_ok=True)
+            raise
+        self._partial.replace(self.path)
+
+    def _finish(self) -> None:
+        """Write what belongs to all cells together and close the file."""
         obs = pd.concat(self._labels, ignore_index=True)
         obs.index = obs.index.astype(str)
         for column in obs.columns:
@@ -60,7 +69,6 @@ class CountsFile:
             write_elem(self._file, name, {})
         self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         self._file.close()
-        self._partial.replace(self.path)
 
 
 def join_counts_files(parts: list[Path], path: Path) -> None:

@@ -17,7 +17,7 @@ from vcc_fm.cellsets.batch import Batch
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.errors import UserError
-from vcc_fm.processes import process_state
+from vcc_fm.processes import leave_a_core_to_the_loader
 from vcc_fm.recipe import LossWeights, TrainConfig
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
@@ -30,7 +30,7 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     Raises:
         UserError: the number of processes is not the recipe's, or the sets cannot be shared evenly.
     """
-    process_state()
+    leave_a_core_to_the_loader()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=None if config.tracker == "none" else config.tracker,
@@ -176,7 +176,7 @@ class Trainer:
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self._micro
         sets = min(len(sampler), self.config.eval_sets)
         mine = [sampler[i] for i in range(sets)][rank::world]
-        sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+        sums = torch.zeros(4, device=self.accelerator.device)
         names: list[str] = []
         for start in range(0, len(mine), size):
             batch = self.assembler.assemble(mine[start : start + size]).to(self.accelerator.device)

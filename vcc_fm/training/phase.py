@@ -17,7 +17,7 @@ from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, mark_done
+from vcc_fm.layout import Layout, forget, mark_done
 from vcc_fm.recipe import Recipe, TrainConfig
 from vcc_fm.store.folder import read_json, whole_folder, write_json
 from vcc_fm.training.checkpoint import save_decoder
@@ -49,17 +49,20 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
     base = "scratch" if phase == "pretrain" else recipe.decoder.base
     if base == "pretrain":
         base = str(layout.decoder(fold, "pretrain"))
-    model = build_decoder(recipe, data, base, recipe.seed)
+    model, notes = build_decoder(recipe, data, base, recipe.seed)
     samplers = _samplers(recipe, data, config)
     assembler = _assembler(data, model, config)
     trainer = Trainer(phase, config, model, *samplers, assembler, folder, accelerator, console)
     if accelerator.is_main_process:
         total, trainable = count_parameters(model)
         console.print(f"{phase}: {trainable:,} of {total:,} parameters train, {accelerator.num_processes} process(es)")
+        for note in notes:
+            console.print(f"note: {note}")
     trained = trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output = layout.decoder(fold, phase)
+        forget(output)
         record = {"phase": phase, "fingerprint": fingerprint, "base": base, "simulated": data.cells.meta["simulated"]}
         with whole_folder(output) as partial:
             save_decoder(trained, partial, {"recipe.json": recipe.model_dump(mode="json"), "training.json": record})
@@ -82,6 +85,8 @@ def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
     """Throw away checkpoints and log lines of another recipe."""
     owner = folder / "owner.json"
     if accelerator.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
+        # First of all the claim: a stop in the middle must not leave half a checkpoint under its old owner.
+        owner.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_json(owner, {"fingerprint": fingerprint})

@@ -55,7 +55,9 @@ class TrainingLog:
         self.accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         left = (time.perf_counter() - self._begin) / max(1, step - self._first) * (self.steps - step)
-        self.console.print(f"{self.phase} {step}/{self.steps} {split}  {shown}  ETA {left:.0f} s", highlight=False)
+        self.console.print(
+            f"{self.phase} {step}/{self.steps} {split}  {shown}  ETA {left:.0f} s", highlight=False, soft_wrap=True
+        )
 
     def close(self) -> None:
         """Take the progress bar down."""

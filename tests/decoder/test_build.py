@@ -1,0 +1,120 @@
+"""Bases of all kinds: a decoder of other cells, a plain transformers checkpoint, and what starts anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_decoder_model import BACKBONES
+from transformers import AutoConfig, AutoModel
+
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.load import load_dataset
+from vcc_fm.decoder.build import adopt, build_decoder
+from vcc_fm.decoder.config import check_backbone
+from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def data(tiny_run: Recipe) -> Dataset:
+    return load_dataset(tiny_run, 0)
+
+
+def scratch(recipe: Recipe, data: Dataset, seed: int = 3) -> PerturbationDecoder:
+    decoder, notes = build_decoder(recipe, data, "scratch", seed)
+    assert notes == []
+    assert isinstance(decoder, PerturbationDecoder)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return decoder
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_plain_checkpoint_is_a_base(tiny_run: Recipe, data: Dataset, tmp_path: Path, kind: str) -> None:
+    keys = {**BACKBONES[kind], "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 5}
+    if kind == "gpt2":
+        keys |= {"n_embd": keys.pop("hidden_size"), "n_layer": keys.pop("num_hidden_layers")}
+    torch.manual_seed(1)
+    plain = AutoModel.from_config(AutoConfig.for_model(**keys))
+    plain.save_pretrained(tmp_path)
+    model, _ = build_decoder(tiny_run, data, str(tmp_path), 0)
+    assert {
+        name for name, p in model.named_parameters() if p.requires_grad and "backbone" in name and "lora" not in name
+    } == set()
+    assert any("lora" in name for name, _ in model.named_parameters())
+    loaded = model.merge_and_unload().backbone.state_dict()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, loaded[name]), name
+
+
+def test_the_same_dataset_gives_the_same_decoder(tiny_run: Recipe, data: Dataset) -> None:
+    base = scratch(tiny_run, data)
+    moved, notes = adopt(base, tiny_run, data)
+    assert notes == []
+    for name, value in base.state_dict().items():
+        assert torch.equal(value, moved.state_dict()[name]), name
+
+
+def test_genes_contexts_and_batches_are_matched_by_name(tiny_run: Recipe, data: Dataset) -> None:
+    base = scratch(tiny_run, data)
+    base.config.genes = [*reversed(base.config.genes[1:]), "ELSEWHERE"]
+    base.config.contexts = ["unheard of", base.config.contexts[1]]
+    base.context_code = torch.nn.Embedding(3, base.context_code.embedding_dim)
+    moved, _ = adopt(base, tiny_run, data)
+    genes = data.cells.genes
+    assert torch.equal(moved.head.mean_response[5], base.head.mean_response[base.config.genes.index(genes[5])])
+    assert torch.equal(moved.head.gene_factor[1], base.head.gene_factor[-2])
+    assert moved.head.gene_factor[0].abs().sum() == 0, "a gene that the base never saw starts from its protein alone"
+    assert torch.equal(moved.context_code.weight[2], base.context_code.weight[2])
+    assert moved.context_code.weight[1].abs().sum() == 0
+    assert torch.equal(moved.head.log_dispersion, torch.from_numpy(data.dispersion).log().float())
+
+
+def test_other_vectors_start_their_reader_anew(tiny_run: Recipe, data: Dataset) -> None:
+    base = scratch(tiny_run, data)
+    base.config.protein_encoder = {**base.config.protein_encoder, "fingerprint": "another"}
+    moved, notes = adopt(base, tiny_run, data)
+    assert notes == ["the base read other protein vectors: what reads them starts anew and is trained"]
+    state, before = moved.state_dict(), base.state_dict()
+    assert not torch.equal(state["target_projection.0.weight"], before["target_projection.0.weight"])
+    assert not torch.equal(state["head.gene_projection.weight"], before["head.gene_projection.weight"])
+    assert torch.equal(state["cell_projection.0.weight"], before["cell_projection.0.weight"])
+    assert torch.equal(state["head.gene_factor"], before["head.gene_factor"])
+
+
+def test_a_cell_width_that_differs_can_be_adopted(tiny_run: Recipe, data: Dataset) -> None:
+    wide = replace(data, cell_vectors=_Wider(data.cell_vectors))
+    base = scratch(tiny_run, wide)
+    moved, notes = adopt(base, tiny_run, data)
+    assert len(notes) == 1
+    assert moved.config.cell_width == base.config.cell_width - 1
+
+
+class _Wider:
+    """Vectors of another encoder: one component more."""
+
+    def __init__(self, store: Any):
+        self.keys, self.width, self.folder = store.keys, store.width + 1, store.folder
+        self.meta = {**store.meta, "fingerprint": "wider"}
+
+
+def test_misspelt_backbones_are_refused() -> None:
+    check_backbone({"model_type": "llama", "hidden_size": 8})
+    check_backbone({"model_type": "gpt2", "hidden_size": 8, "n_head": 2})
+    with pytest.raises(UserError, match=r"model_type is missing"):
+        check_backbone({"hidden_size": 8})
+    with pytest.raises(UserError, match=r"model_type=lama: .*did you mean llama\?"):
+        check_backbone({"model_type": "lama"})
+    with pytest.raises(UserError, match=r"decoder.backbone.hiden_size: .*did you mean hidden_size\?"):
+        check_backbone({"model_type": "llama", "hiden_size": 8})
+
+
+def test_a_base_that_is_nothing_is_refused(tiny_run: Recipe, data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"decoder.base=.*not a folder or Hub id that transformers can load"):
+        build_decoder(tiny_run, data, str(tmp_path), 0)

@@ -1,0 +1,118 @@
+"""The program as its users run it, on a tiny simulated recipe; for tests of command line, plan and stages."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import yaml
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {
+        "simulate": {
+            "contexts": ["alpha", "beta", "gamma"],
+            "perturbations": 8,
+            "genes": 50,
+            "cells": 12,
+            "controls": 60,
+            "depth": 2000.0,
+        }
+    },
+    "embed": {"cells": {"width": 4}, "proteins": {"kmer": 1}},
+    "split": {"hold_out": "few-shot", "contexts": ["gamma"], "test": 3, "validation": 0.4},
+    "decoder": {
+        "base": "pretrain",
+        "gene_rank": 4,
+        "backbone": {
+            "model_type": "llama",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": 1,
+        },
+        "lora": {"r": 2, "alpha": 4},
+    },
+    "pretrain": {
+        "contexts": ["alpha", "beta"],
+        "steps": 6,
+        "set_size": 8,
+        "batch_sets": 4,
+        "eval_every": 3,
+        "checkpoint_every": 2,
+        "tracker": "none",
+    },
+    "train": {
+        "steps": 6,
+        "set_size": 8,
+        "batch_sets": 4,
+        "eval_every": 3,
+        "checkpoint_every": 2,
+        "tracker": "none",
+    },
+}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def write_recipe(folder: Path) -> Path:
+    """The tiny recipe, with its outputs beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "output": str(folder)}))
+    return path
+
+
+def command(*arguments: Any) -> list[str]:
+    """The command line of ``vcc-fm``, for a process of its own."""
+    return [sys.executable, "-c", "from vcc_fm.cli import main; main()", *map(str, arguments)]
+
+
+def vcc_fm(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``vcc-fm`` in a process of its own."""
+    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = ()) -> None:
+    """Run the stages up to ``last`` as `vcc-fm run` does, printing into the file ``said``; for a forked process."""
+    from rich.console import Console
+
+    from vcc_fm.recipe import load_recipe
+    from vcc_fm.script import sole_writer
+    from vcc_fm.stages import run_stage, stages_of
+
+    loaded = load_recipe(recipe, list(overrides))
+    with said.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+        console = Console(file=file, width=200)
+        with sole_writer(loaded, console):
+            for stage in stages_of(loaded, console):
+                run_stage(stage, console)
+                if stage.name == last:
+                    return
+
+
+def forks() -> Any:
+    """A multiprocessing context whose processes start at once: what they import has been imported for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["program", "vcc_fm.stages", "vcc_fm.train", "vcc_fm.predict", "vcc_fm.encoders.embed"]
+    )
+    return context
+
+
+def results(recipe: Path) -> dict[str, Any]:
+    """What a finished run says: bytes of the weights, and predicted and measured counts and labels as lists."""
+    run = recipe.parent / "runs" / "tiny"
+    found: dict[str, Any] = {
+        f"{phase} weights": (run / phase / "model.safetensors").read_bytes() for phase in ("base", "model")
+    }
+    for path in [run / "predictions.h5ad", run / "truth.h5ad", *sorted((run / "baselines").glob("*.h5ad"))]:
+        table = anndata.read_h5ad(path)
+        found[f"{path.name} counts"] = np.asarray(table.X.todense()).tolist()
+        found[f"{path.name} labels"] = table.obs.astype(str).to_numpy().tolist()
+    return found

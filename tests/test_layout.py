@@ -1,0 +1,93 @@
+"""Paths of a recipe's outputs, what identifies a file, and the notes that say what an output was made from."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import TINY
+
+from vcc_fm.layout import Layout, file_identity, folder_identity, forget, is_done, mark_done
+from vcc_fm.recipe import Recipe
+
+
+def recipe(folder: Path, **keys: Any) -> Recipe:
+    return Recipe.model_validate({**deepcopy(TINY), "output": str(folder), **keys})
+
+
+def test_outputs_of_one_fold_lie_in_the_run_folder_and_of_several_in_their_own(tmp_path):
+    one = Layout(recipe(tmp_path))
+    assert one.decoder(0, "pretrain") == tmp_path / "runs/tiny/base"
+    assert one.decoder(0, "train") == tmp_path / "runs/tiny/model"
+    assert one.prediction("control") == tmp_path / "runs/tiny/baselines/control.h5ad"
+    several = Layout(recipe(tmp_path, split={"hold_out": "perturbations", "folds": 2}))
+    assert several.split(1) == tmp_path / "runs/tiny/fold-1/split.json"
+    assert several.prediction("model") == tmp_path / "runs/tiny/predictions.h5ad"
+    assert several.training_fingerprint(0, "train") != several.training_fingerprint(1, "train")
+
+
+def test_a_file_is_known_by_its_content_not_its_name(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_bytes(b"x" * (3 << 20))
+    b.write_bytes(a.read_bytes())
+    assert file_identity(str(a)) == file_identity(str(b))
+    for changed in (b"y" + a.read_bytes()[1:], a.read_bytes()[:-1] + b"y", a.read_bytes() + b"x"):
+        b.write_bytes(changed)
+        assert file_identity(str(a)) != file_identity(str(b))
+    assert file_identity(str(tmp_path)) == "absent"
+    assert file_identity(str(tmp_path / "none")) == "absent"
+    assert file_identity("${VCC_FM_NOT_SET}/x") == "absent"
+
+
+def test_a_source_that_moves_is_the_same_and_one_that_changes_is_another(tmp_path):
+    def fingerprint(name: str, content: bytes, **keys: Any) -> str:
+        path = tmp_path / name
+        path.write_bytes(content)
+        source = {"name": "s", "path": str(path), "perturbation_column": "target", "context": "K562", **keys}
+        return Layout(recipe(tmp_path, data={"sources": [source]})).cells_fingerprint
+
+    first = fingerprint("a.h5ad", b"1")
+    assert fingerprint("b.h5ad", b"1") == first
+    assert fingerprint("b.h5ad", b"1", get="https://example.org") == first
+    assert fingerprint("a.h5ad", b"2") != first
+    assert fingerprint("a.h5ad", b"1", control="NT") != first
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_another_base_in_the_same_folder_is_another_training(tmp_path, file):
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (base / name).write_text("{}")
+    layout = Layout(recipe(tmp_path, decoder={"base": str(base)}, pretrain=None))
+    before = layout.training_fingerprint(0, "train")
+    (base / "README.md").write_text("a card")
+    assert layout.training_fingerprint(0, "train") == before
+    (base / file).write_text("{ }")
+    assert layout.training_fingerprint(0, "train") != before
+    assert set(folder_identity(base)) == {"config.json", "model.safetensors"}
+
+
+def test_a_folder_called_pretrain_is_not_taken_for_the_base_that_the_recipe_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = Layout(recipe(tmp_path)).training_fingerprint(0, "train")
+    for name in ("pretrain", "scratch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    assert Layout(recipe(tmp_path)).training_fingerprint(0, "train") == before
+    pretrain = {**TINY["pretrain"], "lr": 0.5}
+    assert Layout(recipe(tmp_path, pretrain=pretrain)).training_fingerprint(0, "train") != before
+
+
+def test_an_output_is_done_while_it_and_its_note_are_there(tmp_path):
+    output = tmp_path / "out"
+    mark_done(output, "a", 1.0)
+    assert not is_done(output, "a")
+    output.mkdir()
+    assert is_done(output, "a")
+    assert not is_done(output, "b")
+    forget(output)
+    assert not is_done(output, "a")
+    forget(output)

@@ -1,0 +1,109 @@
+"""Run a script in several processes on this node.
+
+Neither by `accelerate launch`, which starts one process where it finds no GPU, nor by torchrun, which hides the exit
+codes of its processes behind a traceback of its own and leaves them running when it is killed itself. The processes
+see the environment that torchrun would give them, and find out by themselves whether there is a GPU for each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import Recipe
+
+GRACE = 10.0
+"""Seconds that the others have to end by themselves, and to say why, after one process failed."""
+
+
+def launch(script: Path, recipe: Recipe, processes: int, console: Console) -> None:
+    """Run ``script`` on ``recipe`` in several processes that form one group; returns when all have ended well.
+
+    Args:
+        script: a script with :func:`vcc_fm.script.script_main` as its body.
+        recipe: what it runs on, overrides included.
+        processes: how many take part.
+        console: where the first of them prints; all print errors on stderr.
+
+    Raises:
+        UserError: a process ended by a user's error, or was killed.
+        RuntimeError: a process ended by a fault.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        resolved = Path(scratch, "recipe.yaml")
+        resolved.write_text(recipe.model_dump_json())
+        quiet = ["--quiet"] if console.quiet else []
+        command = [sys.executable, str(script), str(resolved), "--launched", *quiet]
+        # What the later processes say is kept apart: most of it the first one says too.
+        said = [Path(scratch, f"stderr-{rank}").open("w+") for rank in range(1, processes)]
+        workers = [
+            subprocess.Popen(  # noqa: S603
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=sys.stderr if console.stderr else None,
+                stderr=said[rank - 1] if rank else None,
+            )
+            for rank, environment in enumerate(_environments(processes))
+        ]
+        try:
+            codes = _wait(workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        _judge(script.stem, codes, said)
+
+
+def _environments(processes: int) -> list[dict[str, str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    threads = {"OMP_NUM_THREADS": "1"}
+    return [threads | os.environ | group | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes of all; where one fails the others are ended after a while, as they would wait for it."""
+    deadline = None
+    while None in (codes := [worker.poll() for worker in workers]):
+        if deadline is None and any(codes):
+            deadline = time.monotonic() + GRACE
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    # A process that had to be ended did not fail by itself.
+    return [code or 0 for code in codes]
+
+
+def _judge(name: str, codes: list[int], said: Sequence[TextIO]) -> None:
+    if codes[0] == 2:
+        raise UserError(f"{name} stopped; its message stands above")
+    wrong = next((rank for wanted in (2, 1) for rank, code in enumerate(codes) if code == wanted), None)
+    text = ""
+    if wrong:
+        said[wrong - 1].seek(0)
+        text = said[wrong - 1].read().strip()
+    if 2 in codes:
+        raise UserError(text.rpartition("error: ")[2])
+    killed = next((code for code in codes if code < 0), None)
+    if killed is not None:
+        raise UserError(
+            f"{name}: a process was ended by {signal.Signals(-killed).name}; if memory ran out, lower "
+            "train.micro_sets or --processes, then run the same command again to go on"
+        )
+    if any(codes):
+        raise RuntimeError(f"{name} failed in one of {len(codes)} processes" + (f": {text[-400:]}" if text else ""))

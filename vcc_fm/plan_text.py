@@ -1,0 +1,87 @@
+"""A plan as a person reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def print_plan(plan: dict[str, Any], console: Console) -> None:
+    """Show a plan to a person."""
+    table = Table("stage", "state", "writes", title=f"plan of {escape(plan['recipe'])}", title_justify="left")
+    for stage in plan["stages"]:
+        table.add_row(stage["stage"], "done" if stage["done"] else "to do", escape("\n".join(stage["outputs"][:3])))
+    console.print(table)
+    lines = Table.grid(padding=(0, 2))
+    for name, text in _lines(plan):
+        lines.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
+    console.print(lines)
+    for fold in plan.get("split", [])[:1]:
+        for warning in fold["warnings"]:
+            console.print(f"[yellow]note[/yellow] {escape(warning)}", highlight=False)
+    for problem in plan["problems"]:
+        console.print(f"[red]problem[/red] {escape(problem)}", highlight=False, soft_wrap=True)
+    if not plan["problems"]:
+        console.print("nothing stands in the way")
+
+
+def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    if cells := plan.get("cells"):
+        kind = " (simulated)" if cells["simulated"] else ""
+        lines.append(
+            (
+                "cells",
+                f"{cells['cells']:,}{kind}, {cells['perturbations']:,} perturbations, {cells['batches']} "
+                f"batches, contexts {', '.join(cells['contexts'])}",
+            )
+        )
+        for source in cells["sources"]:
+            parts = {**source["dropped"], **source["repairs"]}
+            said = "; ".join(f"{reason}: {count:,}" for reason, count in parts.items())
+            lines.append(
+                (
+                    f"  {source['name']}",
+                    f"{source['cells']:,} cells, {source['genes']:,} genes, values "
+                    f"{source['values']['found']}" + (f"; {said}" if said else ""),
+                )
+            )
+        lines.append(("gene axis", f"{cells['genes']:,} genes"))
+    for fold in plan.get("split", []):
+        said = "; ".join(
+            f"{role} {count['groups']} groups, {count['cells']:,} cells"
+            for role, count in fold["counts"].items()
+            if count["groups"]
+        )
+        lines.append((f"split, fold {fold['fold']}", said))
+    if proteins := plan.get("proteins"):
+        without = proteins["targets_without_sequence"]
+        lines.append(
+            (
+                "proteins",
+                f"{proteins['targets'] - len(without)} of {proteins['targets']} targets and "
+                f"{proteins['axis_with_sequence']:,} genes of the axis have a sequence"
+                + (f"; without: {', '.join(without[:6])}{' …' * (len(without) > 6)}" if without else ""),
+            )
+        )
+    if decoder := plan.get("decoder"):
+        lines.append(
+            (
+                "decoder",
+                f"{decoder['backbone']}, base {decoder['base']}: {decoder['trainable']:,} of "
+                f"{decoder['parameters']:,} parameters train",
+            )
+        )
+    if resources := plan.get("resources"):
+        lines.append(
+            (
+                "about",
+                f"{resources['cell_store_gb']} GB cell store, {resources['cell_embeddings_gb']} GB cell "
+                f"embeddings, {resources['batch_gb_per_process']} GB for a batch on each process",
+            )
+        )
+    lines.append(("processes", f"{plan['processes']['processes']} on {plan['processes']['device']}"))
+    return lines
