@@ -217,3 +217,13 @@ def test_fingerprint_does_not_depend_on_key_order_and_does_on_values(load):
 
 def test_a_section_can_be_built_in_code():
     assert SplitConfig(hold_out="few-shot", contexts=["H1"]).validation == 0.15
+
+
+@pytest.mark.parametrize("name", ["..", "../elsewhere", "/tmp", ".hidden", "-rf", ""])
+def test_a_name_cannot_leave_its_folder(tmp_path, name):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"name: {name!r}\ndata: {{simulate: {{}}}}\nsplit: {{hold_out: perturbations}}\ntrain: {{steps: 1}}\n"
+    )
+    with pytest.raises(UserError, match="name: string should match pattern"):
+        load_recipe(path)

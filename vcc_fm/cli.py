@@ -29,6 +29,9 @@ app.add_typer(embed_app, name="embed")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, e.g. train.lr=1e-4")]
+WIDE = 140
+"""Columns where nobody's terminal says how many there are: a table in a log file must not be cut."""
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and results")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout, everything else on stderr")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
@@ -66,7 +69,10 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _console(quiet: bool, as_json: bool) -> Console:
-    return Console(stderr=as_json, quiet=quiet)
+    console = Console(stderr=as_json, quiet=quiet)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
 
 
 def _print_json(value: Any) -> None:

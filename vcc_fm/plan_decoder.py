@@ -72,7 +72,7 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
         check_backbone(settings.backbone)
         return dict(settings.backbone)
     try:
-        found = AutoConfig.from_pretrained(settings.base, revision=settings.revision)
+        found = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         reason = (

@@ -18,8 +18,7 @@ from vcc_fm.baselines.mean_response import mean_response
 from vcc_fm.baselines.other_contexts import other_contexts
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, CellSet
-from vcc_fm.decoder.build import vocabulary_of
-from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.decoder.build import load_decoder, vocabulary_of
 from vcc_fm.errors import UserError
 
 Baseline = Callable[[Dataset, str, str], np.ndarray]
@@ -74,7 +73,7 @@ class DecoderPredictor:
         Raises:
             UserError: it was trained on another gene axis or with other encoders.
         """
-        self.decoder = PerturbationDecoder.from_pretrained(folder).eval().to(device)
+        self.decoder = load_decoder(folder).eval().to(device)
         config = self.decoder.config
         if config.genes != data.cells.genes:
             raise UserError(f"{folder}: its gene axis is not that of {data.cells.folder}; train it on these cells")

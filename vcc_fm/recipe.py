@@ -291,7 +291,7 @@ class Recipe(Section):
     """Everything about a run."""
 
     name: str = Field(
-        description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^[\w.-]+$"
+        description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^\w[\w.-]*$"
     )
     seed: int = Field(0, ge=0, description="seed of everything random")
     output: str = Field(".", description="folder that holds embeddings/ and runs/")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
-from vcc_fm.decoder.build import adopt, build_decoder
+from vcc_fm.decoder.build import adopt, build_decoder, load_decoder
 from vcc_fm.decoder.config import check_backbone
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
@@ -118,3 +118,35 @@ def test_misspelt_backbones_are_refused() -> None:
 def test_a_base_that_is_nothing_is_refused(tiny_run: Recipe, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"decoder.base=.*not a folder or Hub id that transformers can load"):
         build_decoder(tiny_run, data, str(tmp_path), 0)
+
+
+class _Trap:
+    """What a hostile pickle does when it is opened."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("trap-was-sprung"),))
+
+
+def test_a_checkpoint_that_runs_code_is_refused(
+    tiny_run: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = {**BACKBONES["bert"], "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 5}
+    AutoConfig.for_model(**keys).save_pretrained(tmp_path / "pickled")
+    torch.save({"weight": _Trap()}, tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"weights cannot be loaded \(safetensors only\)"):
+        build_decoder(tiny_run, data, str(tmp_path / "pickled"), 0)
+    remote = tmp_path / "remote"
+    remote.mkdir()
+    (remote / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}')
+    (remote / "mine.py").write_text("open('trap-was-sprung', 'w')")
+    with pytest.raises(UserError, match="not a folder or Hub id that transformers can load"):
+        build_decoder(tiny_run, data, str(remote), 0)
+    assert not (tmp_path / "trap-was-sprung").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, tiny_run: Recipe, data: Dataset) -> None:
+    scratch(tiny_run, data).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(UserError, match="weights cannot be loaded"):
+        load_decoder(tmp_path)

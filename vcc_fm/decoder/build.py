@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from vcc_fm.cellsets.dataset import Dataset
@@ -91,20 +93,36 @@ def build_decoder(
     notes: list[str] = []
     base_config = _base_config(base, recipe.decoder.revision)
     if isinstance(base_config, PerturbationDecoderConfig):
-        trained = PerturbationDecoder.from_pretrained(base, revision=recipe.decoder.revision)
+        trained = load_decoder(base, recipe.decoder.revision)
         decoder, notes = adopt(trained, recipe, data)
     else:
         decoder = PerturbationDecoder(decoder_config(recipe, data, base_config.to_dict()))
-        decoder.backbone.load_state_dict(
-            AutoModel.from_pretrained(base, revision=recipe.decoder.revision, use_safetensors=True).state_dict()
-        )
+        decoder.backbone.load_state_dict(_load(AutoModel, base, recipe.decoder.revision).state_dict())
         _initialise(decoder, data)
     return add_adapters(decoder, recipe.decoder.lora, base), notes
 
 
+def load_decoder(base: str | Path, revision: str | None = None) -> PerturbationDecoder:
+    """A trained decoder from a folder or the Hub.
+
+    Raises:
+        UserError: there is none, its weights are not safetensors, or they do not fit its config.
+    """
+    return _load(PerturbationDecoder, str(base), revision)
+
+
+def _load(kind: type[Any], base: str, revision: str | None) -> Any:
+    """Weights as safetensors only, code of this program only: a checkpoint from elsewhere must not run any."""
+    try:
+        return kind.from_pretrained(base, revision=revision, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{base}: its weights cannot be loaded (safetensors only): {said}") from None
+
+
 def _base_config(base: str, revision: str | None) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(base, revision=revision)
+        return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"decoder.base={base}: not a folder or Hub id that transformers can load: {error}") from None
 

@@ -51,4 +51,5 @@ def _has_parameters(module: nn.Module) -> bool:
 
 def load_adapter(base: Path | str, adapter: Path) -> PeftModel:
     """The base with a saved adapter on it, as :func:`add_adapters` left it after training."""
-    return PeftModel.from_pretrained(PerturbationDecoder.from_pretrained(base), str(adapter))
+    decoder = PerturbationDecoder.from_pretrained(base, use_safetensors=True)
+    return PeftModel.from_pretrained(decoder, str(adapter), use_safetensors=True)
