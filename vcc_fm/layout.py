@@ -100,8 +100,14 @@ class Layout:
     def proteins_fingerprint(self) -> str:
         """Of the protein vectors; two recipes with the same sequences and encoder have the same."""
         config = self.recipe.embed.proteins
-        sequences = file_identity(config.fasta) if config.fasta else self.cells_fingerprint
-        return fingerprint([SCHEMA, config.encoder, config.kmer, sequences])
+        sequences: object = self.cells_fingerprint
+        if config.fasta is not None:
+            # What stands at an address is taken to stay the same: asking for it at every look would need a network.
+            sequences = config.fasta if "://" in config.fasta else file_identity(config.fasta)
+        if config.encoder == "composition":
+            return fingerprint([SCHEMA, config.encoder, config.kmer, sequences])
+        settings = config.model_dump(mode="json", exclude={"fasta", "get", "kmer", "missing", "model"})
+        return fingerprint([SCHEMA, settings, _model_identity(config.model), sequences])
 
     @cached_property
     def cell_embeddings_fingerprint(self) -> str:
@@ -151,6 +157,14 @@ class Layout:
     def scores_fingerprint(self) -> str:
         """Of the score table."""
         return fingerprint([self.predictions_fingerprint, self.recipe.score.model_dump(mode="json")])
+
+
+def _model_identity(model: str) -> object:
+    """Of a checkpoint file, a folder, or a Hub id (its name)."""
+    path = expand(model)
+    if path.is_file():
+        return file_identity(model)
+    return folder_identity(path) if path.is_dir() else model
 
 
 def training_keys(config: TrainConfig) -> dict[str, object]:

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from vcc_fm.cellsets.load import separator_of
 from vcc_fm.cellsets.split import Split, make_splits
-from vcc_fm.encoders.composition import CompositionEncoder
+from vcc_fm.encoders.protein_store import protein_width
 from vcc_fm.errors import UserError
 from vcc_fm.plan_decoder import plan_decoder
 from vcc_fm.recipe import Recipe, SourceConfig, TrainConfig, expand
-from vcc_fm.sources.fasta import read_fasta
+from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.sources.genes import gene_axis
 from vcc_fm.sources.h5ad import H5adSource
 from vcc_fm.stages import protein_fasta, source_configs, stages_of
@@ -87,6 +87,8 @@ def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str
         wanted.append(("embed.proteins.fasta", recipe.embed.proteins.fasta, recipe.embed.proteins.get, "proteins"))
     missing = []
     for key, path, get, needed_for in wanted:
+        if "://" in path:
+            continue  # asking for it would fetch it; its stage says when it cannot be had
         try:
             found = expand(path).is_file()
             problem = f"{key}: {path} is missing" + (f"; get it from {get}" if get else "")
@@ -196,7 +198,8 @@ def _proteins(
 ) -> dict[str, Any] | None:
     """Which target genes and genes of the axis have a sequence."""
     try:
-        known = set(read_fasta(protein_fasta(recipe, scratch), recipe.embed.proteins.get))
+        known = {protein.symbol for protein in read_proteins(protein_fasta(recipe, scratch)).proteins}
+        width = protein_width(recipe.embed.proteins)
     except UserError as error:
         problems.append(str(error))
         return None
@@ -211,7 +214,7 @@ def _proteins(
         "targets": len(targets),
         "targets_without_sequence": missing,
         "axis_with_sequence": sum(gene in known for gene in genes),
-        "width": CompositionEncoder(recipe.embed.proteins.kmer).width,
+        "width": width,
     }
 
 

@@ -118,10 +118,28 @@ class CellEncoderConfig(Section):
 class ProteinEncoderConfig(Section):
     """How a target gene becomes a vector."""
 
-    encoder: Literal["composition"] = Field("composition", description="amino-acid and k-mer composition, no weights")
-    fasta: str | None = Field(None, description="protein sequences; the first word of a header is the gene symbol")
+    encoder: Literal["composition", "esm2"] = Field(
+        "composition",
+        description="composition: amino-acid and k-mer frequencies, no weights; esm2: mean over residues",
+    )
+    fasta: str | None = Field(
+        None, description="protein sequences (UniProt, Ensembl pep, or symbol first): a path, https:// or hf://"
+    )
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
-    kmer: Literal[1, 2, 3] = Field(2, description="longest k-mer counted, residues")
+    kmer: Literal[1, 2, 3] = Field(2, description="composition: longest k-mer counted, residues")
+    model: str = Field(
+        "facebook/esm2_t33_650M_UR50D",
+        description="esm2: Hub id, folder, or an original fair-esm checkpoint (.pt)",
+    )
+    revision: str | None = Field(None, description="esm2: revision of the Hub id")
+    layer: int | None = Field(None, ge=0, description="esm2: layer whose output is taken; null means the last")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="esm2: arithmetic; auto is bfloat16 on a GPU and float32 elsewhere"
+    )
+    window: PositiveInt = Field(1022, description="esm2: longest stretch read at once, residues")
+    overlap: int = Field(256, ge=0, description="esm2: residues that neighbouring windows of a long protein share")
+    spread: bool = Field(False, description="esm2: spread a Hub model's layers over all GPUs, then memory (15B)")
+    tokens_per_batch: PositiveInt = Field(4096, description="esm2: tokens in a batch, padding included")
     missing: Literal["refuse", "learned"] = Field(
         "refuse", description="target gene without a sequence: refuse to train, or a learned vector of its own"
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, is_done, mark_done
-from vcc_fm.recipe import Recipe, SourceConfig, expand
+from vcc_fm.recipe import Recipe, SourceConfig
 from vcc_fm.script import script_main
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.folder import whole_folder
@@ -107,6 +107,13 @@ def stage_script(name: str, description: str | None) -> int:
         from vcc_fm.processes import process_state
 
         stage = next(stage for stage in stages_of(recipe, console) if stage.name == name)
+        if name == "embed proteins":
+            # All processes compute; whether there is something to do is decided before any of them begins.
+            todo = not stage.done
+            process_state().wait_for_everyone()
+            if todo:
+                stage.run()
+            return
         with process_state().main_process_first():
             run_stage(stage, console)
 
@@ -175,33 +182,35 @@ def source_configs(recipe: Recipe, simulated: Path) -> list[SourceConfig]:
 
 
 def protein_fasta(recipe: Recipe, simulated: Path) -> Path:
-    """The FASTA file of the recipe.
+    """The FASTA file of the recipe, here: fetched first where the recipe gives an address.
 
     Raises:
-        UserError: the recipe names none, and nothing is simulated.
+        UserError: the recipe names none and nothing is simulated, or it cannot be had.
     """
     config = recipe.embed.proteins
     if config.fasta is not None:
-        return expand(config.fasta)
+        from vcc_fm.sources.remote import open_local
+
+        return open_local(config.fasta, config.get)
     if recipe.data.simulate is None:
         raise UserError("embed.proteins.fasta is missing: target genes become tokens through their protein sequences")
     return simulated / "proteins.fasta"
 
 
 def _embed_proteins(recipe: Recipe, console: Console) -> None:
-    from vcc_fm.encoders.embed import embed_proteins
+    from vcc_fm.encoders.protein_store import embed_proteins
+    from vcc_fm.processes import process_state
 
-    layout, started = Layout(recipe), time.perf_counter()
+    layout, started, state = Layout(recipe), time.perf_counter(), process_state()
     config = recipe.embed.proteins
     if config.fasta is None and recipe.data.simulate is not None:
         _cell_store(layout)  # its stage draws the sequences
-    fasta = protein_fasta(recipe, layout.simulated)
-    if not fasta.exists() and config.get:
-        raise UserError(f"{fasta}: no such file; get it from {config.get}")
-    with whole_folder(layout.proteins) as partial:
-        progress = ProgressLines("embed proteins", "genes", console)
-        embed_proteins(partial, fasta, config, layout.proteins_fingerprint, progress)
-    mark_done(layout.proteins, layout.proteins_fingerprint, time.perf_counter() - started)
+    with state.main_process_first():
+        fasta = protein_fasta(recipe, layout.simulated)
+    embed_proteins(layout.proteins, fasta, config, layout.proteins_fingerprint, state, console)
+    if state.is_main_process:
+        mark_done(layout.proteins, layout.proteins_fingerprint, time.perf_counter() - started)
+    state.wait_for_everyone()
 
 
 def _embed_cells(recipe: Recipe, console: Console) -> None:

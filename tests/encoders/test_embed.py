@@ -7,10 +7,9 @@ import pytest
 from tiny_screens import CONTROL, screen, store_of
 
 from vcc_fm.encoders import embed
-from vcc_fm.encoders.composition import CompositionEncoder
 from vcc_fm.encoders.expression import ExpressionEncoder
 from vcc_fm.layout import Layout
-from vcc_fm.recipe import CellEncoderConfig, ProteinEncoderConfig
+from vcc_fm.recipe import CellEncoderConfig
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -61,20 +60,6 @@ def test_the_same_cells_give_the_same_bytes(cells, tmp_path):
     folders = [embed_cells(tmp_path / name, cells)[0].folder for name in ("one", "two")]
     one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
     assert one == two
-
-
-def test_proteins_are_stored_by_symbol(tmp_path):
-    fasta = tmp_path / "proteins.fasta"
-    fasta.write_text(">A one\nMKV\n>B\nMKVLL\n>A two\nMKVLLW\n")
-    folder = tmp_path / "proteins"
-    folder.mkdir()
-    embed.embed_proteins(folder, fasta, ProteinEncoderConfig(kmer=2), "e" * 64, lambda *_: None)
-    store = EmbeddingStore(folder)
-    assert sorted(store.keys) == ["A", "B"]
-    assert store.width == CompositionEncoder(2).width == store.vectors.shape[1]
-    assert (store.meta["encoder"], store.meta["key"]) == ("composition", "symbol")
-    assert np.isfinite(store.vectors).all()
-    assert (store.vectors[0] != store.vectors[1]).any()
 
 
 def test_the_stages_leave_stores_that_fit_together(tiny_run):

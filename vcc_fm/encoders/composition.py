@@ -19,6 +19,8 @@ amino acid alphabets for protein fold recognition and implications for folding",
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +33,8 @@ _ALPHABETS = {
     3: ["LVIMC", "AGSTP", "FYW", "EDNQKRH"],
 }
 _TYPICAL_LENGTH = 400.0
+SHARD = 4096
+"""Sequences in a shard."""
 
 
 def _codes_of_bytes(alphabet: list[str]) -> NDArray[np.int64]:
@@ -105,6 +109,27 @@ class CompositionEncoder:
             )
         blocks = [_block(residues, owner, n, k) for k in range(1, self.kmer + 1)]
         return np.column_stack([*blocks, np.log(length / _TYPICAL_LENGTH)]).astype(np.float32)
+
+    def plan(self, sequences: list[str]) -> list[CompositionShard]:
+        """Shards of ``SHARD`` sequences, in order of their letters."""
+        distinct = sorted(set(sequences))
+        return [CompositionShard(tuple(distinct[i : i + SHARD])) for i in range(0, len(distinct), SHARD)]
+
+    def encode_shard(self, shard: CompositionShard) -> NDArray[np.float32]:
+        """The vectors of a shard, [n, width] float32."""
+        return self.encode(list(shard.sequences))
+
+
+@dataclass(frozen=True)
+class CompositionShard:
+    """Sequences that are counted together."""
+
+    sequences: tuple[str, ...]
+
+    @property
+    def residues(self) -> int:
+        """Of all sequences together."""
+        return sum(map(len, self.sequences))
 
 
 def _block(residues: NDArray[np.uint8], owner: NDArray[np.int64], n: int, k: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Run an encoder over its input and write an embedding store."""
+"""Run the expression encoder over a cell store and write an embedding store."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vcc_fm.encoders.composition import CompositionEncoder
 from vcc_fm.encoders.expression import FIT_CELLS, ExpressionEncoder
-from vcc_fm.encoders.protein import encode_genes
-from vcc_fm.recipe import CellEncoderConfig, ProteinEncoderConfig
-from vcc_fm.sources.fasta import read_fasta
+from vcc_fm.recipe import CellEncoderConfig
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import write_embeddings
 
@@ -44,19 +41,3 @@ def embed_cells(
     encoder.save(folder / "encoder.safetensors")
     meta = encoder.describe() | {"cells": cells.fingerprint, "fitted_on": f"{len(fitting)} control cells"}
     write_embeddings(folder, "barcode", chunks(), config.width, fingerprint, meta)
-
-
-def embed_proteins(
-    folder: Path, fasta: Path, config: ProteinEncoderConfig, fingerprint: str, progress: Progress
-) -> None:
-    """Encode the proteins of ``fasta`` and write one vector a gene into ``folder``.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    encoder = CompositionEncoder(config.kmer)
-    symbols, vectors = encode_genes(encoder, read_fasta(fasta))
-    write_embeddings(
-        folder, "symbol", [(np.asarray(symbols), vectors)], encoder.width, fingerprint, encoder.describe()
-    )
-    progress(len(symbols), len(symbols))

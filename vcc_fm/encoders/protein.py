@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,18 @@ from vcc_fm.errors import UserError
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+class ProteinShard(Protocol):
+    """Sequences that one process encodes in one go."""
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Each once."""
+
+    @property
+    def residues(self) -> int:
+        """Of all sequences together."""
 
 
 class ProteinEncoder(Protocol):
@@ -25,6 +38,12 @@ class ProteinEncoder(Protocol):
 
     def encode(self, sequences: list[str]) -> NDArray[np.float32]:
         """One row per sequence, [n, width] float32; a row does not depend on the other sequences."""
+
+    def plan(self, sequences: list[str]) -> Sequence[ProteinShard]:
+        """The same sequences cut into shards: the same ones for the same set, whatever its order."""
+
+    def encode_shard(self, shard: Any) -> NDArray[np.float32]:
+        """One row per sequence of a shard of :meth:`plan`, the same to the last bit whoever computes it."""
 
 
 def encode_genes(encoder: ProteinEncoder, sequences: dict[str, list[str]]) -> tuple[list[str], NDArray[np.float32]]:
@@ -51,8 +70,14 @@ def encode_genes(encoder: ProteinEncoder, sequences: dict[str, list[str]]) -> tu
                 )
     if not sequences:
         return [], np.empty((0, encoder.width), np.float32)
-    rows = encoder.encode([isoform for isoforms in sequences.values() for isoform in isoforms])
-    isoforms_per_gene = np.array([len(isoforms) for isoforms in sequences.values()])
-    starts = np.cumsum(isoforms_per_gene) - isoforms_per_gene
-    sums = np.add.reduceat(rows.astype(np.float64), starts, axis=0)
-    return list(sequences), (sums / isoforms_per_gene[:, None]).astype(np.float32)
+    flat = [isoform for isoforms in sequences.values() for isoform in isoforms]
+    return list(sequences), mean_over_isoforms(
+        encoder.encode(flat), [len(isoforms) for isoforms in sequences.values()]
+    )
+
+
+def mean_over_isoforms(rows: NDArray[np.float32], isoforms: Sequence[int]) -> NDArray[np.float32]:
+    """Mean of consecutive runs of rows, [len(isoforms), width] float32; ``isoforms`` says how long each run is."""
+    number = np.asarray(isoforms)
+    sums = np.add.reduceat(rows.astype(np.float64), np.cumsum(number) - number, axis=0)
+    return (sums / number[:, None]).astype(np.float32)

@@ -20,34 +20,42 @@ SCHEMA = 1
 def write_embeddings(
     folder: Path,
     key: str,
-    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
+    chunks: Iterable[tuple[Any, ...]],
     width: int,
     fingerprint: str,
     meta: dict[str, Any],
+    further: datasets.Features | None = None,
 ) -> None:
-    """Write (keys [n] str, vectors [n, width] float32) chunks into ``folder``, which the caller renames.
+    """Write (keys [n] str, vectors [n, width] float32, further columns) chunks into ``folder``.
+
+    The caller renames it.
 
     Args:
         folder: where the dataset and ``store.json`` go.
         key: name of the key column, ``barcode`` or ``symbol``.
-        chunks: keys and vectors, in the order in which they shall stand.
+        chunks: keys, vectors, then one Arrow array for each of ``further``, in the order in which they shall stand.
         width: length of a vector.
         fingerprint: of everything the vectors depend on.
         meta: encoder, checkpoint, parameters, ``licence`` and ``citation``, kept in ``store.json``.
+        further: what else a row holds.
     """
     # datasets 5 stores a fixed-size list as such, so that the vectors lie in one buffer without offsets.
     features = datasets.Features(
-        {key: datasets.Value("string"), "embedding": datasets.List(datasets.Value("float32"), length=width)}
+        {
+            key: datasets.Value("string"),
+            "embedding": datasets.List(datasets.Value("float32"), length=width),
+            **(further or {}),
+        }
     )
     rows = 0
 
     def batches() -> Iterable[pa.RecordBatch]:
         nonlocal rows
-        for keys, vectors in chunks:
+        for keys, vectors, *columns in chunks:
             rows += len(keys)
             flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
-            columns = [pa.array(keys, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
-            yield pa.RecordBatch.from_arrays(columns, schema=features.arrow_schema)
+            first = [pa.array(keys, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
+            yield pa.RecordBatch.from_arrays([*first, *columns], schema=features.arrow_schema)
 
     size = write_dataset(folder, features, batches(), fingerprint, meta["licence"], meta["citation"])
     data_sha256 = sha256_file(folder / "data-00000-of-00001.arrow")

@@ -1,0 +1,165 @@
+"""The store of proteins: right, whole, and the same whoever made it and however often they were stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from transformers import EsmConfig, EsmModel
+
+from vcc_fm.encoders import protein_store
+from vcc_fm.encoders.protein_store import embed_proteins, make_protein_encoder, protein_width
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import ProteinEncoderConfig
+from vcc_fm.store.embeddings import EmbeddingStore
+from vcc_fm.store.folder import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ESM2 with one narrow layer and random weights, as the Hub holds a model."""
+    torch.manual_seed(0)
+    config = EsmConfig(
+        vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, position_embedding_type="rotary", emb_layer_norm_before=False, token_dropout=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("esm2")
+    EsmModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """700 proteins of 500 genes, some of them of one gene: three shards of tokens."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("fasta") / "proteins.fasta"
+    lines = []
+    for number in range(700):
+        residues = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), rng.integers(300, 1700)))
+        lines.append(
+            f">sp|P{number:05d}|X Some protein OS=Homo sapiens OX=9606 GN=GENE{number % 500} PE=1 SV=1\n{residues}"
+        )
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def config(model: Path) -> ProteinEncoderConfig:
+    return ProteinEncoderConfig(encoder="esm2", model=str(model))
+
+
+def embed(final: Path, fasta: Path, model: Path) -> dict[str, bytes]:
+    torch.set_num_threads(1)
+    embed_proteins(final, fasta, config(model), "f", PartialState(cpu=True), Console(quiet=True))
+    return {path.name: path.read_bytes() for path in sorted(final.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, fasta: Path, model: Path) -> tuple[Path, dict[str, bytes]]:
+    final = tmp_path_factory.mktemp("store") / "proteins"
+    return final, embed(final, fasta, model)
+
+
+def test_a_gene_is_the_mean_of_its_isoforms(whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path) -> None:
+    store = EmbeddingStore(whole[0])
+    entries = [entry.split("\n", 1) for entry in fasta.read_text().split(">")[1:]]
+    sequences = [body.replace("\n", "") for header, body in entries if "GN=GENE7 " in header]
+    assert len(sequences) == 2
+    rows = make_protein_encoder(config(model), "cpu").encode(sequences)
+    vector = store.vectors[list(store.keys).index("GENE7")]
+    np.testing.assert_allclose(vector, rows.mean(0), rtol=0, atol=1e-6)
+    row = datasets.load_from_disk(str(whole[0])).filter(lambda one: one["symbol"] == "GENE7")[0]
+    assert row["isoforms"] == 2
+    assert row["accessions"] == ["P00007", "P00507"]
+    assert row["residues"] == [len(sequence) for sequence in sequences]
+    assert row["sha256"] == [hashlib.sha256(sequence.encode()).hexdigest() for sequence in sequences]
+
+
+def test_the_store_says_where_it_came_from(whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path) -> None:
+    meta = read_json(whole[0] / "store.json")
+    assert meta["encoder"] == "esm2"
+    assert meta["checkpoint"]["sha256"]["model.safetensors"]
+    assert meta["sequences"] == {
+        "file": "proteins.fasta",
+        "sha256": hashlib.sha256(fasta.read_bytes()).hexdigest(),
+        "kind": "uniprot",
+        "left_out": 0,
+        "repairs": {},
+    }
+    assert meta["width"] == protein_width(config(model)) == 16
+    assert "MIT" in meta["licence"]
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(
+    whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = protein_store._save, []
+
+    def stop_at_the_third(path: Path, vectors: np.ndarray) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(path, vectors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(protein_store, "_save", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            embed(tmp_path / "proteins", fasta, model)
+    assert not (tmp_path / "proteins").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(protein_store, "_save", lambda path, vectors: (saved.append(path), save(path, vectors)))
+        assert embed(tmp_path / "proteins", fasta, model) == whole[1]
+    assert len(saved) == len(set(saved)) >= 3, "a shard that was done was computed again"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["proteins"]
+
+
+def test_shards_of_another_encoder_are_not_used(
+    whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "proteins.shards"
+    work.mkdir()
+    (work / "owner.json").write_text('{"fingerprint": "other"}')
+    np.save(work / "shard-00000.npy", np.zeros((3, 16), np.float32))
+    assert embed(tmp_path / "proteins", fasta, model) == whole[1]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_makes_the_same_store(
+    whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path, processes: int
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: r\noutput: {tmp_path}\ndata: {{simulate: {{}}}}\n"
+        "split: {hold_out: perturbations}\ntrain: {steps: 1}\n"
+        f"embed: {{proteins: {{encoder: esm2, model: {model}, fasta: {fasta}}}}}\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    script = ROOT / "embeddings" / "proteins.py"
+    done = subprocess.run([*command, str(script), str(recipe)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = {path.name: path.read_bytes() for path in (tmp_path / "embeddings" / "r" / "proteins").iterdir()}
+    fingerprints = ("store.json", "state.json")
+    assert made.keys() == whole[1].keys()
+    assert all(made[name] == content for name, content in whole[1].items() if name not in fingerprints)
+    assert "residues/s" in done.stdout
+
+
+def test_a_model_that_is_not_esm2_is_refused(fasta: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(tmp_path / "none")), "cpu")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="not of ESM2: model_type is 'bert'"):
+        make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(tmp_path)), "cpu")
+    with pytest.raises(UserError, match="has 1 layers"):
+        make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(model), layer=2), "cpu")

@@ -1,0 +1,243 @@
+import gzip
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import pytest
+
+from vcc_fm.errors import UserError
+from vcc_fm.sources.remote import open_local, read_bytes
+
+CONTENT = bytes(range(256)) * 12_000  # some blocks long
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        getattr(self, "answer_" + self.path.split("/")[1].split("?")[0])()
+
+    def send(self, content, status=200, announce=True, **headers):
+        self.send_response(status)
+        if announce:
+            self.send_header("Content-Length", str(self.server.length or len(content)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+        self.close_connection = True
+
+    def answer_whole(self):
+        self.send(CONTENT)
+
+    def answer_cut(self):
+        self.server.length = len(CONTENT)
+        self.send(CONTENT[: len(CONTENT) // 2])
+        self.server.length = None
+
+    def answer_chunked(self):
+        self.send(b"4\r\nMEEP\r\n0\r\n\r\n", announce=False, Transfer_Encoding="chunked")
+
+    def answer_chunkedcut(self):
+        self.send(b"4\r\nMEEP\r\n4\r\nME", announce=False, Transfer_Encoding="chunked")
+
+    def answer_gone(self):
+        self.send(b"no", status=404)
+
+    def answer_moved(self):
+        self.send(b"", status=302, Location="/whole/again")
+
+    def answer_leave(self):
+        self.send(b"", status=302, Location="http://proteins.example/p.fa?token=SECRET")
+
+    # The Hub's two answers: a file with its etag and commit, or an error that names itself.
+    def answer_ORG(self):
+        if "/missing.pt" in self.path:
+            self.send(b"", status=404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        elif "/gone/" in self.path:
+            self.send(b"", status=404, X_Error_Code="RevisionNotFound")
+        elif "/private/" in self.path:
+            self.send(b"", status=401, X_Error_Code="RepoNotFound")
+        elif "/gated/" in self.path:
+            self.send(b"", status=403, X_Error_Code="GatedRepo")
+        else:
+            self.send(b"vectors of " + self.path.encode(), ETag='"abc"', X_Repo_Commit=COMMIT)
+
+    answer_datasets = answer_ORG
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VCC_FM_CACHE", str(tmp_path / "cache"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
+    server.length = None
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    # Both were read from the environment when the library was imported.
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return server
+
+
+def kept(folder):
+    return sorted(file.name for file in folder.glob("*") if not file.name.startswith("."))
+
+
+# --------------------------------------------------------------------------------------------------------------- paths
+def test_a_local_path_is_expanded_and_must_be_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROTEINS", str(tmp_path))
+    (tmp_path / "p.fa").write_text("x")
+    assert open_local("${PROTEINS}/p.fa") == tmp_path / "p.fa"
+    with pytest.raises(UserError, match=r"q\.fa: no such file; get it from UniProt$"):
+        open_local("${PROTEINS}/q.fa", get="UniProt")
+    with pytest.raises(UserError, match="is a folder; a file is expected"):
+        open_local("${PROTEINS}")
+    with pytest.raises(UserError, match="NOWHERE_SET is not set"):
+        open_local("${NOWHERE_SET}/p.fa")
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.gz"])
+def test_bytes_are_unpacked_by_content_and_not_by_name(tmp_path, name):
+    for content in (b"MEEP" * 1000, gzip.compress(b"MEEP" * 1000)):
+        (tmp_path / name).write_bytes(content)
+        with read_bytes(tmp_path / name) as file:
+            assert file.read() == b"MEEP" * 1000
+
+
+# ------------------------------------------------------------------------------------------------------------- the web
+def test_a_download_is_whole_reported_and_kept(server, tmp_path):
+    seen = []
+    path = open_local(f"{server.url}/whole/p.fa.gz?token=SECRET", progress=lambda *done: seen.append(done))
+    assert path.read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert len(seen) > 1
+    assert path.name.endswith("-p.fa.gz")
+    assert "SECRET" not in str(path)
+    assert open_local(f"{server.url}/whole/p.fa.gz?token=SECRET") == path
+    assert server.asked == ["/whole/p.fa.gz?token=SECRET"]
+    other = open_local(f"{server.url}/whole/p.fa.gz?token=OTHER")
+    assert other != path
+    assert kept(tmp_path / "cache") == sorted([path.name, other.name])
+
+
+def test_a_cut_connection_leaves_nothing_and_the_next_call_asks_again(server, tmp_path):
+    message = (
+        rf"/cut/p\.fa: the connection was cut after {len(CONTENT) // 2:,} of {len(CONTENT):,} bytes; run it again$"
+    )
+    for times in (1, 2):
+        with pytest.raises(UserError, match=message):
+            open_local(f"{server.url}/cut/p.fa?token=SECRET")
+        assert len(server.asked) == times
+        assert kept(tmp_path / "cache") == []
+    with pytest.raises(UserError, match="the connection was cut"):
+        open_local(f"{server.url}/chunkedcut/p.fa")
+    assert kept(tmp_path / "cache") == []
+
+
+def test_what_a_killed_download_left_is_written_over(server, tmp_path):
+    path = open_local(f"{server.url}/whole/p.fa")
+    path.rename(path.with_name(path.name + ".partial"))
+    assert open_local(f"{server.url}/whole/p.fa").read_bytes() == CONTENT
+    assert kept(tmp_path / "cache") == [path.name]
+
+
+def test_an_answer_without_length_and_a_redirect(server):
+    assert open_local(f"{server.url}/chunked/p.fa").read_bytes() == b"MEEP"
+    assert open_local(f"{server.url}/moved/p.fa").read_bytes() == CONTENT
+
+
+def test_several_processes_download_once(server):
+    url, paths = f"{server.url}/whole/p.fa", []
+    threads = [threading.Thread(target=lambda: paths.append(open_local(url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(paths) == 4
+    assert len(set(paths)) == 1
+    assert len(server.asked) == 1
+
+
+def test_what_the_web_refuses(server, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"/gone/p\.fa: the server answers 404 Not Found; check the address$"):
+        open_local(f"{server.url}/gone/p.fa?token=SECRET")
+    with pytest.raises(UserError, match=r"^http://proteins\.example/p\.fa: not an address to download from"):
+        open_local(f"{server.url}/leave/p.fa")
+    with pytest.raises(UserError, match=r"^http://proteins\.example/p\.fa: not an address.*use https://"):
+        open_local("http://me:SECRET@proteins.example/p.fa")
+    with pytest.raises(UserError, match=r"^https://proteins\.example/p\.fa: holds a user name or password"):
+        open_local("https://me:SECRET@proteins.example/p.fa")
+    with pytest.raises(UserError, match=r"s3://bucket/p\.fa: not an address to download from"):
+        open_local("s3://bucket/p.fa")
+    with pytest.raises(UserError, match="malformed"):
+        open_local("https://[x/p.fa")
+    with pytest.raises(
+        UserError, match=r"http://127\.0\.0\.1:1/p\.fa: not downloaded \(.*refused\); check the network"
+    ):
+        open_local("http://127.0.0.1:1/p.fa?token=SECRET")
+    assert kept(tmp_path / "cache") == []
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VCC_FM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file: not writable .*set VCC_FM_CACHE"):
+        open_local(f"{server.url}/whole/p.fa")
+
+
+# ------------------------------------------------------------------------------------------------------------- the Hub
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("hf://ORG/NAME/a/p.pt", "/ORG/NAME/resolve/main/a/p.pt"),
+        ("hf://ORG/NAME@v1/p.pt", "/ORG/NAME/resolve/v1/p.pt"),
+        ("hf://datasets/ORG/NAME@refs%2Fpr%2F1/p.pt", "/datasets/ORG/NAME/resolve/refs%2Fpr%2F1/p.pt"),
+    ],
+)
+def test_a_file_of_the_hub(hub, url, asked):
+    assert open_local(url).read_bytes() == b"vectors of " + asked.encode()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("hf://ORG/NAME/missing.pt", r"ORG/NAME has no file missing\.pt in revision main"),
+        ("hf://ORG/NAME@gone/p.pt", "ORG/NAME has no revision gone"),
+        ("hf://datasets/ORG/private/p.pt", "no dataset repository ORG/private"),
+        ("hf://ORG/gated/p.pt", "ORG/gated is gated; accept its terms"),
+        ("hf://datasets/ORG/p.pt", "write hf://datasets/ORG/NAME/FILE"),
+        ("hf://NAME/p.pt", "write hf://datasets/ORG/NAME/FILE"),
+        ("hf://ORG/--a..b/p.pt", "not downloaded"),
+    ],
+)
+def test_what_the_hub_refuses(hub, url, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_local(url)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="not in the local cache, and the Hub cannot be reached"):
+        open_local("hf://ORG/NAME/p.pt")

@@ -1,0 +1,175 @@
+"""From a FASTA file to the embedding store of proteins: one vector a gene, computed in shards.
+
+The shards follow from the sequences alone, and each is kept in a file of its own as soon as it is done: whoever
+computes them, in whatever order and after whatever interruption, the store comes out the same to the last byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from accelerate import PartialState
+from rich.console import Console
+from transformers import AutoConfig
+
+from vcc_fm.encoders.composition import CompositionEncoder
+from vcc_fm.encoders.esm2_fair_esm import load_fair_esm, read_settings
+from vcc_fm.encoders.esm2_transformers import load_transformers
+from vcc_fm.encoders.protein import ProteinEncoder, mean_over_isoforms
+from vcc_fm.encoders.token_batches import Cutting
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import ProteinEncoderConfig, expand
+from vcc_fm.sources.fasta import Protein, isoforms, read_proteins
+from vcc_fm.store.embeddings import write_embeddings
+from vcc_fm.store.folder import read_json, sha256_file, whole_folder, write_json
+
+GENES = 1024
+"""Genes written at a time."""
+
+COLUMNS = datasets.Features(
+    {
+        "accessions": datasets.List(datasets.Value("string")),
+        "isoforms": datasets.Value("int32"),
+        "residues": datasets.List(datasets.Value("int32")),
+        "sha256": datasets.List(datasets.Value("string")),
+    }
+)
+"""Beside symbol and vector, per gene: accessions of its proteins, their number, and length and SHA-256 of each."""
+
+
+def make_protein_encoder(config: ProteinEncoderConfig, device: str) -> ProteinEncoder:
+    """The encoder that a recipe asks for, its weights loaded.
+
+    Raises:
+        UserError: the model cannot be found or is not ESM2.
+    """
+    if config.encoder == "composition":
+        return CompositionEncoder(config.kmer)
+    place = "auto" if config.spread else device
+    cutting = Cutting(config.window, config.overlap, config.tokens_per_batch)
+    model = str(expand(config.model))
+    if model.endswith(".pt"):
+        return load_fair_esm(model, config.layer, config.precision, place, cutting)
+    return load_transformers(model, config.revision, config.layer, config.precision, place, cutting)
+
+
+def protein_width(config: ProteinEncoderConfig) -> int:
+    """Length of the vectors that a recipe asks for, without loading a model.
+
+    Raises:
+        UserError: the model cannot be found.
+    """
+    if config.encoder == "composition":
+        return CompositionEncoder(config.kmer).width
+    model = expand(config.model)
+    if model.suffix == ".pt":
+        return read_settings(model).encoder_embed_dim
+    try:
+        return AutoConfig.from_pretrained(str(model), revision=config.revision, trust_remote_code=False).hidden_size
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"embed.proteins.model={config.model}: no folder, and not to be had from the Hub: {said}"
+        ) from None
+
+
+def embed_proteins(
+    final: Path, fasta: Path, config: ProteinEncoderConfig, fingerprint: str, state: PartialState, console: Console
+) -> None:
+    """Encode the proteins of ``fasta`` and write one vector a gene, the mean over its isoforms, into ``final``.
+
+    All processes of ``state`` call it; each computes its share of the shards, and the first writes the store.
+
+    Args:
+        final: folder of the store; it appears when it is whole.
+        fasta: the proteins.
+        config: encoder and its settings.
+        fingerprint: of everything the vectors depend on.
+        state: who takes part.
+        console: where progress goes.
+
+    Raises:
+        UserError: the FASTA or the model is refused.
+    """
+    read = read_proteins(fasta)
+    genes = isoforms(read.proteins)
+    encoder = make_protein_encoder(config, str(state.device))
+    shards = encoder.plan([protein.sequence for proteins in genes.values() for protein in proteins])
+    work = final.with_name(f"{final.name}.shards")
+    _claim(work, fingerprint, state)
+    total = sum(shard.residues for shard in shards[state.process_index :: state.num_processes])
+    done, computed, begin = 0, 0, time.perf_counter()
+    for number, shard in list(enumerate(shards))[state.process_index :: state.num_processes]:
+        path = work / f"shard-{number:05d}.npy"
+        done += shard.residues
+        if path.exists():
+            continue
+        _save(path, encoder.encode_shard(shard))
+        computed += shard.residues
+        rate = computed / (time.perf_counter() - begin)
+        said = f"{done:,}/{total:,} residues  {rate:,.0f} residues/s  ETA {(total - done) / rate:.0f} s"
+        console.print(f"embed proteins: {said}", highlight=False, soft_wrap=True)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        vectors = {
+            sequence: vector
+            for number, shard in enumerate(shards)
+            for sequence, vector in zip(shard.sequences, np.load(work / f"shard-{number:05d}.npy"), strict=True)
+        }
+        source = {"file": fasta.name, "sha256": sha256_file(fasta), "kind": read.report.kind}
+        counted = {"left_out": len(read.report.left_out), "repairs": read.report.repairs}
+        with whole_folder(final) as partial:
+            meta = encoder.describe() | {"sequences": source | counted}
+            write_embeddings(partial, "symbol", _rows(genes, vectors), encoder.width, fingerprint, meta, COLUMNS)
+        shutil.rmtree(work)
+        console.print(f"embed proteins: {read.report.text()}", markup=False, soft_wrap=True)
+    state.wait_for_everyone()
+
+
+def _sha256(sequence: str) -> str:
+    return hashlib.sha256(sequence.encode()).hexdigest()
+
+
+def _claim(work: Path, fingerprint: str, state: PartialState) -> None:
+    """Throw away shards of other sequences or of another encoder."""
+    owner = work / "owner.json"
+    if state.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(owner, {"fingerprint": fingerprint})
+    state.wait_for_everyone()
+
+
+def _save(path: Path, vectors: np.ndarray) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, vectors)
+    partial.replace(path)
+
+
+def _rows(genes: dict[str, list[Protein]], vectors: dict[str, np.ndarray]) -> Iterator[tuple[Any, ...]]:
+    """Symbols, vectors and the further columns, some genes at a time, in order of the symbols."""
+    symbols = sorted(genes)
+    for start in range(0, len(symbols), GENES):
+        part = symbols[start : start + GENES]
+        proteins = [genes[symbol] for symbol in part]
+        rows = np.stack([vectors[protein.sequence] for isoforms_ in proteins for protein in isoforms_])
+        further: list[list[Any]] = [
+            [[protein.accession for protein in isoforms_] for isoforms_ in proteins],
+            [len(isoforms_) for isoforms_ in proteins],
+            [[len(protein.sequence) for protein in isoforms_] for isoforms_ in proteins],
+            [
+                [hashlib.sha256(protein.sequence.encode()).hexdigest() for protein in isoforms_]
+                for isoforms_ in proteins
+            ],
+        ]
+        columns = [pa.array(values, field.type) for values, field in zip(further, COLUMNS.arrow_schema, strict=True)]
+        yield np.asarray(part), mean_over_isoforms(rows, [len(isoforms_) for isoforms_ in proteins]), *columns
