@@ -83,7 +83,7 @@ def test_every_command_takes_quiet_json_and_debug():
             yield from commands(one, (*path, name)) if hasattr(one, "commands") else [((*path, name), one)]
 
     found = dict(commands(typer.main.get_command(cli.app)))
-    assert len(found) == 11
+    assert len(found) == 12
     for name, one in found.items():
         options = {option for parameter in one.params for option in parameter.opts}
         assert {"--quiet", "--json", "--debug"} <= options, name
@@ -185,6 +185,7 @@ def test_json_is_one_value_on_stdout_and_the_rest_goes_to_stderr(main, prepared)
     done = main("prepare", prepared, "--json")
     assert json.loads(done.out)["stages"][0]["ran"] is False
     assert "prepare: done before" in done.err
+    main("embed", "proteins", prepared)
     ran = main("split", prepared, "--json")
     content = json.loads(ran.out)
     assert content["recipe"] == "tiny"

@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 embed_app = typer.Typer(help="Run a frozen encoder and write its embedding store.", no_args_is_help=True)
 app.add_typer(embed_app, name="embed")
+export_app = typer.Typer(help="Write what a recipe made in the form that other programs read.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, e.g. train.lr=1e-4")]
@@ -211,6 +213,33 @@ def _explain(console: Console, as_json: bool) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
+
+
+@export_app.command("proteins")
+def export_proteins(
+    recipe: RecipePath,
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt", help="where the dictionary goes")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the protein vectors as a .pt dictionary symbol -> vector, as State reads it."""
+    from vcc_fm.encoders.protein_table import write_pt
+    from vcc_fm.layout import Layout, is_done
+    from vcc_fm.recipe import load_recipe
+    from vcc_fm.store.embeddings import EmbeddingStore
+
+    layout = Layout(load_recipe(recipe, overrides))
+    if not is_done(layout.proteins, layout.proteins_fingerprint):
+        raise UserError(f"{layout.proteins} is missing or of another recipe; run `vcc-fm embed proteins RECIPE` first")
+    store = EmbeddingStore(layout.proteins)
+    write_pt(file, list(map(str, store.keys)), store.vectors)
+    result = {"file": str(file), "genes": len(store.keys), "width": store.width}
+    if as_json:
+        _print_json(result)
+    else:
+        _console(quiet, as_json).print(f"{file}: {len(store.keys):,} genes x {store.width}", markup=False)
 
 
 @app.command()

@@ -69,6 +69,11 @@ class Layout:
         """The effect scale that the validation split asks for."""
         return self.fold(fold) / "calibration.json"
 
+    @property
+    def coverage(self) -> Path:
+        """Every target gene and gene of the axis: under which name it has a protein vector, or why it has none."""
+        return self.recipe.run_folder / "coverage.json"
+
     def prediction(self, predictor: str) -> Path:
         """Predicted counts of the model or of a baseline, all folds together."""
         run = self.recipe.run_folder
@@ -100,13 +105,17 @@ class Layout:
     def proteins_fingerprint(self) -> str:
         """Of the protein vectors; two recipes with the same sequences and encoder have the same."""
         config = self.recipe.embed.proteins
+        if config.table is not None:
+            return fingerprint([SCHEMA, config.encoder, file_identity(config.table)])
         sequences: object = self.cells_fingerprint
         if config.fasta is not None:
             # What stands at an address is taken to stay the same: asking for it at every look would need a network.
             sequences = config.fasta if "://" in config.fasta else file_identity(config.fasta)
         if config.encoder == "composition":
             return fingerprint([SCHEMA, config.encoder, config.kmer, sequences])
-        settings = config.model_dump(mode="json", exclude={"fasta", "get", "kmer", "missing", "model"})
+        settings = config.model_dump(
+            mode="json", exclude={"fasta", "get", "kmer", "missing", "model", "symbols", "pins"}
+        )
         return fingerprint([SCHEMA, settings, _model_identity(config.model), sequences])
 
     @cached_property
@@ -120,14 +129,28 @@ class Layout:
         split = self.recipe.split.model_dump(mode="json")
         if split["table"] is not None:
             split["table"] = file_identity(split["table"])
-        return fingerprint([SCHEMA, self.cells_fingerprint, split, self.recipe.seed])
+        kept = None
+        if self.recipe.embed.proteins.missing == "drop":
+            kept = [self.proteins_fingerprint, self.names_fingerprint]
+        return fingerprint([SCHEMA, self.cells_fingerprint, split, self.recipe.seed, kept])
+
+    @cached_property
+    def names_fingerprint(self) -> str:
+        """Of the table that says under which name a gene's protein stands."""
+        config = self.recipe.embed.proteins
+        return fingerprint([file_identity(config.symbols) if config.symbols else None, config.pins])
 
     def training_fingerprint(self, fold: int, phase: str) -> str:
         """Of the decoder that a phase leaves."""
         recipe = self.recipe
         config = recipe.pretrain if phase == "pretrain" else recipe.train
         assert config is not None
-        stores = [self.cell_embeddings_fingerprint, self.proteins_fingerprint, self.split_fingerprint]
+        stores = [
+            self.cell_embeddings_fingerprint,
+            self.proteins_fingerprint,
+            self.names_fingerprint,
+            self.split_fingerprint,
+        ]
         # A base is made from scratch: adapters, and what they are put on, are no part of it.
         scratch = phase == "pretrain" or recipe.decoder.base == "scratch"
         decoder = recipe.decoder.model_dump(mode="json", exclude={"lora", "base", "revision"} if scratch else set())

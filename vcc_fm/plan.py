@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from vcc_fm.cellsets.load import separator_of
+from vcc_fm.cellsets.load import protein_coverage, separator_of, with_vectors
 from vcc_fm.cellsets.split import Split, make_splits
 from vcc_fm.encoders.protein_store import protein_width
+from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.errors import UserError
 from vcc_fm.plan_decoder import plan_decoder
 from vcc_fm.recipe import Recipe, SourceConfig, TrainConfig, expand
@@ -68,11 +69,15 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     labels = sorted({label for _, label in groups} - {configs[0].control})
     _encoder(recipe, opened.pop("genes_in_all"), groups, configs[0].control, problems)
     missing = {entry["needed_for"] for entry in plan["missing"]}
+    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
+    if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
+        without = set(plan["proteins"]["targets_without_sequence"])
+        targets = {gene for label in labels for gene in label.split(separator_of(recipe))}
+        groups = with_vectors(groups, targets - without, configs[0].control, separator_of(recipe))
     if "split" not in missing:
         splits = _splits(recipe, groups, configs[0].control, problems)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
         _phases(recipe, splits, opened["contexts"], problems)
-    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
     plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
     plan["resources"] = _resources(recipe, opened["cells"], len(genes))
 
@@ -85,6 +90,10 @@ def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str
         wanted.append(("split.table", recipe.split.table, None, "split"))
     if recipe.embed.proteins.fasta is not None:
         wanted.append(("embed.proteins.fasta", recipe.embed.proteins.fasta, recipe.embed.proteins.get, "proteins"))
+    for key in ("table", "symbols"):
+        path = recipe.embed.proteins.model_dump()[key]
+        if path is not None:
+            wanted.append((f"embed.proteins.{key}", path, None, "proteins"))
     missing = []
     for key, path, get, needed_for in wanted:
         if "://" in path:
@@ -198,24 +207,34 @@ def _proteins(
 ) -> dict[str, Any] | None:
     """Which target genes and genes of the axis have a sequence."""
     try:
-        known = {protein.symbol for protein in read_proteins(protein_fasta(recipe, scratch)).proteins}
-        width = protein_width(recipe.embed.proteins)
+        known, width = _known_proteins(recipe, scratch)
+        covered = protein_coverage(recipe, labels, genes, known)
     except UserError as error:
         problems.append(str(error))
         return None
-    targets = sorted({gene for label in labels for gene in label.split(separator_of(recipe))})
-    missing = [gene for gene in targets if gene not in known]
-    if missing and recipe.embed.proteins.missing == "refuse":
+    without = sorted(r.symbol for r in covered.targets if r.found is None)
+    if without and recipe.embed.proteins.missing == "refuse":
         problems.append(
-            f"{len(missing)} target genes have no protein sequence: {', '.join(missing[:8])}; add them to "
-            "embed.proteins.fasta, or set embed.proteins.missing=learned"
+            f"{len(without)} target genes have no protein sequence: {', '.join(without[:8])}; add them to "
+            "embed.proteins.fasta, give embed.proteins.symbols, or set embed.proteins.missing to learned or drop"
         )
     return {
-        "targets": len(targets),
-        "targets_without_sequence": missing,
-        "axis_with_sequence": sum(gene in known for gene in genes),
+        "targets": len(covered.targets),
+        "targets_without_sequence": without,
+        "axis_with_sequence": sum(r.found is not None for r in covered.genes),
         "width": width,
+        "coverage": covered.lines(),
     }
+
+
+def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int]:
+    """Symbols that have a protein vector, and its length."""
+    config = recipe.embed.proteins
+    if config.table is not None:
+        symbols, vectors = read_pt(expand(config.table))
+        return set(symbols), vectors.shape[1]
+    known = {protein.symbol for protein in read_proteins(protein_fasta(recipe, scratch)).proteins}
+    return known, protein_width(config)
 
 
 def _resources(recipe: Recipe, cells: int, genes: int) -> dict[str, float]:

@@ -67,6 +67,7 @@ def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
                 + (f"; without: {', '.join(without[:6])}{' …' * (len(without) > 6)}" if without else ""),
             )
         )
+        lines += [("", line.strip()) for line in proteins["coverage"] if line.startswith("  ambiguous")]
     if decoder := plan.get("decoder"):
         lines.append(
             (

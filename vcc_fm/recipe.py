@@ -118,14 +118,17 @@ class CellEncoderConfig(Section):
 class ProteinEncoderConfig(Section):
     """How a target gene becomes a vector."""
 
-    encoder: Literal["composition", "esm2"] = Field(
+    encoder: Literal["composition", "esm2", "table"] = Field(
         "composition",
-        description="composition: amino-acid and k-mer frequencies, no weights; esm2: mean over residues",
+        description="composition: k-mer frequencies, no weights; esm2: mean over residues; table: vectors as given",
     )
     fasta: str | None = Field(
         None, description="protein sequences (UniProt, Ensembl pep, or symbol first): a path, https:// or hf://"
     )
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    table: str | None = Field(
+        None, description="table: a .pt dictionary symbol -> vector, such as ESM2_pert_features.pt; needs no fasta"
+    )
     kmer: Literal[1, 2, 3] = Field(2, description="composition: longest k-mer counted, residues")
     model: str = Field(
         "facebook/esm2_t33_650M_UR50D",
@@ -140,9 +143,20 @@ class ProteinEncoderConfig(Section):
     overlap: int = Field(256, ge=0, description="esm2: residues that neighbouring windows of a long protein share")
     spread: bool = Field(False, description="esm2: spread a Hub model's layers over all GPUs, then memory (15B)")
     tokens_per_batch: PositiveInt = Field(4096, description="esm2: tokens in a batch, padding included")
-    missing: Literal["refuse", "learned"] = Field(
-        "refuse", description="target gene without a sequence: refuse to train, or a learned vector of its own"
+    symbols: str | None = Field(
+        None, description="gene names from HGNC (complete set, or alias and approved): other names of a gene are found"
     )
+    pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where names are ambiguous")
+    missing: Literal["refuse", "learned", "drop"] = Field(
+        "refuse",
+        description="target gene without a vector: refuse to train, a learned vector of its own, or drop its cells",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ProteinEncoderConfig:
+        if (self.encoder == "table") != (self.table is not None):
+            raise ValueError("embed.proteins.encoder=table and embed.proteins.table belong together; one is missing")
+        return self
 
 
 class EmbedConfig(Section):

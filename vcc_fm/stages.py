@@ -17,10 +17,10 @@ from rich.console import Console
 
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, is_done, mark_done
-from vcc_fm.recipe import Recipe, SourceConfig
+from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.script import script_main
 from vcc_fm.store.cells import CellStore
-from vcc_fm.store.folder import whole_folder
+from vcc_fm.store.folder import whole_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,17 @@ def protein_fasta(recipe: Recipe, simulated: Path) -> Path:
 
 
 def _embed_proteins(recipe: Recipe, console: Console) -> None:
-    from vcc_fm.encoders.protein_store import embed_proteins
+    from vcc_fm.encoders.protein_store import embed_proteins, import_table
     from vcc_fm.processes import process_state
 
     layout, started, state = Layout(recipe), time.perf_counter(), process_state()
     config = recipe.embed.proteins
+    if config.table is not None:
+        if state.is_main_process:
+            import_table(layout.proteins, expand(config.table), layout.proteins_fingerprint)
+            mark_done(layout.proteins, layout.proteins_fingerprint, time.perf_counter() - started)
+        state.wait_for_everyone()
+        return
     if config.fasta is None and recipe.data.simulate is not None:
         _cell_store(layout)  # its stage draws the sequences
     with state.main_process_first():
@@ -233,12 +239,26 @@ def _cell_store(layout: Layout) -> CellStore:
 
 
 def _split(recipe: Recipe, console: Console) -> None:
-    from vcc_fm.cellsets.load import separator_of
+    from vcc_fm.cellsets.load import protein_coverage, separator_of, with_vectors
     from vcc_fm.cellsets.split import make_splits
+    from vcc_fm.store.embeddings import EmbeddingStore
 
     layout = Layout(recipe)
     cells = _cell_store(layout)
-    splits = make_splits(recipe.split, cells.group_cells, cells.control, separator_of(recipe), recipe.seed)
+    if not is_done(layout.proteins, layout.proteins_fingerprint):
+        raise UserError(f"{layout.proteins} is missing or of another recipe; run `vcc-fm embed proteins RECIPE` first")
+    covered = protein_coverage(recipe, cells.labels, cells.genes, EmbeddingStore(layout.proteins).keys)
+    layout.coverage.parent.mkdir(parents=True, exist_ok=True)
+    write_json(layout.coverage, covered.to_json())
+    for line in covered.lines():
+        console.print(f"proteins: {line}", markup=False, soft_wrap=True)
+    group_cells = cells.group_cells
+    if recipe.embed.proteins.missing == "drop":
+        group_cells = with_vectors(group_cells, set(covered.found()), cells.control, separator_of(recipe))
+        dropped = {label for _, label in cells.group_cells.keys() - group_cells.keys()}
+        number = sum(cells.group_cells.values()) - sum(group_cells.values())
+        console.print(f"dropped for want of a protein vector: {len(dropped)} perturbations, {number:,} cells")
+    splits = make_splits(recipe.split, group_cells, cells.control, separator_of(recipe), recipe.seed)
     for split in splits:
         path = layout.split(split.fold)
         path.parent.mkdir(parents=True, exist_ok=True)

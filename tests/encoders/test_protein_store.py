@@ -17,9 +17,11 @@ from rich.console import Console
 from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders import protein_store
-from vcc_fm.encoders.protein_store import embed_proteins, make_protein_encoder, protein_width
+from vcc_fm.encoders.protein_store import embed_proteins, import_table, make_protein_encoder, protein_width
+from vcc_fm.encoders.protein_table import write_pt
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import ProteinEncoderConfig
+from vcc_fm.layout import Layout
+from vcc_fm.recipe import ProteinEncoderConfig, Recipe
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.store.folder import read_json
 
@@ -163,3 +165,39 @@ def test_a_model_that_is_not_esm2_is_refused(fasta: Path, model: Path, tmp_path:
         make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(tmp_path)), "cpu")
     with pytest.raises(UserError, match="has 1 layers"):
         make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(model), layer=2), "cpu")
+
+
+def test_a_table_goes_out_and_comes_back(
+    whole: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EmbeddingStore(whole[0])
+    file = tmp_path / "ESM2_pert_features.pt"
+    write_pt(file, list(map(str, store.keys)), store.vectors)
+    loaded = torch.load(file, weights_only=True)
+    assert list(loaded) == store.keys.tolist()
+    import_table(tmp_path / "proteins", file, "f")
+    back = EmbeddingStore(tmp_path / "proteins")
+    np.testing.assert_array_equal(back.vectors, store.vectors)
+    assert back.keys.tolist() == store.keys.tolist()
+    assert back.meta["parameters"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert datasets.load_from_disk(str(tmp_path / "proteins"))[0]["accessions"] == []
+
+
+def test_export_and_import_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(tiny_run.model_dump_json())
+    vcc_fm = [sys.executable, "-c", "from vcc_fm.cli import main; main()"]
+    file = tmp_path / "proteins.pt"
+    subprocess.run([*vcc_fm, "export", "proteins", str(path), str(file)], check=True, capture_output=True)
+    over = ["embed.proteins.encoder=table", f"embed.proteins.table={file}", f"output={tmp_path}"]
+    subprocess.run([*vcc_fm, "embed", "proteins", str(path), *over], check=True, capture_output=True)
+    theirs = EmbeddingStore(tmp_path / "embeddings" / tiny_run.name / "proteins")
+    ours = EmbeddingStore(Layout(tiny_run).proteins)
+    np.testing.assert_array_equal(theirs.vectors[np.argsort(theirs.keys)], ours.vectors[np.argsort(ours.keys)])
+    plan = subprocess.run([*vcc_fm, "plan", str(path), *over, "--json"], check=True, capture_output=True, text=True)
+    assert '"targets_without_sequence": []' in plan.stdout
+
+
+def test_a_table_and_its_encoder_belong_together() -> None:
+    with pytest.raises(ValueError, match=r"encoder=table and embed.proteins.table belong"):
+        ProteinEncoderConfig(encoder="table")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +30,8 @@ class Dataset:
     protein_vectors: EmbeddingStore
     split: Split
     separator: str
+    protein_names: Mapping[str, str] | None = None
+    """Symbol of the screen -> its name among the protein vectors; None where the names are the same."""
 
     def __post_init__(self) -> None:
         if len(self.cell_vectors.keys) != len(self.cells) or (self.cell_vectors.keys != self.cells.barcodes).any():
@@ -64,6 +67,14 @@ class Dataset:
     def context_controls(self) -> dict[str, np.ndarray]:
         """Rows of control cells by context."""
         return {context: self.cells.rows(context, self.cells.control) for context in self.cells.contexts}
+
+    @cached_property
+    def protein_rows(self) -> dict[str, int]:
+        """Symbol of the screen -> row of its protein vector, for every symbol that has one."""
+        rows = {str(name): row for row, name in enumerate(self.protein_vectors.keys)}
+        if self.protein_names is None:
+            return rows
+        return {symbol: rows[name] for symbol, name in self.protein_names.items()}
 
     def targets(self, perturbation: str) -> list[str]:
         """Target genes of a perturbation."""

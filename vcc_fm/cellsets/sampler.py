@@ -79,7 +79,7 @@ class Assembler:
         self.response = response
         self.vocabulary = vocabulary
         self._axis = {symbol: i for i, symbol in enumerate(data.cells.genes)}
-        self._protein = {symbol: i for i, symbol in enumerate(data.protein_vectors.keys)}
+        self._protein = data.protein_rows
         self._batch_code = np.array([vocabulary.batch(label) for label in data.cells.batches], np.int64)
         self._responses: dict[tuple[str, str], np.ndarray | None] = {}
 

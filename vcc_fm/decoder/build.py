@@ -53,13 +53,14 @@ def _encoder(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _learned_targets(recipe: Recipe, data: Dataset) -> list[str]:
-    known = set(data.protein_vectors.keys)
-    labels = [label for label in data.cells.perturbations if label != data.cells.control]
+    known = set(data.protein_rows)
+    # A perturbation that the split left out (embed.proteins.missing=drop) needs no vector.
+    labels = {label for _, label in data.split.roles}
     missing = sorted({gene for label in labels for gene in data.targets(label)} - known)
     if missing and recipe.embed.proteins.missing == "refuse":
         raise UserError(
             f"{len(missing)} target genes have no protein vector: {', '.join(missing[:8])}; add their sequences to "
-            "embed.proteins.fasta, or set embed.proteins.missing=learned to give each a learned vector of its own"
+            "embed.proteins.fasta, or set embed.proteins.missing to learned (a vector of its own) or drop"
         )
     return missing
 
@@ -129,7 +130,7 @@ def _base_config(base: str, revision: str | None) -> PretrainedConfig:
 
 def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
     """Give the head what is known before training: protein vectors of the axis, dispersion of control cells."""
-    position = {symbol: i for i, symbol in enumerate(data.protein_vectors.keys)}
+    position = data.protein_rows
     head = decoder.head
     with torch.no_grad():
         for gene, symbol in enumerate(data.cells.genes):

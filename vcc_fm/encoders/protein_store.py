@@ -24,6 +24,7 @@ from vcc_fm.encoders.composition import CompositionEncoder
 from vcc_fm.encoders.esm2_fair_esm import load_fair_esm, read_settings
 from vcc_fm.encoders.esm2_transformers import load_transformers
 from vcc_fm.encoders.protein import ProteinEncoder, mean_over_isoforms
+from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.encoders.token_batches import Cutting
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import ProteinEncoderConfig, expand
@@ -136,6 +137,27 @@ def embed_proteins(
 
 def _sha256(sequence: str) -> str:
     return hashlib.sha256(sequence.encode()).hexdigest()
+
+
+def import_table(final: Path, table: Path, fingerprint: str) -> None:
+    """Write the vectors of a ``.pt`` dictionary as the store ``final``; nothing is known of their sequences.
+
+    Raises:
+        UserError: the file is missing, or holds more than vectors of one length by symbol.
+    """
+    symbols, vectors = read_pt(table)
+    order = np.argsort(symbols)
+    empty = [pa.array([[]] * len(order), pa.list_(pa.string())), pa.array([0] * len(order), pa.int32())]
+    empty += [pa.array([[]] * len(order), pa.list_(kind)) for kind in (pa.int32(), pa.string())]
+    meta = {
+        "encoder": "table",
+        "parameters": {"file": table.name, "sha256": sha256_file(table)},
+        "licence": "that of the file; it does not say how its vectors were made",
+        "citation": "",
+    }
+    with whole_folder(final) as partial:
+        chunk = (np.asarray(symbols)[order], vectors[order], *empty)
+        write_embeddings(partial, "symbol", [chunk], vectors.shape[1], fingerprint, meta, COLUMNS)
 
 
 def _claim(work: Path, fingerprint: str, state: PartialState) -> None:

@@ -132,6 +132,11 @@ class CellStore:
         """Code of the control label."""
         return self.perturbations.index(self.control)
 
+    @property
+    def labels(self) -> list[str]:
+        """The perturbations, the control not among them."""
+        return [label for label in self.perturbations if label != self.control]
+
     @cached_property
     def barcodes(self) -> np.ndarray:
         """[N] barcodes."""
