@@ -34,7 +34,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
 class SimulateConfig(Section):
     """A simulated screen, drawn from the recipe's seed."""
 
@@ -104,7 +103,6 @@ class DataConfig(Section):
         return self
 
 
-# --------------------------------------------------------------------------------------------------------------- embed
 class CellEncoderConfig(Section):
     """How a control cell becomes a vector."""
 
@@ -166,7 +164,6 @@ class EmbedConfig(Section):
     proteins: ProteinEncoderConfig = Field(ProteinEncoderConfig(), description="encoder of protein sequences")
 
 
-# --------------------------------------------------------------------------------------------------------------- split
 class SplitConfig(Section):
     """What is held out. A context's control cells are never held out: they are what a prediction starts from."""
 
@@ -206,7 +203,6 @@ class SplitConfig(Section):
         return self
 
 
-# ------------------------------------------------------------------------------------------------------------- decoder
 class LoraSettings(Section):
     """Low-rank adapters on the backbone's linear layers (`peft`)."""
 
@@ -244,7 +240,6 @@ class DecoderSettings(Section):
     lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")
 
 
-# --------------------------------------------------------------------------------------------------------------- train
 class LossWeights(Section):
     """Weights of the three loss terms, each averaged over genes and sets."""
 
@@ -293,7 +288,6 @@ class TrainConfig(Section):
         return self
 
 
-# ------------------------------------------------------------------------------------------------------ predict, score
 class PredictConfig(Section):
     """What is emitted."""
 
@@ -372,7 +366,6 @@ def expand(path: str) -> Path:
     return Path(os.path.expanduser(os.path.expandvars(path)))
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it: 1e-4 is a number, and a key that repeats is an error."""
 
