@@ -115,19 +115,6 @@ def _scores(run: Path, only: str | None) -> dict[str, Any]:
     return {"means": json.loads((run / "scores.json").read_text())["means"]}
 
 
-@app.command()
-def run(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    processes: Processes = 1,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Run all stages in order; what is already there is kept."""
-    _run_stages(recipe, overrides, quiet, as_json, None, processes)
-
-
 def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
     def command(
         recipe: RecipePath,
@@ -142,7 +129,7 @@ def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
     return command
 
 
-def _launched_command(stage: str, help_text: str) -> Callable[..., None]:
+def _launched_command(stage: str | None, help_text: str) -> Callable[..., None]:
     def command(
         recipe: RecipePath,
         overrides: Overrides = None,
@@ -157,6 +144,7 @@ def _launched_command(stage: str, help_text: str) -> Callable[..., None]:
     return command
 
 
+app.command("run")(_launched_command(None, "Run all stages in order; what is already there is kept."))
 app.command("prepare")(_stage_command("prepare", "Check the sources and write the cell store."))
 embed_app.command("proteins")(_stage_command("embed proteins", "Encode the protein sequences of the target genes."))
 embed_app.command("cells")(_stage_command("embed cells", "Encode the cells."))

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import DataConfig, SourceConfig
-from vcc_fm.sources.genes import axis_columns, gene_axis
+from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask
 from vcc_fm.sources.h5ad import H5adSource
 from vcc_fm.store.arrow import DATA_FILE, write_dataset
 from vcc_fm.store.cells import FEATURES, ROWS_PER_BATCH, SCHEMA, _gather
@@ -227,9 +227,6 @@ def _batches(cells: pd.DataFrame, order: np.ndarray, spill: _Spill) -> Iterator[
 
 
 def _provenance(source: H5adSource, config: SourceConfig, axis: np.ndarray, dropped: dict[str, int]) -> dict[str, Any]:
-    missing = np.ones(len(axis), bool)
-    columns = axis_columns(source.genes, axis)
-    missing[columns[columns >= 0]] = False
     return {
         "name": source.name,
         "file": Path(config.path).name,
@@ -237,8 +234,8 @@ def _provenance(source: H5adSource, config: SourceConfig, axis: np.ndarray, drop
         "matrix": config.matrix,
         "values": source.evidence,
         "genes": len(source.genes),
-        "genes_off_axis": int((columns < 0).sum()),
-        "missing_genes": np.flatnonzero(missing).tolist(),
+        "genes_off_axis": int((axis_columns(source.genes, axis) < 0).sum()),
+        "missing_genes": np.flatnonzero(~measured_mask(source.genes, axis)).tolist(),
         "cells": len(source.cells),
         "dropped": dropped,
         "repairs": source.repairs,
