@@ -82,7 +82,7 @@ def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = 
     """Run the stages up to ``last`` as `vcc-fm run` does, printing into the file ``said``; for a forked process."""
     from rich.console import Console
 
-    from vcc_fm.recipe import load_recipe
+    from vcc_fm.recipe_file import load_recipe
     from vcc_fm.script import sole_writer
     from vcc_fm.stages import run_stage, stages_of
 

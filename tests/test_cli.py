@@ -48,7 +48,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = write_recipe(tmp_path_factory.mktemp("cli"))
     from rich.console import Console
 
-    from vcc_fm.recipe import load_recipe
+    from vcc_fm.recipe_file import load_recipe
     from vcc_fm.stages import run_stage, stages_of
 
     run_stage(stages_of(load_recipe(recipe), Console(quiet=True))[0], Console(quiet=True))

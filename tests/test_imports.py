@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors"},
     {"recipe", "processes"},
-    {"sources"},
+    {"recipe_file", "sources"},
     {"store"},
     {"layout", "script", "launch"},
     {"encoders", "cellsets"},

@@ -19,7 +19,8 @@ from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.layout import Layout
 from vcc_fm.plan import make_plan
 from vcc_fm.plan_text import print_plan
-from vcc_fm.recipe import Recipe, load_recipe
+from vcc_fm.recipe import Recipe
+from vcc_fm.recipe_file import load_recipe
 from vcc_fm.training.phase import count_parameters
 
 LLAMA = TINY["decoder"]["backbone"]

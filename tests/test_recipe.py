@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import Recipe, Section, SplitConfig, expand, explain, fingerprint, load_recipe
+from vcc_fm.recipe import Recipe, Section, SplitConfig, expand, fingerprint
+from vcc_fm.recipe_file import explain, load_recipe
 
 SIMULATED = """
 name: demo

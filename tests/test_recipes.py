@@ -15,7 +15,7 @@ from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.plan import make_plan
 from vcc_fm.plan_text import print_plan
-from vcc_fm.recipe import load_recipe
+from vcc_fm.recipe_file import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 GENES, CELLS = 9, 4

@@ -21,7 +21,8 @@ from rich.console import Console
 
 from vcc_fm.errors import UserError
 from vcc_fm.layout import is_done, mark_done
-from vcc_fm.recipe import Recipe, load_recipe
+from vcc_fm.recipe import Recipe
+from vcc_fm.recipe_file import load_recipe
 from vcc_fm.script import sole_writer
 from vcc_fm.stages import Stage, run_stage, stages_of
 

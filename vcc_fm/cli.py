@@ -85,7 +85,7 @@ def _run_stages(
     recipe_path: Path, overrides: list[str] | None, quiet: bool, as_json: bool, only: str | None, processes: int
 ) -> None:
     """Run all stages, or the one named ``only``."""
-    from vcc_fm.recipe import load_recipe
+    from vcc_fm.recipe_file import load_recipe
     from vcc_fm.script import sole_writer
     from vcc_fm.stages import run_stage, stages_of
 
@@ -176,7 +176,7 @@ def plan(
         raise UserError("give a recipe, or --explain for its keys")
     from vcc_fm.plan import make_plan
     from vcc_fm.plan_text import print_plan
-    from vcc_fm.recipe import load_recipe
+    from vcc_fm.recipe_file import load_recipe
 
     made = make_plan(load_recipe(recipe, overrides), processes)
     if as_json:
@@ -191,7 +191,7 @@ def plan(
 
 
 def _explain(console: Console, as_json: bool) -> None:
-    from vcc_fm.recipe import explain
+    from vcc_fm.recipe_file import explain
 
     rows = list(explain())
     if as_json:
@@ -215,7 +215,7 @@ def export_proteins(
     """Write the protein vectors as a .pt dictionary symbol -> vector, as State reads it."""
     from vcc_fm.encoders.protein_table import write_pt
     from vcc_fm.layout import Layout, is_done
-    from vcc_fm.recipe import load_recipe
+    from vcc_fm.recipe_file import load_recipe
     from vcc_fm.store.embeddings import EmbeddingStore
 
     layout = Layout(load_recipe(recipe, overrides))

@@ -20,7 +20,8 @@ from typing import NoReturn
 from rich.console import Console
 
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import Recipe, load_recipe
+from vcc_fm.recipe import Recipe
+from vcc_fm.recipe_file import load_recipe
 from vcc_fm.store.folder import one_writer
 
 # What the owner of a disk can mend, and a program cannot.

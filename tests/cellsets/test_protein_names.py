@@ -16,7 +16,8 @@ from vcc_fm.decoder.build import build_decoder
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.plan import make_plan
-from vcc_fm.recipe import Recipe, load_recipe
+from vcc_fm.recipe import Recipe
+from vcc_fm.recipe_file import load_recipe
 from vcc_fm.stages import run_stage, stages_of
 
 QUIET = Console(quiet=True)
