@@ -184,8 +184,9 @@ def leaves(value: object, prefix: str = "") -> set[str]:
 
 def test_explain_covers_every_key_with_a_description(load):
     full = leaves(load(SIMULATED, "decoder.base=pretrain", "pretrain.steps=5"))
-    full |= leaves(load(FILES))
-    full -= {"data.simulate", "data.sources", "pretrain"}  # null or empty in one of the two
+    full |= leaves(load(FILES, "embed.proteins.encoder=esm2", "embed.proteins.untrained={}"))
+    # Null or empty in one of the two.
+    full -= {"data.simulate", "data.sources", "pretrain", "embed.proteins.untrained"}
     rows = list(explain())
     keys = [key for key, _, _ in rows]
     assert len(keys) == len(set(keys))
@@ -228,3 +229,10 @@ def test_a_name_cannot_leave_its_folder(tmp_path, name):
     )
     with pytest.raises(UserError, match="name: string should match pattern"):
         load_recipe(path)
+
+
+def test_an_untrained_esm2_has_a_shape_that_can_be_built(load):
+    with pytest.raises(UserError, match=r"untrained: width=20 is not a multiple of 2 x heads=4"):
+        load(SIMULATED, "embed.proteins={encoder: esm2, untrained: {width: 20, heads: 4}}")
+    with pytest.raises(UserError, match=r"untrained needs embed.proteins.encoder=esm2, found composition"):
+        load(SIMULATED, "embed.proteins.untrained={}")

@@ -74,7 +74,7 @@ def test_h1_can_be_planned_without_its_data(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("VCC_FM_DATA", str(tmp_path))
     plan = make_plan(load_recipe(RECIPES[0].with_name("h1.yaml"), [f"output={tmp_path}"]), 1)
     assert {entry["key"] for entry in plan["missing"]} == {
-        "data.sources h1", "data.sources k562", "data.sources rpe1", "data.genes", "embed.proteins.fasta"
+        "data.sources h1", "data.sources k562", "data.sources rpe1", "data.genes"
     }  # fmt: skip
     assert all("https://" in text for text in plan["problems"] if "data.sources" in text)
     print_plan(plan, Console(quiet=True))

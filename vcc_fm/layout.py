@@ -15,7 +15,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import Recipe, TrainConfig, expand, fingerprint
 from vcc_fm.store.folder import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
 
 _END = 1 << 20
@@ -42,6 +42,11 @@ class Layout:
     def proteins(self) -> Path:
         """The embedding store of proteins."""
         return self.recipe.embeddings_folder / "proteins"
+
+    @property
+    def untrained_esm2(self) -> Path:
+        """An ESM2 with random weights, where the recipe asks for one."""
+        return self.recipe.embeddings_folder / "esm2-untrained"
 
     @property
     def cell_embeddings(self) -> Path:
@@ -116,7 +121,8 @@ class Layout:
         settings = config.model_dump(
             mode="json", exclude={"fasta", "get", "kmer", "missing", "model", "symbols", "pins"}
         )
-        return fingerprint([SCHEMA, settings, _model_identity(config.model), sequences])
+        model = None if config.untrained is not None else _model_identity(config.model)
+        return fingerprint([SCHEMA, settings, model, sequences])
 
     @cached_property
     def cell_embeddings_fingerprint(self) -> str:

@@ -106,6 +106,23 @@ class CellEncoderConfig(Section):
     target_sum: float = Field(1e4, gt=0, description="depth to which a cell is scaled before log1p, UMI")
 
 
+class UntrainedEsm2(Section):
+    """Shape of an ESM2 with random weights."""
+
+    width: PositiveInt = Field(64, description="length of a vector")
+    layers: PositiveInt = Field(2, description="transformer layers")
+    heads: PositiveInt = Field(4, description="attention heads; they share the width evenly")
+
+    @model_validator(mode="after")
+    def _divides(self) -> UntrainedEsm2:
+        # The rotation of positions turns pairs of a head's channels.
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"embed.proteins.untrained: width={self.width} is not a multiple of 2 x heads={self.heads}"
+            )
+        return self
+
+
 class ProteinEncoderConfig(Section):
     """How a target gene becomes a vector."""
 
@@ -126,6 +143,9 @@ class ProteinEncoderConfig(Section):
         description="esm2: Hub id, folder, or an original fair-esm checkpoint (.pt)",
     )
     revision: str | None = Field(None, description="esm2: revision of the Hub id")
+    untrained: UntrainedEsm2 | None = Field(
+        None, description="esm2: in place of `model`, one that is made here with random weights, to try things out"
+    )
     layer: int | None = Field(None, ge=0, description="esm2: layer whose output is taken; null means the last")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="esm2: arithmetic; auto is bfloat16 on a GPU and float32 elsewhere"
@@ -147,6 +167,8 @@ class ProteinEncoderConfig(Section):
     def _one_source(self) -> ProteinEncoderConfig:
         if (self.encoder == "table") != (self.table is not None):
             raise ValueError("embed.proteins.encoder=table and embed.proteins.table belong together; one is missing")
+        if self.untrained is not None and self.encoder != "esm2":
+            raise ValueError(f"embed.proteins.untrained needs embed.proteins.encoder=esm2, found {self.encoder}")
         return self
 
 

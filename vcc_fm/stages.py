@@ -198,6 +198,7 @@ def protein_fasta(recipe: Recipe, simulated: Path) -> Path:
 
 
 def _embed_proteins(recipe: Recipe, console: Console) -> None:
+    from vcc_fm.encoders.esm2_untrained import write_untrained
     from vcc_fm.encoders.protein_store import embed_proteins, import_table
     from vcc_fm.processes import process_state
 
@@ -213,6 +214,10 @@ def _embed_proteins(recipe: Recipe, console: Console) -> None:
         _cell_store(layout)  # its stage draws the sequences
     with state.main_process_first():
         fasta = protein_fasta(recipe, layout.simulated)
+        if config.untrained is not None and state.is_main_process:
+            write_untrained(layout.untrained_esm2, config.untrained)
+    if config.untrained is not None:
+        config = config.model_copy(update={"model": str(layout.untrained_esm2)})
     embed_proteins(layout.proteins, fasta, config, layout.proteins_fingerprint, state, console)
     if state.is_main_process:
         mark_done(layout.proteins, layout.proteins_fingerprint, time.perf_counter() - started)

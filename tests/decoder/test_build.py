@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_decoder_model import BACKBONES
@@ -102,6 +103,7 @@ class _Wider:
     def __init__(self, store: Any):
         self.keys, self.width, self.folder = store.keys, store.width + 1, store.folder
         self.meta = {**store.meta, "fingerprint": "wider"}
+        self.vectors = np.pad(store.vectors, ((0, 0), (0, 1)))
 
 
 def test_misspelt_backbones_are_refused() -> None:

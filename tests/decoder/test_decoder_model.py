@@ -156,6 +156,18 @@ def test_a_gene_never_seen_is_predicted_from_its_protein() -> None:
 
 
 @torch.no_grad()
+def test_a_target_without_a_vector_is_known_by_its_learned_one_alone() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    code_BP = torch.zeros_like(batch.target_code_BP)
+    code_BP[0, 0] = 1
+    batch = replace(batch, target_code_BP=code_BP)
+    vector_BPV = batch.target_vector_BPV.clone()
+    vector_BPV[0, 0] = 9.0
+    other = replace(batch, target_vector_BPV=vector_BPV)
+    torch.testing.assert_close(decoder(other).delta_BSG, decoder(batch).delta_BSG)
+
+
+@torch.no_grad()
 def test_a_new_head_repeats_the_response_of_other_contexts() -> None:
     torch.manual_seed(0)
     config = PerturbationDecoderConfig(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +19,12 @@ from rich.console import Console
 from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders import protein_store
+from vcc_fm.encoders.esm2_untrained import write_untrained
 from vcc_fm.encoders.protein_store import embed_proteins, import_table, make_protein_encoder, protein_width
 from vcc_fm.encoders.protein_table import write_pt
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout
-from vcc_fm.recipe import ProteinEncoderConfig, Recipe
+from vcc_fm.recipe import ProteinEncoderConfig, Recipe, UntrainedEsm2
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.store.folder import read_json
 
@@ -125,6 +128,24 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proteins"]
 
 
+def test_killed_at_any_moment(whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["vcc_fm.encoders.protein_store"])
+    final, rng, killed = tmp_path / "proteins", np.random.default_rng(0), 0
+    for _ in range(12):
+        worker = processes.Process(target=embed, args=(final, fasta, model))
+        worker.start()
+        worker.join(rng.uniform(0, 1.0))
+        worker.kill()
+        worker.join()
+        killed += worker.exitcode == -signal.SIGKILL
+        # A store that is there is whole.
+        if final.exists():
+            assert {path.name: path.read_bytes() for path in sorted(final.iterdir())} == whole[1]
+    assert killed >= 6
+    assert embed(final, fasta, model) == whole[1]
+
+
 def test_shards_of_another_encoder_are_not_used(
     whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +176,29 @@ def test_any_number_of_processes_makes_the_same_store(
     assert made.keys() == whole[1].keys()
     assert all(made[name] == content for name, content in whole[1].items() if name not in fingerprints)
     assert "residues/s" in done.stdout
+
+
+def test_an_untrained_model_is_made_of_the_same_bytes_and_read_as_any_other(tmp_path: Path) -> None:
+    shape = UntrainedEsm2(width=8, layers=1, heads=2)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    write_untrained(tmp_path / "a", shape)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    write_untrained(tmp_path / "b", shape)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    rows = make_protein_encoder(config(tmp_path / "a"), "cpu").encode(["MKTAYIAKQR", "GGGGAAAA"])
+    assert rows.shape == (2, 8)
+    assert np.abs(rows[0] - rows[1]).max() > 0.01
+    assert protein_width(ProteinEncoderConfig(encoder="esm2", untrained=shape)) == 8
+
+
+def test_what_is_read_otherwise_than_written_is_counted(model: Path) -> None:
+    sequences = ["MKJA", "MKXA", "MKLA"]
+    assert make_protein_encoder(config(model), "cpu").repairs(sequences) == {"J read as X": 1}
+    counted = make_protein_encoder(ProteinEncoderConfig(), "cpu").repairs(sequences)
+    assert list(counted.values()) == [2]
 
 
 def test_a_model_that_is_not_esm2_is_refused(fasta: Path, model: Path, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
 
+SOME = 20_000
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Cells, embeddings and a split, joined and checked.
@@ -67,6 +70,12 @@ class Dataset:
     def context_controls(self) -> dict[str, np.ndarray]:
         """Rows of control cells by context."""
         return {context: self.cells.rows(context, self.cells.control) for context in self.cells.contexts}
+
+    @cached_property
+    def some_control_vectors(self) -> np.ndarray:
+        """Vectors of at most ``SOME`` control cells, evenly spaced over the store, [n, E] float32."""
+        rows = self.cells.rows(perturbation=self.cells.control)
+        return self.cell_vectors.vectors[rows[np.linspace(0, len(rows) - 1, min(len(rows), SOME)).astype(np.int64)]]
 
     @cached_property
     def protein_rows(self) -> dict[str, int]:

@@ -129,17 +129,24 @@ def _base_config(base: str, revision: str | None) -> PretrainedConfig:
 
 
 def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
-    """Give the head what is known before training: protein vectors of the axis, dispersion of control cells."""
+    """What is known before training: size of the vectors, proteins of the gene axis, dispersion of control cells."""
     position = data.protein_rows
     head = decoder.head
     with torch.no_grad():
+        decoder.protein_scaling.fit(data.protein_vectors.vectors)
+        decoder.cell_scaling.fit(data.some_control_vectors)
+        gene_GV = decoder.protein_scaling.mean.expand_as(head.gene_vector_GV).clone()
         for gene, symbol in enumerate(data.cells.genes):
             if symbol in position:
-                head.gene_vector_GV[gene] = torch.from_numpy(data.protein_vectors.vectors[position[symbol]].copy())
+                gene_GV[gene] = torch.from_numpy(data.protein_vectors.vectors[position[symbol]].copy())
+        head.gene_vector_GV.copy_(decoder.protein_scaling(gene_GV))
         head.log_dispersion.copy_(torch.from_numpy(data.dispersion).log())
 
 
-READERS = {"cell": ("cell_projection.",), "protein": ("target_projection.", "head.gene_projection.")}
+READERS = {
+    "cell": ("cell_scaling.", "cell_projection."),
+    "protein": ("protein_scaling.", "target_projection.", "head.gene_projection."),
+}
 """What of a decoder reads the vectors of an encoder, and means nothing to another encoder's."""
 
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.count_head import CountDistribution, CountHead
+from vcc_fm.decoder.scaling import VectorScaling
 
 
 class PerturbationDecoder(PreTrainedModel):
@@ -35,6 +36,8 @@ class PerturbationDecoder(PreTrainedModel):
         self.context_code = nn.Embedding(len(config.contexts) + 1, width)
         self.batch_code = nn.Embedding(len(config.batches) + 1, width)
         self.learned_target = nn.Embedding(len(config.learned_targets) + 1, width)
+        self.cell_scaling = VectorScaling(config.cell_width)
+        self.protein_scaling = VectorScaling(config.protein_width)
         self.cell_projection = _projection(config.cell_width + 1, width)
         self.target_projection = _projection(config.protein_width, width)
         self.response_projection = nn.Linear(config.gene_rank, width)
@@ -59,10 +62,13 @@ class PerturbationDecoder(PreTrainedModel):
         set_B1D = (set_D + self.context_code(batch.context_code_B))[:, None]
         response_BD = self.response_projection(self.head.response_token(batch.response_BG))
         response_BD = torch.where(batch.response_known_B[:, None], response_BD, no_response_D)
-        target_BPD = self.target_projection(batch.target_vector_BPV) + self.learned_target(batch.target_code_BP)
+        target_BPV = self.protein_scaling(batch.target_vector_BPV)
+        # A target gene without a protein vector is the average one, and has a learned vector of its own.
+        target_BPV = target_BPV.masked_fill((batch.target_code_BP > 0)[..., None], 0.0)
+        target_BPD = self.target_projection(target_BPV) + self.learned_target(batch.target_code_BP)
         # Depth enters on the log scale around a typical 10^4 UMI, so that it has the size of the other inputs.
         depth_BS1 = (batch.control_depth_BS.log() - 9.2)[..., None]
-        cells_BSD = self.cell_projection(torch.cat([batch.cells_BSE, depth_BS1], dim=-1))
+        cells_BSD = self.cell_projection(torch.cat([self.cell_scaling(batch.cells_BSE), depth_BS1], dim=-1))
         cells_BSD = cells_BSD + self.batch_code(batch.batch_code_BS)
         tokens_BLD = torch.cat([set_B1D, response_BD[:, None], target_BPD, cells_BSD], dim=1)
         always_B2 = torch.ones(sets, 2, dtype=torch.bool, device=tokens_BLD.device)

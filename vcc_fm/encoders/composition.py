@@ -81,6 +81,11 @@ class CompositionEncoder:
             "citation": "reduced alphabets: Murphy, Wallqvist, Levy, Protein Engineering 13:149 (2000)",
         }
 
+    def repairs(self, sequences: list[str]) -> dict[str, int]:
+        """What is left out of the count, and in how many sequences."""
+        number = sum(not set(sequence.upper()) <= set(AMINO_ACIDS) for sequence in sequences)
+        return {"with letters that are no standard amino acid, which count for nothing": number} if number else {}
+
     def encode(self, sequences: list[str]) -> NDArray[np.float32]:
         """Encode protein sequences.
 

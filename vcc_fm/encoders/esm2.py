@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vcc_fm.encoders.esm2_tokens import EXTRA, READ_AS
+from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.encoders.protein import JSON
 from vcc_fm.encoders.token_batches import Cutting, Shard, plan_shards
 from vcc_fm.errors import UserError
@@ -66,6 +68,19 @@ class Esm2Encoder:
     def width(self) -> int:
         """Length of a vector."""
         return self.backbone.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.backbone.device
+
+    def repairs(self, sequences: list[str]) -> dict[str, int]:
+        """What is read otherwise than it is written, and in how many sequences."""
+        counted = {
+            f"{letter} read as {other}": sum(letter in s.upper() for s in sequences)
+            for letter, other in READ_AS.items()
+        }
+        return {repair: number for repair, number in counted.items() if number}
 
     def describe(self) -> dict[str, JSON]:
         """Encoder name, checkpoint, parameters, licence and citation: what ``store.json`` records."""
@@ -117,16 +132,20 @@ class Esm2Encoder:
         """
         parts: list[Tensor] = []
         done = 0
-        for number in range(len(shard.bounds) - 1):
-            tokens, weights = shard.batch(number)
-            parts.append(self._weighted_sums(tokens, weights))
-            done += int((weights > 0).sum()) + EXTRA * len(tokens)
+        for total, tokens in each_on_one_core(partial(self._batch, shard), range(len(shard.bounds) - 1), self.device):
+            parts.append(total)
+            done += tokens
             progress(done)
         # Fetched once: a GPU works on while the next batches are put together.
         sums = torch.cat(parts).cpu().numpy().astype(np.float64)
         vectors = np.zeros((len(shard.sequences), self.width))
         np.add.at(vectors, shard.windows.owner, sums)
         return vectors.astype(np.float32)
+
+    def _batch(self, shard: Shard, number: int) -> tuple[Tensor, int]:
+        """The sums of a batch of a shard, and its tokens without padding."""
+        tokens, weights = shard.batch(number)
+        return self._weighted_sums(tokens, weights), int((weights > 0).sum()) + EXTRA * len(tokens)
 
     @torch.inference_mode()
     def _weighted_sums(self, tokens: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vcc_fm.encoders.protein import AMINO_ACIDS
 from vcc_fm.errors import UserError
 
-START, PADDING, END = 0, 1, 2
+START, PADDING, END, MASK = 0, 1, 2, 32
 SIZE = 33
 """Number of tokens, those that never occur in a protein (unknown, mask, filler) included."""
 

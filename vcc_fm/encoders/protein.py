@@ -36,6 +36,9 @@ class ProteinEncoder(Protocol):
     def describe(self) -> dict[str, JSON]:
         """Encoder name, parameters, licence and citation: what ``store.json`` records."""
 
+    def repairs(self, sequences: list[str]) -> dict[str, int]:
+        """What is read otherwise than it is written: name of the repair -> number of sequences."""
+
     def encode(self, sequences: list[str]) -> NDArray[np.float32]:
         """One row per sequence, [n, width] float32; a row does not depend on the other sequences."""
 

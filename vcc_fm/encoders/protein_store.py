@@ -70,6 +70,8 @@ def protein_width(config: ProteinEncoderConfig) -> int:
     """
     if config.encoder == "composition":
         return CompositionEncoder(config.kmer).width
+    if config.untrained is not None:
+        return config.untrained.width
     model = expand(config.model)
     if model.suffix == ".pt":
         return read_settings(model).encoder_embed_dim
@@ -103,7 +105,9 @@ def embed_proteins(
     read = read_proteins(fasta)
     genes = isoforms(read.proteins)
     encoder = make_protein_encoder(config, str(state.device))
-    shards = encoder.plan([protein.sequence for proteins in genes.values() for protein in proteins])
+    sequences = [protein.sequence for proteins in genes.values() for protein in proteins]
+    read.report.repairs.update(encoder.repairs(sequences))
+    shards = encoder.plan(sequences)
     work = final.with_name(f"{final.name}.shards")
     _claim(work, fingerprint, state)
     total = sum(shard.residues for shard in shards[state.process_index :: state.num_processes])
