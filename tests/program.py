@@ -100,7 +100,7 @@ def forks() -> Any:
     """A multiprocessing context whose processes start at once: what they import has been imported for all of them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["program", "vcc_fm.stages", "vcc_fm.train", "vcc_fm.predict", "vcc_fm.encoders.embed"]
+        ["program", "vcc_fm.stages", "vcc_fm.train", "vcc_fm.predict", "vcc_fm.encoders.cell_store"]
     )
     return context
 

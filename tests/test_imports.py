@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; rooms on one floor do not import from each other. `embeddings` holds scripts beside train.py.
 FLOORS = [
     {"errors"},
-    {"recipe", "processes"},
+    {"recipe", "processes", "progress"},
     {"recipe_file", "sources"},
     {"store"},
     {"layout", "script", "launch"},

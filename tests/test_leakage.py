@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import PartialState
+from rich.console import Console
 from tiny_screens import CONTROL, Screen, draw_counts, embedded, screen, store_of
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary, control_sets
 from vcc_fm.cellsets.split import Split, make_splits
-from vcc_fm.encoders.embed import embed_cells
+from vcc_fm.encoders.cell_store import embed_cells
 from vcc_fm.recipe import CellEncoderConfig, SplitConfig
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -61,8 +63,8 @@ class Fitted:
     @classmethod
     def on(cls, folder: Path, one: Screen, split: Split) -> "Fitted":
         cells = store_of(folder, one)
-        (folder / "vectors").mkdir()
-        embed_cells(folder / "vectors", cells, CellEncoderConfig(width=3), "e" * 64, lambda *_: None)
+        quiet = Console(quiet=True)
+        embed_cells(folder / "vectors", cells, CellEncoderConfig(width=3), "e" * 64, PartialState(cpu=True), quiet)
         proteins = embedded(folder / "proteins", GENES, np.eye(len(GENES), 4, dtype=np.float32), "symbol")
         data = Dataset(cells, EmbeddingStore(folder / "vectors"), proteins, split, "+")
         return cls(data, folder / "vectors" / "encoder.safetensors")

@@ -127,7 +127,12 @@ class Layout:
     @cached_property
     def cell_embeddings_fingerprint(self) -> str:
         """Of the cell vectors."""
-        return fingerprint([SCHEMA, self.cells_fingerprint, self.recipe.embed.cells.model_dump(mode="json")])
+        config = self.recipe.embed.cells
+        keys: object = [config.encoder, config.width, config.target_sum]
+        if config.encoder == "state-se":
+            settings = config.model_dump(mode="json", exclude={"width", "target_sum", "model", "batch_cells"})
+            keys = [settings, _checkpoint_identity(config.model)]
+        return fingerprint([SCHEMA, self.cells_fingerprint, keys])
 
     @cached_property
     def split_fingerprint(self) -> str:
@@ -194,6 +199,17 @@ def _model_identity(model: str) -> object:
     if path.is_file():
         return file_identity(model)
     return folder_identity(path) if path.is_dir() else model
+
+
+def _checkpoint_identity(model: str) -> object:
+    """Of a cell encoder's checkpoint: a file, a folder with its gene symbols, or a Hub id (its name)."""
+    path = expand(model)
+    if path.is_file():
+        return file_identity(model)
+    if not path.is_dir():
+        return model
+    files = sorted([*path.glob("*.yaml"), *path.glob("*.pt"), *path.glob("*.safetensors"), *path.glob("*.ckpt")])
+    return {file.name: file_identity(str(file)) for file in files}
 
 
 def training_keys(config: TrainConfig) -> dict[str, object]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from vcc_fm.cellsets.load import protein_coverage, separator_of, with_vectors
 from vcc_fm.cellsets.split import Split, make_splits
+from vcc_fm.encoders.cell_store import cell_width
 from vcc_fm.encoders.protein_store import protein_width
 from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.errors import UserError
@@ -67,7 +68,7 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     genes = opened.pop("axis")
     groups = opened.pop("group_cells")
     labels = sorted({label for _, label in groups} - {configs[0].control})
-    _encoder(recipe, opened.pop("genes_in_all"), groups, configs[0].control, problems)
+    opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, configs[0].control, problems)
     missing = {entry["needed_for"] for entry in plan["missing"]}
     plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
     if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
@@ -79,7 +80,7 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
         _phases(recipe, splits, opened["contexts"], problems)
     plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
-    plan["resources"] = _resources(recipe, opened["cells"], len(genes))
+    plan["resources"] = _resources(recipe, opened, len(genes))
 
 
 def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str, str]]:
@@ -161,15 +162,24 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
 
 def _encoder(
     recipe: Recipe, genes_in_all: int, group_cells: dict[tuple[str, str], int], control: str, problems: list[str]
-) -> None:
-    """Whether the expression encoder has enough control cells and shared genes to be fitted on."""
+) -> int | None:
+    """Length of a cell's vector; None where the encoder cannot be had.
+
+    The expression encoder needs enough control cells and shared genes to be fitted on.
+    """
+    try:
+        width = cell_width(recipe.embed.cells)
+    except UserError as error:
+        problems.append(str(error))
+        return None
     controls = sum(n for (_, label), n in group_cells.items() if label == control)
-    smallest, width = min(genes_in_all, controls), recipe.embed.cells.width
-    if smallest <= width:
+    smallest = min(genes_in_all, controls)
+    if recipe.embed.cells.encoder == "expression" and smallest <= width:
         problems.append(
             f"embed.cells.width={width}: {genes_in_all} genes measured by all sources and {controls} control cells to "
             f"fit on; use a width below {smallest}"
         )
+    return width
 
 
 def _phases(recipe: Recipe, splits: list[Split], contexts: list[str], problems: list[str]) -> None:
@@ -237,12 +247,13 @@ def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int]:
     return known, protein_width(config)
 
 
-def _resources(recipe: Recipe, cells: int, genes: int) -> dict[str, float]:
+def _resources(recipe: Recipe, opened: dict[str, Any], genes: int) -> dict[str, float]:
     """Guesses from sizes alone: what prepare writes, what a prediction holds, what a batch takes."""
     phases = [phase for phase in (recipe.pretrain, recipe.train) if phase is not None]
+    cells, width = opened["cells"], opened["vector_width"] or 0
     return {
         "cell_store_gb": round(cells * genes * DENSITY * 8 / 1e9, 3),
-        "cell_embeddings_gb": round(cells * recipe.embed.cells.width * 4 / 1e9, 3),
+        "cell_embeddings_gb": round(cells * width * 4 / 1e9, 3),
         "batch_gb_per_process": round(max(_batch_bytes(phase, genes) for phase in phases) / 1e9, 3),
     }
 

@@ -23,15 +23,15 @@ def plan_decoder(
 
     Args:
         recipe: its ``decoder`` section says which.
-        cells: ``contexts`` and number of ``batches`` of the plan.
+        cells: ``contexts``, number of ``batches`` and ``vector_width`` of the plan.
         genes: gene axis.
         proteins: ``targets_without_sequence`` and ``width`` of the plan; None where they are not known.
         problems: what would fail is added here.
 
     Returns:
-        None where the decoder cannot be built, or proteins are not known.
+        None where the decoder cannot be built, or proteins or cell vectors are not known.
     """
-    if proteins is None:
+    if proteins is None or cells["vector_width"] is None:
         return None
     base = recipe.decoder.base
     try:
@@ -42,7 +42,7 @@ def plan_decoder(
             contexts=cells["contexts"],
             batches=[str(i) for i in range(cells["batches"])],
             learned_targets=proteins["targets_without_sequence"],
-            cell_width=recipe.embed.cells.width,
+            cell_width=cells["vector_width"],
             protein_width=proteins["width"],
             gene_rank=recipe.decoder.gene_rank,
         )

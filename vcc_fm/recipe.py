@@ -99,11 +99,41 @@ class DataConfig(Section):
 class CellEncoderConfig(Section):
     """How a control cell becomes a vector."""
 
-    encoder: Literal["expression"] = Field(
-        "expression", description="PCA of log-normalised expression, training cells only"
+    encoder: Literal["expression", "state-se"] = Field(
+        "expression",
+        description="expression: PCA of log-normalised expression, control cells only; state-se: SE-600M and its like",
     )
-    width: PositiveInt = Field(32, description="number of components")
-    target_sum: float = Field(1e4, gt=0, description="depth to which a cell is scaled before log1p, UMI")
+    width: PositiveInt = Field(32, description="expression: number of components")
+    target_sum: float = Field(1e4, gt=0, description="expression: depth to which a cell is scaled before log1p, UMI")
+    model: str = Field(
+        "arcinstitute/SE-600M",
+        description="state-se: Hub id, or a folder with model.safetensors, protein_embeddings.pt and config.yaml",
+    )
+    revision: str | None = Field(None, description="state-se: revision of the Hub id; SE-600M's is pinned")
+    heads: PositiveInt | None = Field(None, description="state-se: attention heads, where no config.yaml tells")
+    mode: Literal["exact", "compat"] = Field(
+        "exact",
+        description="state-se: exact: log1p of counts, same vector in any company; compat: as `state emb transform`",
+    )
+    scale_to: float | None = Field(
+        None, gt=0, description="state-se: depth to which counts are scaled before log1p, UMI; null: not scaled"
+    )
+    pad_length: PositiveInt = Field(2048, description="state-se: tokens of a cell, CLS included")
+    draw: int = Field(0, ge=0, description="state-se: seed of ties and of the silent genes that fill a cell up")
+    coverage: Fraction = Field(
+        0.5, description="state-se: smallest share of a source's counts in genes that the checkpoint knows"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="state-se: arithmetic; auto is bfloat16 on a GPU and float32 elsewhere"
+    )
+    store_as: Literal["float32", "float16"] = Field("float32", description="state-se: numbers of the store")
+    batch_cells: PositiveInt = Field(16, description="state-se: cells computed at a time on a GPU")
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> CellEncoderConfig:
+        if self.mode == "compat" and self.scale_to is not None:
+            raise ValueError("embed.cells.scale_to has no meaning with embed.cells.mode=compat, which never scales")
+        return self
 
 
 class UntrainedEsm2(Section):

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, is_done, mark_done
+from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.script import script_main
 from vcc_fm.store.cells import CellStore
@@ -107,38 +108,19 @@ def stage_script(name: str, description: str | None) -> int:
         from vcc_fm.processes import process_state
 
         stage = next(stage for stage in stages_of(recipe, console) if stage.name == name)
-        if name == "embed proteins":
-            # All processes compute; whether there is something to do is decided before any of them begins.
-            todo = not stage.done
-            process_state().wait_for_everyone()
-            if todo:
-                stage.run()
+        # All processes compute; whether there is something to do is decided before any of them begins.
+        todo = not stage.done
+        process_state().wait_for_everyone()
+        if not todo:
+            console.print(f"[dim]{name}: done before[/dim]")
             return
-        with process_state().main_process_first():
-            run_stage(stage, console)
+        if process_state().is_main_process:
+            for path, _ in stage.outputs:
+                forget(path)
+        process_state().wait_for_everyone()
+        stage.run()
 
     return script_main(description, action)
-
-
-class ProgressLines:
-    """Progress with rate and ETA, as plain lines a few seconds apart."""
-
-    def __init__(self, what: str, unit: str, console: Console):
-        self._what, self._unit, self._console = what, unit, console
-        self._begin = self._last = time.perf_counter()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Report ``done`` of ``total``; prints at the end and when five seconds have passed."""
-        now = time.perf_counter()
-        if done < total and now - self._last < 5.0:
-            return
-        self._last = now
-        rate = done / max(now - self._begin, 1e-9)
-        left = (total - done) / max(rate, 1e-9)
-        self._console.print(
-            f"{self._what}: {done:,}/{total:,} {self._unit}  {rate:,.0f} {self._unit}/s  ETA {left:.0f} s",
-            highlight=False,
-        )
 
 
 def _prepare(recipe: Recipe, console: Console) -> None:
@@ -225,14 +207,15 @@ def _embed_proteins(recipe: Recipe, console: Console) -> None:
 
 
 def _embed_cells(recipe: Recipe, console: Console) -> None:
-    from vcc_fm.encoders.embed import embed_cells
+    from vcc_fm.encoders.cell_store import embed_cells
+    from vcc_fm.processes import process_state
 
-    layout, started = Layout(recipe), time.perf_counter()
-    cells = _cell_store(layout)
-    with whole_folder(layout.cell_embeddings) as partial:
-        progress = ProgressLines("embed cells", "cells", console)
-        embed_cells(partial, cells, recipe.embed.cells, layout.cell_embeddings_fingerprint, progress)
-    mark_done(layout.cell_embeddings, layout.cell_embeddings_fingerprint, time.perf_counter() - started)
+    layout, started, state = Layout(recipe), time.perf_counter(), process_state()
+    cells, fingerprint = _cell_store(layout), layout.cell_embeddings_fingerprint
+    embed_cells(layout.cell_embeddings, cells, recipe.embed.cells, fingerprint, state, console)
+    if state.is_main_process:
+        mark_done(layout.cell_embeddings, fingerprint, time.perf_counter() - started)
+    state.wait_for_everyone()
 
 
 def _cell_store(layout: Layout) -> CellStore:

@@ -237,14 +237,14 @@ def test_shards_in_any_order_are_the_whole_bit_for_bit(tiny):
     assert np.array_equal(encoder.encode([*sequences[::-1], sequences[0]]), whole[[*range(59, -1, -1), 0]])
 
 
-def test_progress_counts_tokens_up_to_the_shards(tiny):
+def test_progress_counts_residues_up_to_the_shards(tiny):
     encoder = load_transformers(str(tiny[1]), cutting=Cutting(100, 20, 300))
     (shard,) = encoder.plan([protein(n) for n in (5, 80, 99, 100, 260)])
     told: list[int] = []
     encoder.encode_shard(shard, told.append)
     assert told == sorted(set(told))
     assert len(told) == len(shard.bounds) - 1 > 1
-    assert told[-1] == shard.tokens
+    assert told[-1] == shard.residues
 
 
 def test_no_sequences_are_no_rows(tiny):

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import EsmConfig, EsmModel
 
-from vcc_fm.encoders import protein_store
+from vcc_fm.encoders import shards
 from vcc_fm.encoders.esm2_untrained import write_untrained
 from vcc_fm.encoders.protein_store import embed_proteins, import_table, make_protein_encoder, protein_width
 from vcc_fm.encoders.protein_table import write_pt
@@ -108,7 +108,7 @@ def test_the_store_says_where_it_came_from(whole: tuple[Path, dict[str, bytes]],
 def test_a_stopped_run_goes_on_and_ends_the_same(
     whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, saved = protein_store._save, []
+    save, saved = shards._save, []
 
     def stop_at_the_third(path: Path, vectors: np.ndarray) -> None:
         if len(saved) == 2:
@@ -117,12 +117,12 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
         save(path, vectors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(protein_store, "_save", stop_at_the_third)
+        patch.setattr(shards, "_save", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             embed(tmp_path / "proteins", fasta, model)
     assert not (tmp_path / "proteins").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(protein_store, "_save", lambda path, vectors: (saved.append(path), save(path, vectors)))
+        patch.setattr(shards, "_save", lambda path, vectors: (saved.append(path), save(path, vectors)))
         assert embed(tmp_path / "proteins", fasta, model) == whole[1]
     assert len(saved) == len(set(saved)) >= 3, "a shard that was done was computed again"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proteins"]
@@ -152,7 +152,7 @@ def test_shards_of_another_encoder_are_not_used(
     work = tmp_path / "proteins.shards"
     work.mkdir()
     (work / "owner.json").write_text('{"fingerprint": "other"}')
-    np.save(work / "shard-00000.npy", np.zeros((3, 16), np.float32))
+    np.save(work / "shard-000000.npy", np.zeros((3, 16), np.float32))
     assert embed(tmp_path / "proteins", fasta, model) == whole[1]
 
 

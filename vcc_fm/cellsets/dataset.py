@@ -16,7 +16,6 @@ from vcc_fm.errors import UserError
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
-
 SOME = 20_000
 
 
@@ -59,23 +58,33 @@ class Dataset:
 
     @cached_property
     def control_rows(self) -> dict[int, np.ndarray]:
-        """Rows of control cells by batch code."""
+        """Rows of control cells that have a vector, by batch code; batches without any are left out."""
         groups, control = self.cells.groups, self.cells.control_code
-        return {
-            int(groups.batch[i]): np.arange(groups.start[i], groups.end[i])
+        by_batch = {
+            int(groups.batch[i]): self._with_vector(np.arange(groups.start[i], groups.end[i]))
             for i in np.flatnonzero(groups.perturbation == control)
         }
+        return {batch: rows for batch, rows in by_batch.items() if len(rows)}
 
     @cached_property
     def context_controls(self) -> dict[str, np.ndarray]:
-        """Rows of control cells by context."""
-        return {context: self.cells.rows(context, self.cells.control) for context in self.cells.contexts}
+        """Rows of control cells that have a vector, by context."""
+        by_context = {
+            context: self._with_vector(self.cells.rows(context, self.cells.control)) for context in self.cells.contexts
+        }
+        for context, rows in by_context.items():
+            if not len(rows):
+                raise UserError(f"context {context}: no control cell has an embedding to predict from; see store.json")
+        return by_context
+
+    def _with_vector(self, rows: np.ndarray) -> np.ndarray:
+        return rows[~self.cell_vectors.missing[rows]]
 
     @cached_property
     def some_control_vectors(self) -> np.ndarray:
         """Vectors of at most ``SOME`` control cells, evenly spaced over the store, [n, E] float32."""
-        rows = self.cells.rows(perturbation=self.cells.control)
-        return self.cell_vectors.vectors[rows[np.linspace(0, len(rows) - 1, min(len(rows), SOME)).astype(np.int64)]]
+        rows = self._with_vector(self.cells.rows(perturbation=self.cells.control))
+        return self.cell_vectors.take(rows[np.linspace(0, len(rows) - 1, min(len(rows), SOME)).astype(np.int64)])
 
     @cached_property
     def protein_rows(self) -> dict[str, int]:

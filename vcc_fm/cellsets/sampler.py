@@ -115,7 +115,7 @@ class Assembler:
         counts = None if predicting else np.zeros((len(sets), size, genes), np.float32)
         for i, one in enumerate(sets):
             n = len(one.control_rows)
-            cells[i, :n] = self.data.cell_vectors.vectors[one.control_rows]
+            cells[i, :n] = self.data.cell_vectors.take(one.control_rows)
             mask[i, :n] = True
             depth[i, :n] = store.depth[one.control_rows]
             technical[i] = store.batch[one.control_rows[0]]

@@ -19,6 +19,7 @@ amino acid alphabets for protein fold recognition and implications for folding",
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,8 +121,10 @@ class CompositionEncoder:
         distinct = sorted(set(sequences))
         return [CompositionShard(tuple(distinct[i : i + SHARD])) for i in range(0, len(distinct), SHARD)]
 
-    def encode_shard(self, shard: CompositionShard) -> NDArray[np.float32]:
-        """The vectors of a shard, [n, width] float32."""
+    def encode_shard(
+        self, shard: CompositionShard, progress: Callable[[int], None] = lambda residues: None
+    ) -> NDArray[np.float32]:
+        """The vectors of a shard, [n, width] float32; a shard takes too short a time for progress."""
         return self.encode(list(shard.sequences))
 
 

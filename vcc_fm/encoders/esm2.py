@@ -123,19 +123,22 @@ class Esm2Encoder:
         }
         return np.array([vectors[sequence] for sequence in sequences], np.float32).reshape(-1, self.width)
 
-    def encode_shard(self, shard: Shard, progress: Callable[[int], None] = lambda tokens: None) -> NDArray[np.float32]:
+    def encode_shard(
+        self, shard: Shard, progress: Callable[[int], None] = lambda residues: None
+    ) -> NDArray[np.float32]:
         """The vectors of ``shard.sequences``, [n, width] float32, the same to the last bit at every call.
 
         Args:
             shard: One of :meth:`plan`.
-            progress: Told after every batch how many tokens of the shard are done, of ``shard.tokens``.
+            progress: Told after every batch how many residues of the shard are done.
         """
         parts: list[Tensor] = []
         done = 0
         for total, tokens in each_on_one_core(partial(self._batch, shard), range(len(shard.bounds) - 1), self.device):
             parts.append(total)
             done += tokens
-            progress(done)
+            # Overlaps of windows are read twice: the share of the tokens is that of the work.
+            progress(round(shard.residues * done / shard.tokens))
         # Fetched once: a GPU works on while the next batches are put together.
         sums = torch.cat(parts).cpu().numpy().astype(np.float64)
         vectors = np.zeros((len(shard.sequences), self.width))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -45,8 +45,11 @@ class ProteinEncoder(Protocol):
     def plan(self, sequences: list[str]) -> Sequence[ProteinShard]:
         """The same sequences cut into shards: the same ones for the same set, whatever its order."""
 
-    def encode_shard(self, shard: Any) -> NDArray[np.float32]:
-        """One row per sequence of a shard of :meth:`plan`, the same to the last bit whoever computes it."""
+    def encode_shard(self, shard: Any, progress: Callable[[int], None]) -> NDArray[np.float32]:
+        """One row per sequence of a shard of :meth:`plan`, the same to the last bit whoever computes it.
+
+        ``progress`` is told now and then how many residues are done.
+        """
 
 
 def encode_genes(encoder: ProteinEncoder, sequences: dict[str, list[str]]) -> tuple[list[str], NDArray[np.float32]]:

@@ -7,8 +7,6 @@ computes them, in whatever order and after whatever interruption, the store come
 from __future__ import annotations
 
 import hashlib
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,13 @@ from vcc_fm.encoders.esm2_fair_esm import load_fair_esm, read_settings
 from vcc_fm.encoders.esm2_transformers import load_transformers
 from vcc_fm.encoders.protein import ProteinEncoder, mean_over_isoforms
 from vcc_fm.encoders.protein_table import read_pt
+from vcc_fm.encoders.shards import Shards
 from vcc_fm.encoders.token_batches import Cutting
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import ProteinEncoderConfig, expand
 from vcc_fm.sources.fasta import Protein, isoforms, read_proteins
 from vcc_fm.store.embeddings import write_embeddings
-from vcc_fm.store.folder import read_json, sha256_file, whole_folder, write_json
+from vcc_fm.store.folder import sha256_file, whole_folder
 
 GENES = 1024
 """Genes written at a time."""
@@ -108,39 +107,28 @@ def embed_proteins(
     sequences = [protein.sequence for proteins in genes.values() for protein in proteins]
     read.report.repairs.update(encoder.repairs(sequences))
     shards = encoder.plan(sequences)
-    work = final.with_name(f"{final.name}.shards")
-    _claim(work, fingerprint, state)
-    total = sum(shard.residues for shard in shards[state.process_index :: state.num_processes])
-    done, computed, begin = 0, 0, time.perf_counter()
-    for number, shard in list(enumerate(shards))[state.process_index :: state.num_processes]:
-        path = work / f"shard-{number:05d}.npy"
-        done += shard.residues
-        if path.exists():
-            continue
-        _save(path, encoder.encode_shard(shard))
-        computed += shard.residues
-        rate = computed / (time.perf_counter() - begin)
-        said = f"{done:,}/{total:,} residues  {rate:,.0f} residues/s  ETA {(total - done) / rate:.0f} s"
-        console.print(f"embed proteins: {said}", highlight=False, soft_wrap=True)
-    state.wait_for_everyone()
+    work = Shards(final, fingerprint, state)
+    work.compute(
+        [shard.residues for shard in shards],
+        lambda number, progress: encoder.encode_shard(shards[number], progress),
+        "residues",
+        "embed proteins",
+        console,
+    )
     if state.is_main_process:
         vectors = {
             sequence: vector
             for number, shard in enumerate(shards)
-            for sequence, vector in zip(shard.sequences, np.load(work / f"shard-{number:05d}.npy"), strict=True)
+            for sequence, vector in zip(shard.sequences, work.load(number), strict=True)
         }
         source = {"file": fasta.name, "sha256": sha256_file(fasta), "kind": read.report.kind}
         counted = {"left_out": len(read.report.left_out), "repairs": read.report.repairs}
         with whole_folder(final) as partial:
             meta = encoder.describe() | {"sequences": source | counted}
             write_embeddings(partial, "symbol", _rows(genes, vectors), encoder.width, fingerprint, meta, COLUMNS)
-        shutil.rmtree(work)
+        work.remove()
         console.print(f"embed proteins: {read.report.text()}", markup=False, soft_wrap=True)
     state.wait_for_everyone()
-
-
-def _sha256(sequence: str) -> str:
-    return hashlib.sha256(sequence.encode()).hexdigest()
 
 
 def import_table(final: Path, table: Path, fingerprint: str) -> None:
@@ -162,23 +150,6 @@ def import_table(final: Path, table: Path, fingerprint: str) -> None:
     with whole_folder(final) as partial:
         chunk = (np.asarray(symbols)[order], vectors[order], *empty)
         write_embeddings(partial, "symbol", [chunk], vectors.shape[1], fingerprint, meta, COLUMNS)
-
-
-def _claim(work: Path, fingerprint: str, state: PartialState) -> None:
-    """Throw away shards of other sequences or of another encoder."""
-    owner = work / "owner.json"
-    if state.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(owner, {"fingerprint": fingerprint})
-    state.wait_for_everyone()
-
-
-def _save(path: Path, vectors: np.ndarray) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, vectors)
-    partial.replace(path)
 
 
 def _rows(genes: dict[str, list[Protein]], vectors: dict[str, np.ndarray]) -> Iterator[tuple[Any, ...]]:

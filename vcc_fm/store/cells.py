@@ -149,12 +149,22 @@ class CellStore:
         return Groups(*table.T)
 
     @cached_property
-    def measured(self) -> np.ndarray:
-        """[number of batches, G] bool: whether the source of a batch measured a gene."""
+    def measured_by_source(self) -> np.ndarray:
+        """[number of sources, G] bool: whether a source measured a gene."""
         masks = np.ones((len(self.meta["sources"]), len(self.genes)), bool)
         for mask, source in zip(masks, self.meta["sources"], strict=True):
             mask[source["missing_genes"]] = False
-        return masks[np.asarray(self.meta["batch_source"])]
+        return masks
+
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """[number of batches, G] bool: whether the source of a batch measured a gene."""
+        return self.measured_by_source[self.batch_source]
+
+    @cached_property
+    def batch_source(self) -> np.ndarray:
+        """[number of batches] int64: the source of a batch, by its number."""
+        return np.asarray(self.meta["batch_source"], np.int64)
 
     @cached_property
     def group_cells(self) -> dict[tuple[str, str], int]:

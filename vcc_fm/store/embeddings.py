@@ -1,12 +1,14 @@
-"""The embedding store: one float32 vector a key (a cell's barcode, a protein's symbol), plus ``store.json``."""
+"""The embedding store: one vector a key (a cell's barcode, a protein's symbol), plus ``store.json``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
+import numba
 import numpy as np
 import pyarrow as pa
 
@@ -25,6 +27,7 @@ def write_embeddings(
     fingerprint: str,
     meta: dict[str, Any],
     further: datasets.Features | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
     """Write (keys [n] str, vectors [n, width] float32, further columns) chunks into ``folder``.
 
@@ -33,42 +36,62 @@ def write_embeddings(
     Args:
         folder: where the dataset and ``store.json`` go.
         key: name of the key column, ``barcode`` or ``symbol``.
-        chunks: keys, vectors, then one Arrow array for each of ``further``, in the order in which they shall stand.
+        chunks: keys, vectors (NaN where a key has none), then one Arrow array for each of ``further``, in the order
+            in which they shall stand.
         width: length of a vector.
         fingerprint: of everything the vectors depend on.
         meta: encoder, checkpoint, parameters, ``licence`` and ``citation``, kept in ``store.json``.
         further: what else a row holds.
+        dtype: of the stored vectors.
     """
     # datasets 5 stores a fixed-size list as such, so that the vectors lie in one buffer without offsets.
     features = datasets.Features(
         {
             key: datasets.Value("string"),
-            "embedding": datasets.List(datasets.Value("float32"), length=width),
+            "embedding": datasets.List(datasets.Value(dtype), length=width),
             **(further or {}),
         }
     )
     rows = 0
+    missing: list[int] = []
 
     def batches() -> Iterable[pa.RecordBatch]:
         nonlocal rows
         for keys, vectors, *columns in chunks:
+            missing.extend((rows + np.flatnonzero(np.isnan(vectors[:, 0]))).tolist())
             rows += len(keys)
-            flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+            flat = pa.array(np.ascontiguousarray(vectors, dtype).ravel())
             first = [pa.array(keys, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
             yield pa.RecordBatch.from_arrays([*first, *columns], schema=features.arrow_schema)
 
     size = write_dataset(folder, features, batches(), fingerprint, meta["licence"], meta["citation"])
     data_sha256 = sha256_file(folder / "data-00000-of-00001.arrow")
-    described = {"schema": SCHEMA, "key": key, "rows": rows, "width": width, "bytes": size, "sha256": data_sha256}
+    described = {
+        "schema": SCHEMA,
+        "key": key,
+        "rows": rows,
+        "width": width,
+        "bytes": size,
+        "sha256": data_sha256,
+        "missing": missing,
+    }
     write_json(folder / "store.json", described | {"fingerprint": fingerprint} | meta)
 
 
+@numba.njit(cache=True, nogil=True)
+def _take(halves, start, rows, out):  # type: ignore[no-untyped-def]
+    """Copy the vectors of ``rows`` into ``out`` [n, halves of a vector]."""
+    for i in range(rows.shape[0]):
+        at = start[rows[i]]
+        for k in range(out.shape[1]):
+            out[i, k] = halves[at + k]
+
+
 class EmbeddingStore:
-    """Read access to an embedding store.
+    """Read access to an embedding store; opening reads the keys and no vector.
 
     Attributes:
         meta: the content of ``store.json``.
-        vectors: [N, width] float32, zero-copy where the store is one record batch.
         keys: [N] str.
     """
 
@@ -86,11 +109,6 @@ class EmbeddingStore:
             )
         self._table = MappedTable(folder, self.meta["bytes"])
         self.keys = self._table.column(self.meta["key"])
-        parts = [
-            batch.column("embedding").flatten().to_numpy().reshape(-1, self.meta["width"])
-            for batch in self._table.batches
-        ]
-        self.vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     @property
     def fingerprint(self) -> str:
@@ -101,3 +119,35 @@ class EmbeddingStore:
     def width(self) -> int:
         """Length of a vector."""
         return self.meta["width"]
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """All vectors, [N, width] float32, in memory."""
+        return self.take(np.arange(len(self.keys)))
+
+    @cached_property
+    def missing(self) -> np.ndarray:
+        """[N] bool: keys without a vector; theirs is NaN."""
+        missing = np.zeros(len(self.keys), bool)
+        missing[self.meta.get("missing", [])] = True
+        return missing
+
+    @cached_property
+    def _starts(self) -> tuple[np.ndarray, type[np.floating[Any]]]:
+        """Where each vector begins in the mapped file, in units of two bytes; and the type of its numbers."""
+        starts = []
+        number: type[np.floating[Any]] = np.float32
+        for batch in self._table.batches:
+            values = batch.column("embedding").values
+            number = values.type.to_pandas_dtype()
+            size = number().itemsize // 2
+            first = 2 * self._table.word_position(values.buffers()[1]) + values.offset * size
+            starts.append(first + np.arange(len(batch)) * self.width * size)
+        return np.concatenate(starts) if starts else np.empty(0, np.int64), number
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of ``rows`` [n], [n, width] float32, read from the mapped file."""
+        starts, number = self._starts
+        out = np.empty((len(rows), self.width), number)
+        _take(self._table.words.view(np.uint16), starts, rows, out.view(np.uint16))
+        return out.astype(np.float32, copy=False)

@@ -1,12 +1,15 @@
 """The embed stage: the encoder is fitted on controls and run over all cells."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import PartialState
+from rich.console import Console
 from tiny_screens import CONTROL, screen, store_of
 
-from vcc_fm.encoders import embed
+from vcc_fm.encoders import cell_store
 from vcc_fm.encoders.expression import ExpressionEncoder
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import CellEncoderConfig
@@ -14,12 +17,11 @@ from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
 
-def embed_cells(folder: Path, cells: CellStore, width: int = 2) -> tuple[EmbeddingStore, list[tuple[int, int]]]:
-    folder.mkdir()
-    said: list[tuple[int, int]] = []
+def embed_cells(folder: Path, cells: CellStore, width: int = 2) -> tuple[EmbeddingStore, str]:
+    said = Console(file=io.StringIO(), width=200)
     config = CellEncoderConfig(width=width)
-    embed.embed_cells(folder, cells, config, "e" * 64, lambda *progress: said.append(progress))
-    return EmbeddingStore(folder), said
+    cell_store.embed_cells(folder, cells, config, "e" * 64, PartialState(cpu=True), said)
+    return EmbeddingStore(folder), said.file.getvalue()
 
 
 @pytest.fixture
@@ -32,13 +34,13 @@ def cells(tmp_path) -> CellStore:
 
 
 def test_all_cells_are_encoded_by_what_the_controls_taught(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "ROWS", 50)
+    monkeypatch.setattr(cell_store, "ROWS", 50)
     store, said = embed_cells(tmp_path / "vectors", cells)
     assert store.keys.tolist() == cells.barcodes.tolist()
     controls = cells.sparse(cells.rows(perturbation=CONTROL))
     encoder = ExpressionEncoder.fit(controls, np.arange(6) > 0, 2, 1e4)
     np.testing.assert_array_equal(store.vectors, encoder.encode(cells.sparse(np.arange(len(cells)))))
-    assert said == [(50, 120), (100, 120), (120, 120)]
+    assert "120/120 cells" in said
     assert store.meta["fitted_on"] == "60 control cells"
     assert store.meta["cells"] == cells.fingerprint
     read = ExpressionEncoder.load(tmp_path / "vectors" / "encoder.safetensors")
@@ -46,7 +48,7 @@ def test_all_cells_are_encoded_by_what_the_controls_taught(cells, tmp_path, monk
 
 
 def test_a_large_store_is_sampled_evenly(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "FIT_CELLS", 20)
+    monkeypatch.setattr(cell_store, "FIT_CELLS", 20)
     store, _ = embed_cells(tmp_path / "vectors", cells)
     controls = cells.rows(perturbation=CONTROL)
     sample = controls[np.linspace(0, 59, 20).astype(int)]
