@@ -230,6 +230,39 @@ def export_proteins(
         _console(quiet, as_json).print(f"{file}: {len(store.keys):,} genes x {store.width}", markup=False)
 
 
+@export_app.command("obsm")
+def export_obsm(
+    recipe: RecipePath,
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5ad", help="where the copy goes")],
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option(help="which of the recipe's sources; needed where it has several")
+    ] = None,
+    key: Annotated[str, typer.Option(help="key in obsm")] = "X_state",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a source's h5ad with the vectors of its cells in obsm, as State and scanpy read them."""
+    from vcc_fm.export import export_obsm as write
+    from vcc_fm.layout import Layout
+    from vcc_fm.progress import ProgressLines
+    from vcc_fm.recipe_file import load_recipe
+    from vcc_fm.stages import source_configs
+
+    loaded, console = load_recipe(recipe, overrides), _console(quiet, as_json)
+    configs = source_configs(loaded, Layout(loaded).simulated)
+    result = write(loaded, configs, source, file, key, ProgressLines("export", "cells", console))
+    if as_json:
+        _print_json(result)
+    else:
+        console.print(
+            f"{file}: obsm/{key}, {result['cells']:,} cells x {result['width']}, "
+            f"{result['without_vector']:,} of them without a vector (NaN)",
+            markup=False,
+        )
+
+
 @app.command()
 def compare(
     scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="scores.json files, or run folders")],

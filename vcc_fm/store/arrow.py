@@ -67,7 +67,9 @@ class MappedTable:
                 f"remove {folder} and run the stage that makes it again"
             )
         self._map = pa.memory_map(str(path))
-        self.batches = list(pa.ipc.open_stream(self._map))
+        stream = pa.ipc.open_stream(self._map)
+        self.schema = stream.schema
+        self.batches = list(stream)
         self._map.seek(0)
         whole = found - found % 4
         self.words = np.frombuffer(self._map.read_buffer(whole), np.int32)

@@ -109,6 +109,7 @@ class EmbeddingStore:
             )
         self._table = MappedTable(folder, self.meta["bytes"])
         self.keys = self._table.column(self.meta["key"])
+        self._columns: dict[str, tuple[np.ndarray, int, np.dtype[Any]]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -132,22 +133,27 @@ class EmbeddingStore:
         missing[self.meta.get("missing", [])] = True
         return missing
 
-    @cached_property
-    def _starts(self) -> tuple[np.ndarray, type[np.floating[Any]]]:
-        """Where each vector begins in the mapped file, in units of two bytes; and the type of its numbers."""
-        starts = []
-        number: type[np.floating[Any]] = np.float32
-        for batch in self._table.batches:
-            values = batch.column("embedding").values
-            number = values.type.to_pandas_dtype()
-            size = number().itemsize // 2
-            first = 2 * self._table.word_position(values.buffers()[1]) + values.offset * size
-            starts.append(first + np.arange(len(batch)) * self.width * size)
-        return np.concatenate(starts) if starts else np.empty(0, np.int64), number
+    def take(self, rows: np.ndarray, column: str = "embedding") -> np.ndarray:
+        """The vectors of ``rows`` [n], [n, width of the column] float32, read from the mapped file.
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of ``rows`` [n], [n, width] float32, read from the mapped file."""
-        starts, number = self._starts
-        out = np.empty((len(rows), self.width), number)
+        Args:
+            rows: int64.
+            column: ``embedding``, or another column of vectors (``dataset_vector`` of an SE encoder).
+        """
+        if column not in self._columns:
+            self._columns[column] = self._locate(column)
+        starts, width, number = self._columns[column]
+        out = np.empty((len(rows), width), number)
         _take(self._table.words.view(np.uint16), starts, rows, out.view(np.uint16))
         return out.astype(np.float32, copy=False)
+
+    def _locate(self, column: str) -> tuple[np.ndarray, int, np.dtype[Any]]:
+        """Where each vector begins in the mapped file, in units of two bytes; its length; type of its numbers."""
+        kind = self._table.schema.field(column).type
+        number = np.dtype(kind.value_type.to_pandas_dtype())
+        size = kind.list_size * number.itemsize // 2
+        starts = [
+            2 * self._table.word_position(batch.column(column).values.buffers()[1]) + np.arange(len(batch)) * size
+            for batch in self._table.batches
+        ]
+        return np.concatenate([np.empty(0, np.int64), *starts]), kind.list_size, number
