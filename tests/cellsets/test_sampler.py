@@ -170,12 +170,35 @@ def test_a_batch_holds_what_its_sets_say(data):
     assert not Assembler(data, VOCABULARY, size, response=False).assemble(sets).response_known_B.any()
 
 
+def test_counts_that_travel_sparse_arrive_the_same(data):
+    sampler = SetSampler(data, data.split.groups("train"), 5, 0)
+    sets = [sampler[i] for i in range(len(sampler))]
+    dense = Assembler(data, VOCABULARY, 6, response=True).assemble(sets)
+    travelling = Assembler(data, VOCABULARY, 6, response=True, sparse=True).assemble(sets)
+    assert travelling.counts_BSG is None
+    arrived = travelling.to(torch.device("cpu"))
+    assert arrived.sparse_counts is None
+    assert torch.equal(arrived.counts_BSG, dense.counts_BSG)
+    assert arrived.counts_BSG.dtype == dense.counts_BSG.dtype
+
+
+def test_a_buffer_is_written_over_whatever_it_holds(data):
+    sampler = SetSampler(data, data.split.groups("train"), 5, 0)
+    sets = [sampler[i] for i in range(len(sampler))]
+    assembler = Assembler(data, VOCABULARY, 6, response=True)
+    buffer = np.full((len(sets), 6, 4), np.nan, np.float32)
+    batch = assembler.assemble(sets, buffer)
+    assert batch.counts_BSG.data_ptr() == buffer.ctypes.data
+    assert torch.equal(batch.counts_BSG, assembler.assemble(sets).counts_BSG)
+
+
 def test_a_batch_to_predict_from_has_no_counts(data):
     sets = list(control_sets(data, "K", "b", 10, 4, 0))
     batch = Assembler(data, VOCABULARY, 4, response=True).assemble(sets)
     assert batch.counts_BSG is None
     assert batch.cell_mask_BS.sum(dim=1).tolist() == [4, 4, 2]
     assert batch.to(torch.device("cpu")).counts_BSG is None
+    assert Assembler(data, VOCABULARY, 4, response=True, sparse=True).assemble(sets).sparse_counts is None
 
 
 def test_prediction_uses_every_control_before_one_returns(data):

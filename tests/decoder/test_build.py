@@ -103,7 +103,8 @@ class _Wider:
     def __init__(self, store: Any):
         self.keys, self.width, self.folder = store.keys, store.width + 1, store.folder
         self.meta = {**store.meta, "fingerprint": "wider"}
-        self.vectors = np.pad(store.vectors, ((0, 0), (0, 1)))
+        self.missing = store.missing
+        self.take = lambda rows: np.pad(store.take(rows), ((0, 0), (0, 1)))
 
 
 def test_misspelt_backbones_are_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.batch import Batch, _each
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.model import PerturbationDecoder
 
@@ -45,6 +45,19 @@ def make_decoder(kind: str = "llama", **keys: Any) -> PerturbationDecoder:
     return decoder
 
 
+def with_log_shares(batch: Batch, log_share_BSG: torch.Tensor) -> Batch:
+    """The batch with a profile of its own for each cell."""
+    sets, size, _ = log_share_BSG.shape
+    return replace(
+        batch, log_share_UG=log_share_BSG.flatten(0, 1), profile_BS=torch.arange(sets * size).view(sets, size)
+    )
+
+
+def set_alone(batch: Batch, number: int) -> Batch:
+    """One set of a batch; the table of profiles belongs to all."""
+    return _each(batch, lambda value: value if value is batch.log_share_UG else value[number : number + 1])
+
+
 def make_batch(seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
 
@@ -61,7 +74,8 @@ def make_batch(seed: int = 0) -> Batch:
         cells_BSE=normal(SETS, CELLS, WIDTH),
         cell_mask_BS=mask,
         control_depth_BS=torch.full((SETS, CELLS), 1000.0),
-        log_share_BSG=torch.log_softmax(log_share, -1),
+        log_share_UG=torch.log_softmax(log_share, -1).flatten(0, 1),
+        profile_BS=torch.arange(SETS * CELLS).view(SETS, CELLS),
         target_vector_BPV=normal(SETS, TARGETS, PROTEIN) * target_mask[..., None],
         target_code_BP=torch.zeros(SETS, TARGETS, dtype=torch.long),
         target_mask_BP=target_mask,
@@ -81,7 +95,7 @@ def test_the_order_of_cells_and_targets_does_not_matter(kind: str) -> None:
     decoder, batch = make_decoder(kind), make_batch()
     plain = decoder(batch).delta_BSG
     order = torch.tensor([4, 2, 0, 3, 1])
-    per_cell = ("cells_BSE", "cell_mask_BS", "control_depth_BS", "log_share_BSG", "batch_code_BS")
+    per_cell = ("cells_BSE", "cell_mask_BS", "control_depth_BS", "profile_BS", "batch_code_BS")
     shuffled = replace(batch, **{name: getattr(batch, name)[:, order] for name in per_cell})
     torch.testing.assert_close(decoder(shuffled).delta_BSG, plain[:, order], rtol=0, atol=2e-5)
     per_target = ("target_vector_BPV", "target_code_BP", "target_mask_BP", "target_gene_BP")
@@ -119,7 +133,7 @@ def test_a_set_does_not_depend_on_its_neighbours() -> None:
     decoder, batch = make_decoder(), make_batch()
     together = decoder(batch).delta_BSG
     for i in range(SETS):
-        alone = decoder(batch._each(lambda value, i=i: value[i : i + 1])).delta_BSG
+        alone = decoder(set_alone(batch, i)).delta_BSG
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from test_decoder_model import CELLS, SETS, make_batch, make_decoder
+from test_decoder_model import CELLS, SETS, make_batch, make_decoder, set_alone, with_log_shares
 
 from vcc_fm.decoder.count_head import CountDistribution
 from vcc_fm.decoder.losses import SMALLEST_MEAN, _energy, _noise, negative_binomial_nll, set_losses, total_loss
@@ -52,7 +52,7 @@ def test_terms_belong_to_their_set_alone() -> None:
     decoder, batch = make_decoder(), make_batch()
     together = set_losses(decoder(batch), batch)
     for i in range(SETS):
-        one = batch._each(lambda value, i=i: value[i : i + 1])
+        one = set_alone(batch, i)
         alone = set_losses(decoder(one), one)
         for name, value in together.items():
             assert alone[name].item() == pytest.approx(value[i].item(), rel=1e-4), name
@@ -65,7 +65,7 @@ def test_a_gene_that_was_not_measured_has_no_loss_and_no_gradient() -> None:
     assert batch.counts_BSG is not None
     counts = batch.counts_BSG.clone()
     counts[:, :, 5] = 0
-    batch = replace(batch, log_share_BSG=torch.log_softmax(unmeasured, -1), counts_BSG=counts)
+    batch = replace(with_log_shares(batch, torch.log_softmax(unmeasured, -1)), counts_BSG=counts)
     loss = total_loss(set_losses(decoder(batch), batch), LossWeights())
     loss.backward()
     assert torch.isfinite(loss)
@@ -85,7 +85,7 @@ def test_padded_cells_have_no_loss() -> None:
     depth = batch.control_depth_BS.clone()
     depth[1, 3:] = 7.0
     plain = set_losses(decoder(batch), batch)
-    touched = replace(batch, log_share_BSG=shares, control_depth_BS=depth)
+    touched = replace(with_log_shares(batch, shares), control_depth_BS=depth)
     for name, value in set_losses(decoder(touched), touched).items():
         torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5, msg=name)
 
@@ -104,10 +104,8 @@ def test_energy_prefers_the_right_cells() -> None:
     batch = make_batch()
     depth, share = 1000.0, torch.softmax(torch.randn(12, generator=generator), 0)
     counts = torch.poisson(depth * share.expand(SETS, CELLS, -1).contiguous(), generator=generator)
-    batch = replace(
-        batch, counts_BSG=counts, cell_mask_BS=torch.ones(SETS, CELLS, dtype=torch.bool),
-        log_share_BSG=share.log().expand(SETS, CELLS, -1),
-    )  # fmt: skip
+    batch = replace(batch, counts_BSG=counts, cell_mask_BS=torch.ones(SETS, CELLS, dtype=torch.bool))
+    batch = with_log_shares(batch, share.log().expand(SETS, CELLS, -1))
 
     def energy(log_share: torch.Tensor) -> float:
         wide = log_share.expand(SETS, CELLS, -1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.batch import Batch, SparseCounts
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.errors import UserError
 
@@ -72,12 +72,32 @@ class CellSet:
 class Assembler:
     """Turns cell sets into a :class:`Batch`."""
 
-    def __init__(self, data: Dataset, vocabulary: Vocabulary, set_size: int, response: bool):
-        """Look up what never changes between batches."""
+    def __init__(
+        self,
+        data: Dataset,
+        vocabulary: Vocabulary,
+        set_size: int,
+        response: bool,
+        device: torch.device | None = None,
+        sparse: bool | None = None,
+    ):
+        """Look up what never changes between batches.
+
+        Args:
+            data: where cells are.
+            vocabulary: labels with codes.
+            set_size: S; shorter sets are padded.
+            response: whether responses of other contexts are given.
+            device: where the batches go; the table of control profiles is put there now.
+            sparse: whether counts travel sparse and become dense on the device; None: unless that is the CPU.
+        """
         self.data = data
         self.set_size = set_size
         self.response = response
         self.vocabulary = vocabulary
+        device = torch.device("cpu") if device is None else device
+        self.sparse = device.type != "cpu" if sparse is None else sparse
+        self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
         self._axis = {symbol: i for i, symbol in enumerate(data.cells.genes)}
         self._protein = data.protein_rows
         self._batch_code = np.array([vocabulary.batch(label) for label in data.cells.batches], np.int64)
@@ -92,8 +112,14 @@ class Assembler:
             self._responses[key] = self.data.responses.elsewhere(context, perturbation)
         return self._responses[key]
 
-    def assemble(self, sets: list[CellSet]) -> Batch:
-        """Read and stack ``sets``; shorter ones are padded and masked."""
+    def assemble(self, sets: list[CellSet], buffer: np.ndarray | None = None) -> Batch:
+        """Read and stack ``sets``; shorter ones are padded and masked.
+
+        Args:
+            sets: B of them.
+            buffer: [B, S, G] float32, into which dense counts are written; new memory where it is None, which costs
+                more than writing them.
+        """
         store, size = self.data.cells, self.set_size
         targets = [self.data.targets(one.perturbation) for one in sets]
         most, genes = max(map(len, targets)), len(store.genes)
@@ -101,9 +127,8 @@ class Assembler:
         cells = np.zeros((len(sets), size, self.data.cell_vectors.width), np.float32)
         mask = np.zeros((len(sets), size), bool)
         depth = np.ones((len(sets), size), np.float32)
-        # Padding keeps the profile of a real batch: a row of nothing but -inf would turn a softmax into NaN.
         batch_code = np.zeros((len(sets), size), np.int64)
-        technical = np.zeros((len(sets), size), np.int64)
+        profile = np.zeros((len(sets), size), np.int64)
         target_vector = np.zeros((len(sets), most, vectors.shape[1]), np.float32)
         target_code = np.zeros((len(sets), most), np.int64)
         target_mask = np.zeros((len(sets), most), bool)
@@ -111,17 +136,16 @@ class Assembler:
         context_code = np.zeros(len(sets), np.int64)
         response = np.zeros((len(sets), genes), np.float32)
         response_known = np.zeros(len(sets), bool)
-        predicting = sets[0].measured_rows is None
-        counts = None if predicting else np.zeros((len(sets), size, genes), np.float32)
         for i, one in enumerate(sets):
             n = len(one.control_rows)
-            cells[i, :n] = self.data.cell_vectors.take(one.control_rows)
+            self.data.cell_vectors.take(one.control_rows, out=cells[i, :n])
             mask[i, :n] = True
             depth[i, :n] = store.depth[one.control_rows]
-            technical[i] = store.batch[one.control_rows[0]]
-            technical[i, :n] = store.batch[one.control_rows]
+            # Padding keeps the profile of a real batch: a row of nothing but -inf would turn a softmax into NaN.
+            profile[i] = store.batch[one.control_rows[0]]
+            profile[i, :n] = store.batch[one.control_rows]
             if not one.hide_codes:
-                batch_code[i, :n] = self._batch_code[technical[i, :n]]
+                batch_code[i, :n] = self._batch_code[profile[i, :n]]
                 context_code[i] = self.vocabulary.context(one.context)
             for j, symbol in enumerate(targets[i]):
                 target_mask[i, j] = True
@@ -132,14 +156,13 @@ class Assembler:
             known = None if one.hide_response else self.response_of(one.context, one.perturbation)
             if known is not None:
                 response[i], response_known[i] = known, True
-            if counts is not None and one.measured_rows is not None:
-                counts[i, :n] = store.dense(one.measured_rows)
         tensor = torch.from_numpy
         return Batch(
             cells_BSE=tensor(cells),
             cell_mask_BS=tensor(mask),
             control_depth_BS=tensor(depth),
-            log_share_BSG=tensor(self.data.log_shares[technical]),
+            log_share_UG=self._log_share_UG,
+            profile_BS=tensor(profile),
             target_vector_BPV=tensor(target_vector),
             target_code_BP=tensor(target_code),
             target_mask_BP=tensor(target_mask),
@@ -149,7 +172,38 @@ class Assembler:
             response_BG=tensor(response),
             response_known_B=tensor(response_known),
             noise_seed_B=torch.tensor([one.noise_seed for one in sets]),
-            counts_BSG=None if counts is None else tensor(counts),
+            counts_BSG=None if self.sparse else self._dense(sets, buffer),
+            sparse_counts=self._sparse(sets) if self.sparse else None,
+        )
+
+    def _dense(self, sets: list[CellSet], buffer: np.ndarray | None) -> torch.Tensor | None:
+        """Counts of the measured cells, [B, S, G] float32; None where there are none to read."""
+        if sets[0].measured_rows is None:
+            return None
+        store, size = self.data.cells, self.set_size
+        counts = np.empty((len(sets), size, len(store.genes)), np.float32) if buffer is None else buffer
+        for cells, one in zip(counts, sets, strict=True):
+            assert one.measured_rows is not None
+            n = len(one.measured_rows)
+            store.dense(one.measured_rows, out=cells[:n])
+            cells[n:] = 0
+        return torch.from_numpy(counts)
+
+    def _sparse(self, sets: list[CellSet]) -> SparseCounts | None:
+        """The same counts, sparse."""
+        if sets[0].measured_rows is None:
+            return None
+        store, size = self.data.cells, self.set_size
+        rows = np.concatenate([one.measured_rows for one in sets if one.measured_rows is not None])
+        counts = store.sparse(rows)
+        length = np.zeros((len(sets), size), np.int64)
+        cell = np.arange(size) < np.array([len(one.control_rows) for one in sets])[:, None]
+        length[cell] = np.diff(counts.indptr)
+        return SparseCounts(
+            torch.from_numpy(counts.indices),
+            torch.from_numpy(counts.data),
+            torch.from_numpy(np.concatenate([[0], np.cumsum(length)])),
+            (len(sets), size, len(store.genes)),
         )
 
 
@@ -185,23 +239,32 @@ class SetSampler:
         # A group of n cells gives ceil(n / S) sets of nearly equal size: no cell is left out or drawn twice.
         parts = [-(-len(rows) // set_size) for rows in self._rows]
         self._sets = [(group, part, number) for group, number in enumerate(parts) for part in range(number)]
-        self._epoch: tuple[int, np.ndarray] | None = None
+        self._epoch = -1
+        self._set_order = np.empty(0, np.int64)
+        self._row_order: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """Sets in an epoch."""
         return len(self._sets)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._sets))
-        return self._epoch[1]
+    def _begin(self, epoch: int) -> None:
+        """Draw the order of an epoch's sets; that of a group's cells is drawn when the first of them is wanted."""
+        if self._epoch != epoch:
+            self._epoch, self._row_order = epoch, {}
+            self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._sets))
+
+    def _rows_in_order(self, epoch: int, group: int) -> np.ndarray:
+        if group not in self._row_order:
+            rng = np.random.default_rng([self.seed, epoch, 1, group])
+            self._row_order[group] = rng.permutation(self._rows[group])
+        return self._row_order[group]
 
     def __getitem__(self, position: int) -> CellSet:
         """The set at ``position`` of the stream."""
         epoch, offset = divmod(position, len(self._sets))
-        group, part, parts = self._sets[self._order(epoch)[offset]]
-        rows = np.random.default_rng([self.seed, epoch, 1, group]).permutation(self._rows[group])
-        measured = np.array_split(rows, parts)[part]
+        self._begin(epoch)
+        group, part, parts = self._sets[self._set_order[offset]]
+        measured = _part(self._rows_in_order(epoch, group), part, parts)
         rng = np.random.default_rng([self.seed, epoch, 2, offset])
         context, perturbation = self.groups[group]
         return CellSet(
@@ -231,6 +294,13 @@ class SetSampler:
     def epoch_sets(self, epoch: int = 0) -> Iterator[CellSet]:
         """All sets of one epoch, in its order."""
         return (self[epoch * len(self) + i] for i in range(len(self)))
+
+
+def _part(rows: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """One of ``parts`` runs of nearly equal length, the longer ones first, as ``np.array_split`` cuts."""
+    shortest, longer = divmod(len(rows), parts)
+    start = part * shortest + min(part, longer)
+    return rows[start : start + shortest + (part < longer)]
 
 
 def control_sets(

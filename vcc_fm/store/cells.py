@@ -40,10 +40,12 @@ FEATURES = datasets.Features(
 
 @numba.njit(cache=True, nogil=True)
 def _scatter(words, gene_start, count_start, length, rows, out):  # type: ignore[no-untyped-def]
-    """Write the counts of ``rows`` into ``out`` [n, G], which holds zeros."""
+    """Write the counts of ``rows`` into ``out`` [n, G], whatever it holds."""
     for i in range(rows.shape[0]):
         row = rows[i]
         genes, counts = gene_start[row], count_start[row]
+        # Zeros go where the counts go next, while the row is in the cache.
+        out[i] = 0
         for k in range(length[row]):
             out[i, words[genes + k]] = words[counts + k]
 
@@ -186,9 +188,10 @@ class CellStore:
         runs = [np.arange(a, b) for a, b in zip(self.groups.start[keep], self.groups.end[keep], strict=True)]
         return np.concatenate(runs) if runs else np.empty(0, np.int64)
 
-    def dense(self, rows: np.ndarray) -> np.ndarray:
-        """Counts of ``rows`` [n] as a dense [n, G] float32 array."""
-        out = np.zeros((len(rows), len(self.genes)), np.float32)
+    def dense(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Counts of ``rows`` [n] as a dense [n, G] float32 array; written into ``out`` where it is given."""
+        if out is None:
+            out = np.empty((len(rows), len(self.genes)), np.float32)
         _scatter(self._table.words, self._gene_start, self._count_start, self._length, rows, out)
         return out
 

@@ -79,12 +79,11 @@ def write_embeddings(
 
 
 @numba.njit(cache=True, nogil=True)
-def _take(halves, start, rows, out):  # type: ignore[no-untyped-def]
-    """Copy the vectors of ``rows`` into ``out`` [n, halves of a vector]."""
+def _take(values, start, rows, out):  # type: ignore[no-untyped-def]
+    """Copy the vectors of ``rows`` into ``out`` [n, width]."""
     for i in range(rows.shape[0]):
         at = start[rows[i]]
-        for k in range(out.shape[1]):
-            out[i, k] = halves[at + k]
+        out[i] = values[at : at + out.shape[1]]
 
 
 class EmbeddingStore:
@@ -133,27 +132,36 @@ class EmbeddingStore:
         missing[self.meta.get("missing", [])] = True
         return missing
 
-    def take(self, rows: np.ndarray, column: str = "embedding") -> np.ndarray:
+    def take(self, rows: np.ndarray, column: str = "embedding", out: np.ndarray | None = None) -> np.ndarray:
         """The vectors of ``rows`` [n], [n, width of the column] float32, read from the mapped file.
 
         Args:
             rows: int64.
             column: ``embedding``, or another column of vectors (``dataset_vector`` of an SE encoder).
+            out: where they go, if given.
         """
         if column not in self._columns:
             self._columns[column] = self._locate(column)
         starts, width, number = self._columns[column]
-        out = np.empty((len(rows), width), number)
-        _take(self._table.words.view(np.uint16), starts, rows, out.view(np.uint16))
-        return out.astype(np.float32, copy=False)
+        if out is None:
+            out = np.empty((len(rows), width), np.float32)
+        if number == np.float16:
+            # Compiled code does not know half precision; its bits it can copy.
+            halves = np.empty((len(rows), width), np.uint16)
+            _take(self._table.words.view(np.uint16), starts, rows, halves)
+            out[:] = halves.view(np.float16)
+        else:
+            _take(self._table.words.view(np.float32), starts, rows, out)
+        return out
 
     def _locate(self, column: str) -> tuple[np.ndarray, int, np.dtype[Any]]:
-        """Where each vector begins in the mapped file, in units of two bytes; its length; type of its numbers."""
+        """Where each vector begins in the mapped file, counted in its numbers; its length; the type of its numbers."""
         kind = self._table.schema.field(column).type
         number = np.dtype(kind.value_type.to_pandas_dtype())
-        size = kind.list_size * number.itemsize // 2
+        per_word = 4 // number.itemsize
         starts = [
-            2 * self._table.word_position(batch.column(column).values.buffers()[1]) + np.arange(len(batch)) * size
+            per_word * self._table.word_position(batch.column(column).values.buffers()[1])
+            + np.arange(len(batch)) * kind.list_size
             for batch in self._table.batches
         ]
         return np.concatenate([np.empty(0, np.int64), *starts]), kind.list_size, number

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
@@ -95,14 +96,18 @@ class Trainer:
         world = accelerator.num_processes
         self._micro = config.micro_sets or config.batch_sets // world
         self._accumulation = config.batch_sets // (world * self._micro)
+        # One batch is in use, `prefetch` wait, one is being made: a buffer is written again when its batch is done.
+        shape = (self._micro, config.set_size, len(assembler.data.cells.genes))
+        self._buffers: list[np.ndarray | None] = [None]
+        if not assembler.sparse:
+            self._buffers = [np.empty(shape, np.float32) for _ in range(config.prefetch + 2)]
 
     def _micro_batch(self, number: int) -> Batch:
         """Micro-batch ``number`` of this process, counted from the first step of the phase."""
         step, part = divmod(number, self._accumulation)
         start = (self.accelerator.process_index * self._accumulation + part) * self._micro
-        return self.assembler.assemble(
-            self.training.step(step, self.config.batch_sets, slice(start, start + self._micro))
-        )
+        sets = self.training.step(step, self.config.batch_sets, slice(start, start + self._micro))
+        return self.assembler.assemble(sets, self._buffers[number % len(self._buffers)])
 
     def run(self) -> nn.Module:
         """Train from the newest checkpoint, or from the start, to the end; the model with its best weights."""

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import PeftModel
@@ -51,7 +52,7 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
         base = str(layout.decoder(fold, "pretrain"))
     model, notes = build_decoder(recipe, data, base, recipe.seed)
     samplers = _samplers(recipe, data, config)
-    assembler = _assembler(data, model, config)
+    assembler = _assembler(data, model, config, accelerator.device)
     trainer = Trainer(phase, config, model, *samplers, assembler, folder, accelerator, console)
     if accelerator.is_main_process:
         total, trainable = count_parameters(model)
@@ -106,7 +107,7 @@ def _samplers(recipe: Recipe, data: Dataset, config: TrainConfig) -> tuple[SetSa
     return sampler, SetSampler(data, validation, config.set_size, recipe.seed) if validation else None
 
 
-def _assembler(data: Dataset, model: nn.Module, config: TrainConfig) -> Assembler:
+def _assembler(data: Dataset, model: nn.Module, config: TrainConfig, device: torch.device) -> Assembler:
     decoder = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(decoder, PerturbationDecoder)
-    return Assembler(data, vocabulary_of(decoder.config), config.set_size, decoder.config.response)
+    return Assembler(data, vocabulary_of(decoder.config), config.set_size, decoder.config.response, device)
