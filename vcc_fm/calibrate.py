@@ -42,7 +42,7 @@ def calibrate(recipe: Recipe, console: Console) -> None:
         started = time.perf_counter()
         forget(path)
         data = load_dataset(recipe, fold)
-        scores = _validation_scores(recipe, fold, data)
+        scores = _validation_scores(recipe, fold, data, console)
         best = {name: best_scale(means) for name, means in scores.items()}
         by_scale = {name: {f"{scale:g}": mean for scale, mean in means.items()} for name, means in scores.items()}
         write_json(path, {"effect_scale": best, "scaled_means": by_scale})
@@ -67,7 +67,7 @@ def best_scale(means: dict[float, float]) -> float:
     return float(np.clip(np.exp(-slope / (2 * bend)), scales.min(), scales.max()))
 
 
-def _validation_scores(recipe: Recipe, fold: int, data: Dataset) -> dict[str, dict[float, float]]:
+def _validation_scores(recipe: Recipe, fold: int, data: Dataset, console: Console) -> dict[str, dict[float, float]]:
     """Scaled mean of the metrics on the validation groups, by predictor and effect scale."""
     groups = data.split.groups("validation")
     if not groups:
@@ -77,7 +77,9 @@ def _validation_scores(recipe: Recipe, fold: int, data: Dataset) -> dict[str, di
     with tempfile.TemporaryDirectory() as scratch:
         truth = Path(scratch, "truth.h5ad")
         write_measured(truth, data.cells, groups, uns)
-        predictors = {name: make_predictor(name, recipe, fold, data, 1.0) for name in scaled_predictors(recipe)}
+        predictors = {
+            name: make_predictor(name, recipe, fold, data, 1.0, asked, console) for name in scaled_predictors(recipe)
+        }
         entries = []
         for name, predictor in predictors.items():
             for scale in SCALES:

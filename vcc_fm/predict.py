@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from vcc_fm.baselines.embedding_transfer import NAME as EMBEDDING_TRANSFER
+from vcc_fm.baselines.embedding_transfer import load_embedding_transfer
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
@@ -52,8 +54,8 @@ def predict(recipe: Recipe, console: Console) -> None:
     for name in scales[0]:
         console.print(f"predictor {name}")
 
-        def make(fold: int, name: str = name) -> Predictor:
-            return make_predictor(name, recipe, fold, folds[fold], scales[fold][name])
+        def make(fold: int, groups: list[Asked], name: str = name) -> Predictor:
+            return make_predictor(name, recipe, fold, folds[fold], scales[fold][name], groups, console)
 
         _predict_shared(layout.prediction(name), recipe, folds, asked, make, uns | {"predictor": name}, console)
     if state.is_main_process:
@@ -68,7 +70,7 @@ def _predict_shared(
     recipe: Recipe,
     folds: list[Dataset],
     asked: list[Asked],
-    make: Callable[[int], Predictor],
+    make: Callable[[int, list[Asked]], Predictor],
     uns: dict[str, Any],
     console: Console,
 ) -> None:
@@ -80,8 +82,9 @@ def _predict_shared(
     if mine:
         with CountsFile(_part(path, state.process_index), folds[0].cells.genes, uns) as file:
             # One fold at a time: a predictor may be large.
-            for fold, groups in groupby(mine, key=lambda one: one.fold):
-                emit_groups(file, recipe, folds[fold], make(fold), list(groups), console)
+            for fold, run in groupby(mine, key=lambda one: one.fold):
+                groups = list(run)
+                emit_groups(file, recipe, folds[fold], make(fold, groups), groups, console)
     state.wait_for_everyone()
     if state.is_main_process:
         parts = [part for i in range(state.num_processes) if (part := _part(path, i)).exists()]
@@ -95,19 +98,27 @@ def _part(path: Path, process: int) -> Path:
     return path.with_name(f"{path.stem}.part-{process:05d}.h5ad")
 
 
-def make_predictor(name: str, recipe: Recipe, fold: int, data: Dataset, scale: float) -> Predictor:
-    """The decoder of a fold (``model``) or a baseline, ready to predict.
+def make_predictor(
+    name: str, recipe: Recipe, fold: int, data: Dataset, scale: float, groups: list[Asked], console: Console
+) -> Predictor:
+    """The decoder of a fold (``model``) or a baseline, ready to predict ``groups``.
 
     Raises:
         UserError: the decoder has not been trained, or was trained from another recipe.
     """
+    device = process_state().device
+    if name == EMBEDDING_TRANSFER:
+        asked = [(one.context, one.perturbation) for one in groups]
+        return BaselinePredictor(
+            data, load_embedding_transfer(data, recipe.embed.cells, asked, device, console), scale
+        )
     if name != "model":
         return BaselinePredictor(data, BASELINES[name], scale)
     layout = Layout(recipe)
     folder = layout.decoder(fold, "train")
     if not is_done(folder, layout.training_fingerprint(fold, "train")):
         raise UserError(f"{folder} is missing or was made from another recipe; run `vcc-fm train RECIPE` first")
-    return DecoderPredictor(data, folder, recipe.predict.set_size, scale, process_state().device)
+    return DecoderPredictor(data, folder, recipe.predict.set_size, scale, device)
 
 
 def scaled_predictors(recipe: Recipe) -> list[str]:

@@ -78,7 +78,7 @@ class DecoderPredictor:
         if config.genes != data.cells.genes:
             raise UserError(f"{folder}: its gene axis is not that of {data.cells.folder}; train it on these cells")
         self.data, self.effect_scale, self._device = data, effect_scale, device
-        self._assembler = Assembler(data, vocabulary_of(config), set_size, config.response)
+        self._assembler = Assembler(data, vocabulary_of(config), set_size, config.response, device)
 
     @property
     def dispersion(self) -> np.ndarray:

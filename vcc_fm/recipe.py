@@ -353,8 +353,9 @@ class ScoreConfig(Section):
     """How predictions are judged."""
 
     preset: Literal["vcc2026"] = Field("vcc2026", description="cell-eval2 preset")
-    baselines: list[Literal["control", "mean-response", "other-contexts"]] = Field(
-        ["control", "mean-response", "other-contexts"], description="predictors that are not neural, in the same table"
+    baselines: list[Literal["control", "mean-response", "other-contexts", "embedding-transfer"]] = Field(
+        ["control", "mean-response", "other-contexts"],
+        description="untrained predictors in the same table; embedding-transfer: SE's gene decoder, needs state-se",
     )
 
 
@@ -379,6 +380,15 @@ class Recipe(Section):
     def _base(self) -> Recipe:
         if (self.decoder.base == "pretrain") != (self.pretrain is not None):
             raise ValueError("decoder.base=pretrain and a pretrain section belong together; one of them is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _gene_decoder(self) -> Recipe:
+        if "embedding-transfer" in self.score.baselines and self.embed.cells.encoder != "state-se":
+            raise ValueError(
+                "score.baselines: embedding-transfer decodes with SE and needs embed.cells.encoder=state-se, found "
+                f"{self.embed.cells.encoder}; change the encoder or leave the baseline out"
+            )
         return self
 
     @property
