@@ -203,6 +203,26 @@ def _explain(console: Console, as_json: bool) -> None:
     console.print(table)
 
 
+@app.command()
+def verify(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="folders of cell or embedding stores")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Read stores again, every byte, and compare them with what was written."""
+    from vcc_fm.progress import ProgressLines
+    from vcc_fm.store.verify import verify as verify_store
+
+    console = _console(quiet, as_json)
+    results = [verify_store(store, ProgressLines(f"verify {store.name}", "rows", console)) for store in stores]
+    if as_json:
+        _print_json(results)
+        return
+    for result in results:
+        console.print(f"{result['store']}: whole, {result['rows']:,} rows", markup=False)
+
+
 @export_app.command("proteins")
 def export_proteins(
     recipe: RecipePath,

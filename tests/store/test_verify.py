@@ -1,0 +1,95 @@
+"""A store that is not what was written is found out."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vcc_fm.errors import UserError
+from vcc_fm.layout import Layout
+from vcc_fm.recipe import Recipe
+from vcc_fm.store.arrow import DATA_FILE
+from vcc_fm.store.embeddings import write_embeddings
+from vcc_fm.store.folder import read_json, sha256_file, write_json
+from vcc_fm.store.verify import verify
+
+
+@pytest.fixture(params=["cells", "proteins", "cell_embeddings"])
+def store(request: pytest.FixtureRequest, tiny_run: Recipe, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(getattr(Layout(tiny_run), request.param), tmp_path / request.param))
+
+
+def test_a_whole_store_is_whole(store: Path) -> None:
+    meta = read_json(store / "store.json")
+    found = verify(store)
+    assert found["rows"] == (meta["cells"] if found["kind"] == "cells" else meta["rows"])
+
+
+def test_a_flipped_bit_anywhere_is_found(store: Path) -> None:
+    data = bytearray((store / DATA_FILE).read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(data), size=5).tolist():
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << rng.integers(8)
+        (store / DATA_FILE).write_bytes(flipped)
+        with pytest.raises(Exception, match=r"damaged|replaced|SHA-256|Invalid|Expected|Tried|Cannot|schema|index"):
+            verify(store)
+
+
+def test_a_store_cut_short_is_found(store: Path) -> None:
+    data = (store / DATA_FILE).read_bytes()
+    (store / DATA_FILE).write_bytes(data[:-8])
+    with pytest.raises(UserError, match=r"cut short or replaced"):
+        verify(store)
+
+
+def meant(store: Path, **changes: object) -> None:
+    """Another ``store.json`` whose checksum is right: what a faulty writer would leave."""
+    meta = read_json(store / "store.json") | changes
+    write_json(store / "store.json", meta | {"sha256": sha256_file(store / DATA_FILE)})
+
+
+def test_groups_that_do_not_fit_are_found(tiny_run: Recipe, tmp_path: Path) -> None:
+    cells = Path(shutil.copytree(Layout(tiny_run).cells, tmp_path / "cells"))
+    groups = read_json(cells / "store.json")["groups"]
+    meant(cells, groups=groups[1:])
+    with pytest.raises(UserError, match="groups leave rows out"):
+        verify(cells)
+    swapped = [[*groups[0][:2], groups[1][2], *groups[0][3:]], *groups[1:]]
+    meant(cells, groups=swapped)
+    with pytest.raises(UserError, match="the perturbation of some cells"):
+        verify(cells)
+
+
+def test_vectors_that_are_not_finite_are_found(tmp_path: Path) -> None:
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    vectors = np.ones((3, 2), np.float32)
+    vectors[1] = np.nan
+    meta = {"encoder": "e", "parameters": {}, "licence": "", "citation": ""}
+    write_embeddings(folder, "barcode", [(["a", "b", "c"], vectors)], 2, "f", meta)
+    assert read_json(folder / "store.json")["missing"] == [1]
+    verify(folder)
+    meant(folder, missing=[2])
+    with pytest.raises(UserError, match=r"not those that store\.json names"):
+        verify(folder)
+
+
+def test_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
+    layout = Layout(tiny_run)
+    command = [sys.executable, "-c", "from vcc_fm.cli import main; main()", "verify"]
+    done = subprocess.run([*command, str(layout.cells), str(layout.proteins)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("whole") == 2
+    damaged = Path(shutil.copytree(layout.proteins, tmp_path / "proteins"))
+    data = bytearray((damaged / DATA_FILE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / DATA_FILE).write_bytes(data)
+    refused = subprocess.run([*command, str(damaged)], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "damaged or" in refused.stderr

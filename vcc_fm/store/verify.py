@@ -1,0 +1,94 @@
+"""Read a store again, every byte of it, and say whether it is what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcc_fm.errors import UserError
+from vcc_fm.store.arrow import DATA_FILE
+from vcc_fm.store.cells import CellStore
+from vcc_fm.store.embeddings import EmbeddingStore
+from vcc_fm.store.folder import read_json, sha256_file
+
+ROWS = 8192
+
+
+def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Check a cell store or an embedding store against its own ``store.json``.
+
+    The checksum tells a flipped byte or a file cut short; the rest tells a store that was written wrong.
+
+    Args:
+        folder: of the store.
+        progress: told how many rows are done, of how many.
+
+    Returns:
+        Kind, rows and SHA-256.
+
+    Raises:
+        UserError: something is missing, damaged, or does not fit together; the message says what.
+    """
+    meta = read_json(folder / "store.json")
+    # Opening a store checks its schema and the size of its file.
+    store = CellStore(folder) if "groups" in meta else EmbeddingStore(folder)
+    found = sha256_file(folder / DATA_FILE)
+    if found != meta["sha256"]:
+        raise UserError(
+            f"{folder / DATA_FILE}: SHA-256 {found[:12]}…, but store.json says {meta['sha256'][:12]}…; it was damaged "
+            f"or replaced: remove {folder} and run the stage that makes it again"
+        )
+    check = _check_cells if isinstance(store, CellStore) else _check_vectors
+    wrong = check(store, progress)  # type: ignore[arg-type]
+    if wrong is not None:
+        raise UserError(f"{folder}: {wrong}; remove it and run the stage that makes it again")
+    rows = len(store) if isinstance(store, CellStore) else len(store.keys)
+    return {"store": str(folder), "kind": "cells" if "groups" in meta else meta["key"], "rows": rows, "sha256": found}
+
+
+def _check_cells(store: CellStore, progress: Callable[[int, int], None]) -> str | None:
+    """What does not fit in a cell store; None where all does."""
+    groups, rows = store.groups, len(store)
+    if rows != store.meta["cells"]:
+        return f"{rows} cells, but store.json says {store.meta['cells']}"
+    if groups.start[0] != 0 or groups.end[-1] != rows or (groups.start[1:] != groups.end[:-1]).any():
+        return "its groups leave rows out, or hold some twice"
+    for name in ("context", "batch", "perturbation"):
+        if (np.repeat(getattr(groups, name), groups.end - groups.start) != getattr(store, name)).any():
+            return f"the {name} of some cells is not that of their group"
+    if len(set(store.barcodes)) != rows:
+        return "barcodes repeat"
+    for start in range(0, rows, ROWS):
+        part = np.arange(start, min(start + ROWS, rows))
+        counts = store.sparse(part)
+        if counts.nnz and not 0 <= counts.indices.min() <= counts.indices.max() < len(store.genes):
+            return f"a gene of the cells from row {start} on is not on the axis"
+        if not counts.has_canonical_format:
+            return f"the genes of a cell from row {start} on are out of order, or one stands twice"
+        if (counts.data <= 0).any():
+            return f"a count of the cells from row {start} on is not above zero"
+        if (np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel() != store.depth[part]).any():
+            return f"the depth of a cell from row {start} on is not the sum of its counts"
+        progress(int(part[-1]) + 1, rows)
+    return None
+
+
+def _check_vectors(store: EmbeddingStore, progress: Callable[[int, int], None]) -> str | None:
+    """What does not fit in an embedding store; None where all does."""
+    rows = len(store.keys)
+    if rows != store.meta["rows"]:
+        return f"{rows} vectors, but store.json says {store.meta['rows']}"
+    if len(set(store.keys)) != rows:
+        return f"its {store.meta['key']}s repeat"
+    for start in range(0, rows, ROWS):
+        part = np.arange(start, min(start + ROWS, rows))
+        vectors = store.take(part)
+        if (np.isnan(vectors).all(axis=1) != store.missing[part]).any():
+            return f"the rows without a vector from {start} on are not those that store.json names"
+        if not np.isfinite(vectors[~store.missing[part]]).all():
+            return f"a vector from row {start} on is not finite"
+        progress(int(part[-1]) + 1, rows)
+    return None
