@@ -51,8 +51,15 @@ class SourceConfig(Section):
     path: str = Field(description="path of the h5ad file; ${VARIABLE} is expanded")
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
     matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
-    values: Literal["counts", "log1p-counts", "auto"] = Field(
-        "auto", description="what the matrix holds: raw UMI counts or their natural log1p; verified, never assumed"
+    values: Literal["auto", "counts", "log1p-counts", "normalised", "log-normalised"] = Field(
+        "auto",
+        description="what the matrix holds: UMI counts, scaled per cell or not, log1p (base found) or not; verified",
+    )
+    totals_column: str | None = Field(
+        None, description="obs column with each cell's depth before normalisation, UMI; settles cells with few values"
+    )
+    recovered: Fraction = Field(
+        0.99, description="normalised values: smallest share of cells with proved counts; the others are dropped"
     )
     symbols: str = Field("index", description="var column with gene symbols, or `index` for the var index")
     duplicate_genes: Literal["refuse", "sum"] = Field("refuse", description="what to do with a symbol that repeats")

@@ -210,25 +210,128 @@ def test_one_bad_value_outside_of_the_sample_is_found(h5ad_file, source_config, 
 
 def test_what_is_not_counts_is_refused_on_opening(h5ad_file, source_config):
     counts = np.random.default_rng(0).poisson(3.0, (24, 6)) + 1.0
-    scaled = counts / counts.sum(1, keepdims=True) * 1e4
     layers = {"umi": counts, "log1p": np.log1p(counts), "half": np.log1p(counts).astype(np.float16)}
-    path = h5ad_file(np.log1p(scaled), layers=layers)
-    with pytest.raises(UserError, match=r"log-normalised(.|\n)*file also has layers/half, layers/log1p, layers/umi"):
+    path = h5ad_file(counts / np.sqrt(np.arange(2, 8)), layers=layers)
+    with pytest.raises(UserError, match=r"scVI(.|\n)*file also has layers/half, layers/log1p, layers/umi"):
         H5adSource(source_config(path))
-    with pytest.raises(UserError, match=r"look like log1p of raw counts \(set values to log1p-counts\)"):
+    with pytest.raises(UserError, match=r"look like log1p of raw counts \(set values to log1p-counts\)$"):
         H5adSource(source_config(path, matrix="layers/log1p", values="counts"))
-    with pytest.raises(UserError, match=r"look like raw counts \(set values to counts\)"):
+    with pytest.raises(UserError, match=r"look like raw counts \(set values to counts\)$"):
         H5adSource(source_config(path, matrix="layers/umi", values="log1p-counts"))
+    for values in ("normalised", "log-normalised"):
+        with pytest.raises(UserError, match=rf"values is {values}, but they look like raw counts"):
+            H5adSource(source_config(path, matrix="layers/umi", values=values))
     with pytest.raises(UserError, match="a log in float16 cannot tell this count from its neighbours"):
         H5adSource(source_config(path, matrix="layers/half"))
     with pytest.raises(
         UserError, match="has no matrix 'layers/counts'; set matrix to one of X, layers/half, layers/log1p"
     ):
         H5adSource(source_config(path, matrix="layers/counts"))
-    with pytest.raises(UserError, match=r"look like normalised counts(.|\n)*no other matrix"):
-        H5adSource(source_config(h5ad_file(scaled)))
+    centred = counts - counts.mean(0)
+    for layout in STORED.values():
+        with pytest.raises(UserError, match=r"negative; the values look like z-scored(.|\n)*no other matrix"):
+            H5adSource(source_config(h5ad_file(layout(centred))))
     with pytest.raises(UserError, match="holds values of type bool"):
         H5adSource(source_config(h5ad_file(counts > 2)))
+
+
+# ----------------------------------------------------------------------------------------------------- scaled per cell
+def scaled_screen(cells=320, genes=80):
+    """Counts, and their log1p after scaling to 1e4; the last three cells have too few values to be proved alone."""
+    counts = np.random.default_rng(0).poisson(np.random.default_rng(1).gamma(0.8, 3.0, genes), (cells, genes))
+    counts[-3:] = 0
+    counts[-3:, 4:9] = [[2, 2, 4, 0, 6], [1, 0, 0, 0, 0], [3, 1, 1, 0, 0]]
+    return counts, np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+
+
+@pytest.mark.parametrize("layout", sorted(STORED))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", ["X", "raw", "layers/norm"])
+def test_scaled_cells_come_back_and_unproved_ones_are_counted(
+    h5ad_file, source_config, screen_obs, layout, dtype, place
+):
+    counts, logged = scaled_screen()
+    stored = STORED[layout](logged.astype(dtype))
+    if place == "X":
+        path = h5ad_file(stored)
+    elif place == "raw":
+        genes = pd.DataFrame(index=[f"R{i}" for i in range(counts.shape[1])])
+        path = h5ad_file(np.full((len(counts), 1), 0.5), raw=anndata.AnnData(stored, var=genes))
+    else:
+        path = h5ad_file(layers={"norm": stored})
+    with H5adSource(source_config(path, matrix=place)) as source:
+        assert source.evidence["checked"] == "sample"
+        assert source.dropped == {}
+        for _ in range(2):  # reading again counts nothing twice
+            chunks = list(source.counts(7))
+        np.testing.assert_array_equal(np.concatenate([positions for positions, _ in chunks]), np.arange(317))
+        found = sp.vstack([chunk for _, chunk in chunks]).toarray()
+    np.testing.assert_array_equal(found, counts[:-3])
+    reason = "counts not proved: fewer than 20 values, and no depth that fixes the unit"
+    assert source.dropped == {reason: 3}
+    evidence = source.evidence
+    assert evidence["cells_unproved"] == {reason: 3}
+    told = ("found", "base", "precision", "target", "target_kind", "totals", "subset", "checked", "n_cells")
+    assert [evidence[name] for name in told] == [
+        *("log-normalised", "e", np.dtype(dtype).name, 1e4, "a fixed target", "none", False, "all", 320)
+    ]
+    assert evidence["largest_residual"] < 1e-3
+    assert evidence["largest_count"] == counts.max()
+    assert "scaled per cell to 10000, a fixed target, then log(1 + x) to base e; " in evidence["sentence"]
+
+
+def test_depths_prove_every_cell(h5ad_file, source_config, screen_obs):
+    counts, logged = scaled_screen()
+    obs = screen_obs(len(counts)).assign(
+        n_umi=counts.sum(1).astype(float), n_genes=(counts > 0).sum(1), mean=counts.mean(1), text="many"
+    )
+    path = h5ad_file(sp.csr_matrix(logged[:, ::2].astype(np.float32)), obs=obs)
+    source, found = read_all(source_config(path, totals_column="n_umi", keep={"line": "K562"}))
+    np.testing.assert_array_equal(found, counts[::2, ::2])
+    assert source.evidence["totals"] == "exact"
+    assert source.evidence["subset"]
+    assert source.evidence["depth_share"] == pytest.approx(np.median(found.sum(1) / counts[::2].sum(1)))
+    for column, message in [
+        ("n_genes", r"'n_genes' is not the depth from which the cells were scaled: .*give the right column, or none"),
+        (
+            "mean",
+            r"totals_column 'mean' holds [\d.]+ for cell 'cell0'; give the column with the UMI count of each cell",
+        ),
+        ("text", r"totals_column 'text' holds .*, no numbers"),
+        ("umis", r"obs has no column 'umis' \(totals_column\); set it to one of target, line"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            H5adSource(source_config(path, totals_column=column))
+
+
+def test_too_few_proved_cells_are_refused_with_what_would_help(h5ad_file, source_config):
+    _, logged = scaled_screen()
+    thin = logged * (np.arange(80) < 10)
+    thin[:160] = logged[:160]
+    message = (
+        r"only 50.0% of 256 sampled cells can be proved \(128: fewer than 20 .*\nrecovered asks for 99.0%: set totals"
+    )
+    with pytest.raises(UserError, match=message):
+        H5adSource(source_config(h5ad_file(thin)))
+    with H5adSource(source_config(h5ad_file(thin), recovered=0.4)) as source:
+        assert sum(len(positions) for positions, _ in source.counts(50)) == 160
+    # A few cells less than are asked for: the sample lets it pass, the whole file does not.
+    with (
+        H5adSource(source_config(h5ad_file(logged), recovered=0.995)) as source,
+        pytest.raises(UserError, match=r"only 99.1% of 320 cells can be proved \(3: fewer.*\n.*or lower recovered"),
+    ):
+        list(source.counts(50))
+
+
+@pytest.mark.parametrize(("value", "message"), [(-0.5, "negative"), (np.nan, "not a finite number")])
+def test_one_bad_value_among_scaled_ones_is_found(h5ad_file, source_config, value, message):
+    _, logged = scaled_screen(600)
+    logged[301, 4] = value
+    with (
+        H5adSource(source_config(h5ad_file(logged))) as source,
+        pytest.raises(UserError, match=f"cell 'cell301', gene 'GENEE' holds {value:g}: {message}"),
+    ):
+        list(source.counts(50))
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -338,8 +441,84 @@ def test_papalexi_2021(real_data, source_config):
     np.testing.assert_array_equal(source.genes, reference.var_names.to_numpy(str))
 
 
-@pytest.mark.parametrize("values", ["auto", "counts", "log1p-counts"])
-def test_perturbench_is_log_normalised(real_data: Path, source_config, values):
+def by_hand(counts, target, base, dtype):
+    """The arithmetic of scanpy's normalize_total and log1p."""
+    matrix = counts.astype(dtype)
+    depth = np.asarray(matrix.sum(axis=1)).ravel()
+    goal = np.median(depth) if target is None else target
+    matrix.data /= np.repeat(depth / dtype(goal), np.diff(matrix.indptr))
+    np.log1p(matrix.data, out=matrix.data)
+    if base is not None:
+        matrix.data /= dtype(np.log(base))
+    return matrix
+
+
+def by_scanpy(counts, target, base, dtype):
+    scanpy = pytest.importorskip("scanpy")
+    table = anndata.AnnData(counts.astype(dtype))
+    scanpy.pp.normalize_total(table, target_sum=target)
+    scanpy.pp.log1p(table, base=base)
+    return table.X
+
+
+@pytest.mark.parametrize("recipe", [by_hand, pytest.param(by_scanpy, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("target", "base", "dtype"),
+    [
+        (1e4, None, np.float32),
+        (None, None, np.float32),
+        (1e6, 2, np.float32),
+        (1e4, 10, np.float64),
+        (None, None, np.float64),
+    ],
+)
+def test_papalexi_2021_scaled_in_five_ways(real_data, tmp_path, source_config, recipe, target, base, dtype):
+    table = anndata.read_h5ad(real_data / "perturbation/papalexi2021_thp1_crisprko_20729x299_counts.h5ad")
+    counts = table.X
+    table.X = recipe(counts, target, base, dtype)
+    assert table.X.dtype == dtype
+    table.write_h5ad(tmp_path / "scaled.h5ad")
+    keys = {"perturbation_column": "target_gene", "context": "THP-1"}
+    with H5adSource(source_config(tmp_path / "scaled.h5ad", **keys)) as source:
+        chunks = list(source.counts(4096))
+    proved = np.concatenate([positions for positions, _ in chunks])
+    np.testing.assert_array_equal(sp.vstack([chunk for _, chunk in chunks]).toarray(), counts[proved].toarray())
+    assert len(proved) == 20_729 - 6
+    assert set(range(20_729)) - set(proved.tolist()) == set(np.flatnonzero(np.diff(counts.indptr) < 20).tolist())
+    assert source.evidence["target_kind"] == ("a fixed target" if target else "the median of the depths")
+    assert source.evidence["target"] == (target or 186.0)
+    assert source.evidence["largest_residual"] < 1e-3
+    assert source.evidence["expected_common_factors"] < 1e-4
+    source, found = read_all(source_config(tmp_path / "scaled.h5ad", totals_column="panel_umi", **keys), 4096)
+    np.testing.assert_array_equal(found, counts.toarray())
+
+
+def test_perturbench_is_read_where_depths_settle_it(real_data: Path, source_config):
     path = real_data / "perturbation/perturbench_devel_5961x500_lognorm.h5ad"
-    with pytest.raises(UserError, match=r"log-normalised counts(.|\n)*the file has no other matrix"):
-        H5adSource(source_config(path, perturbation_column="condition", control="control", values=values))
+    keys = {"perturbation_column": "condition", "control": "control", "context": None, "context_column": "cell_type"}
+    with pytest.raises(
+        UserError, match=r"log-normalised, and the counts of only 54.7% of 256(.|\n)*set totals_column"
+    ):
+        H5adSource(source_config(path, **keys))
+    for values in ("counts", "log1p-counts"):
+        with pytest.raises(UserError, match=r"log-normalised counts \(set values to log-normalised\)"):
+            H5adSource(source_config(path, values=values, **keys))
+    with H5adSource(source_config(path, totals_column="ncounts", **keys)) as source:
+        chunks = list(source.counts(1024))
+    proved = np.concatenate([positions for positions, _ in chunks])
+    counts = sp.vstack([chunk for _, chunk in chunks])
+    assert len(proved) == 5960
+    # The column was counted before genes were left out, so that it bounds the depth that the cells were scaled from.
+    assert source.evidence["totals"] == "bound"
+    assert (source.evidence["target"], source.evidence["subset"]) == (1e4, True)
+    assert source.evidence["depth_share"] == pytest.approx(0.018, abs=0.001)
+    assert source.evidence["largest_residual"] < 1e-11
+    table = anndata.read_h5ad(path)
+    # The file again from the counts: with the depth, an integer, that the first value of each cell tells.
+    stored = table.X.tocsr()[proved]
+    first = stored.indptr[:-1]
+    stored.sort_indices()
+    depth = np.rint(counts.data[first] * 1e4 / np.expm1(stored.data[first]))
+    assert (depth <= table.obs["ncounts"].to_numpy()[proved]).all()
+    again = np.log1p(counts.data * 1e4 / np.repeat(depth, np.diff(counts.indptr)))
+    np.testing.assert_allclose(again, stored.data, rtol=2e-15)

@@ -4,7 +4,7 @@ Abhinav K. Adduri et al., "Predicting cellular responses to perturbation across 
 bioRxiv 2025.06.26.661135 (2025).
 
 Network, weights and tokens have files of their own (``state_se_*.py``); here they are put together. On a CPU each cell
-is computed by itself and on one core, so that neither its neighbours, nor the batch, nor the number of cores or
+has matrix products of its own, on one core, so that neither its neighbours, nor the batch, nor the number of cores or
 processes change a bit of its vector. On a GPU cells are computed in batches, whose size may change last digits.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.encoders.protein import JSON
-from vcc_fm.encoders.state_se_model import build_state_se
+from vcc_fm.encoders.state_se_model import StateSe, build_state_se
 from vcc_fm.encoders.state_se_tokens import GeneMap, Tokenizer, Tokens, match_genes
 from vcc_fm.encoders.state_se_weights import SeCheckpoint
 
@@ -31,6 +31,11 @@ LICENCE = (
     "what is made from them (vectors, models trained on these) is shared with that licence, its notice and citation"
 )
 CITATION = "Adduri et al., bioRxiv 2025.06.26.661135 (2025), doi:10.1101/2025.06.26.661135"
+
+# Tokens that a core computes at a time: with fewer, Python takes longer than the numbers, and cores wait for it.
+_CPU_TOKENS = 2048
+# Numbers of the vector registers that torch fills at a time, 2 x 16 float32.
+_REGISTERS = 32
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,12 @@ class StateSeEncoder:
         present = self.genes.present
         self._position = np.full(len(checkpoint.names), -1, np.int64)
         self._position[present] = np.arange(len(present))
-        self._network = build_state_se(
-            checkpoint.geometry, checkpoint.tensors, torch.from_numpy(present).long(), dtype, self.device
-        )
+
+        def build(genes: Tensor) -> StateSe:
+            return build_state_se(checkpoint.geometry, checkpoint.tensors, genes, dtype, self.device)
+
+        # The gene tokens, which are matrix products too, on one core as well.
+        (self._network,) = each_on_one_core(build, [torch.from_numpy(present).long()], self.device)
 
     @property
     def width(self) -> int:
@@ -153,8 +161,7 @@ class StateSeEncoder:
         """Embed tokenised cells: see :meth:`encode`; ``progress`` is told how many cells are done."""
         vectors = np.full((len(tokens.length), self.width + self.dataset_width), np.nan, np.float32)
         cells = np.flatnonzero(~tokens.empty)
-        size = 1 if self.device.type == "cpu" else self.batch_cells
-        batches = [cells[start : start + size] for start in range(0, len(cells), size)]
+        batches = self._batches(tokens, cells)
         parts, done = [], 0
         for part in each_on_one_core(lambda batch: self._forward(tokens, batch), batches, self.device):
             parts.append(part)
@@ -164,6 +171,19 @@ class StateSeEncoder:
             # Fetched once: a GPU works on while the next batches are put together.
             vectors[cells] = torch.cat(parts).cpu().numpy()
         return vectors[:, : self.width], vectors[:, self.width :]
+
+    def _batches(self, tokens: Tokens, cells: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cells that are computed at a time.
+
+        On a CPU only cells that need no padding and no mask beside each other, each with matrix products of its own.
+        """
+        size = self.batch_cells
+        if self.device.type == "cpu":
+            full = (tokens.length[cells] == tokens.ids.shape[1]) & (tokens.multiplicity[cells] == 1).all(axis=1)
+            # The last numbers of an array that fill no vector register are computed with other functions.
+            whole = self.checkpoint.geometry.hidden % _REGISTERS == 0 and self.dtype == torch.float32
+            size = max(1, _CPU_TOKENS // self.settings.pad_length) if whole and full.all() else 1
+        return [cells[start : start + size] for start in range(0, len(cells), size)]
 
     @torch.inference_mode()
     def _forward(self, tokens: Tokens, cells: NDArray[np.int64]) -> Tensor:

@@ -34,6 +34,9 @@ _UNIT_EPS = 1e-12
 _TABLE_CHUNK = 1024
 # CLS and data set, which stand before the gene tokens here.
 _SPECIAL = 2
+# From this width on a CPU's linear layers go through oneDNN, up to twice as fast as MKL where a CPU is not Intel's;
+# below it the conversion of inputs costs more than that.
+_PACKED_WIDTH = 512
 
 
 @dataclass(frozen=True)
@@ -207,16 +210,39 @@ def gene_token_table(
     return tokens
 
 
+def _linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[b, t, in] -> [b, t, out]; on a CPU a matrix product a cell, so that cells beside it change no bit."""
+    if states.device.type == "cpu" and states.dtype == torch.float32:
+        return torch.baddbmm(bias, states, weight.t().expand(len(states), -1, -1))
+    return F.linear(states, weight, bias)
+
+
+class _Linear(nn.Linear):
+    """A linear layer for [b, t, in]: see :func:`_linear`; once packed, with a copy of its weight for oneDNN."""
+
+    _packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Copy the weight, which is float32 on the CPU."""
+        self._packed = self.weight.detach().to_mkldnn()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[b, t, in] -> [b, t, out]."""
+        if self._packed is not None:
+            return F.linear(states.to_mkldnn(), self._packed, self.bias).to_dense()
+        return _linear(states, self.weight, self.bias)
+
+
 class _Layer(nn.Module):
     """Post-norm transformer layer; residual stream and layer norms are float32 whatever the linear layers are."""
 
     def __init__(self, width: int, hidden: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv_proj = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
+        self.qkv_proj = _Linear(width, 3 * width)
+        self.out_proj = _Linear(width, width)
+        self.linear1 = _Linear(width, hidden)
+        self.linear2 = _Linear(hidden, width)
         self.norm1 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
         self.norm2 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
 
@@ -233,9 +259,12 @@ class _Layer(nn.Module):
         """
         width = states.shape[-1]
         entering = states.to(self.qkv_proj.weight.dtype)
-        weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
-        query = F.linear(entering[:, :kept], weight[:width], bias[:width])
-        key, value = F.linear(entering, weight[width:], bias[width:]).chunk(2, dim=-1)
+        if kept == states.shape[1]:
+            query, key, value = self.qkv_proj(entering).chunk(3, dim=-1)
+        else:
+            weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
+            query = _linear(entering[:, :kept], weight[:width], bias[:width])
+            key, value = _linear(entering, weight[width:], bias[width:]).chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(
             self._split(query), self._split(key), self._split(value), attn_mask=mask
         )
@@ -254,8 +283,8 @@ class _SkipBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.intermediate_dense = nn.Linear(width, 2 * width)
-        self.dense = nn.Linear(2 * width, width)
+        self.intermediate_dense = _Linear(width, 2 * width)
+        self.dense = _Linear(2 * width, width)
         self.layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -284,14 +313,14 @@ class StateSe(nn.Module):
         width = geometry.width
         self.bin_encoder = nn.Embedding(geometry.bins, width)
         self.count_encoder = nn.Sequential(
-            nn.Linear(1, geometry.bin_hidden), nn.LeakyReLU(0.01), nn.Linear(geometry.bin_hidden, geometry.bins)
+            _Linear(1, geometry.bin_hidden), nn.LeakyReLU(0.01), _Linear(geometry.bin_hidden, geometry.bins)
         )
         self.transformer_encoder = nn.Module()
         self.transformer_encoder.layers = nn.ModuleList(
             [_Layer(width, geometry.hidden, geometry.heads) for _ in range(geometry.layers)]
         )
-        self.decoder = nn.Sequential(_SkipBlock(width), nn.Linear(width, geometry.output))
-        self.dataset_embedder = nn.Linear(geometry.output, geometry.dataset_width)
+        self.decoder = nn.Sequential(_SkipBlock(width), _Linear(width, geometry.output))
+        self.dataset_embedder = _Linear(geometry.output, geometry.dataset_width)
 
     def to_dtype(self, dtype: torch.dtype) -> StateSe:
         """Cast linear layers and attention of the transformer, in place; all else stays float32.
@@ -302,6 +331,13 @@ class StateSe(nn.Module):
         for layer in self._layers():
             for linear in (layer.qkv_proj, layer.out_proj, layer.linear1, layer.linear2):
                 linear.to(dtype)
+        return self
+
+    def pack(self) -> StateSe:
+        """Make the transformer's linear layers faster, with a copy of their weights: float32 on the CPU, in place."""
+        for layer in self._layers():
+            for linear in (layer.qkv_proj, layer.out_proj, layer.linear1, layer.linear2):
+                linear.pack()
         return self
 
     def forward(
@@ -320,10 +356,10 @@ class StateSe(nn.Module):
             Cell embedding [b, output] float32 of unit length, and data set vector [b, dataset_width] float32.
         """
         batch = len(ids)
-        cls_state = self.special_tokens[0] + self._binned(cls_value)
-        dataset_state = self.special_tokens[1].expand(batch, -1)  # bears no value, not even 0
-        gene_states = self.gene_tokens[ids] + self._binned(values)
-        states = torch.cat([cls_state[:, None], dataset_state[:, None], gene_states], dim=1)
+        binned = self._binned(torch.cat([cls_value[:, None], values], dim=1))
+        cls_state = self.special_tokens[0] + binned[:, :1]
+        dataset_state = self.special_tokens[1].expand(batch, 1, -1)  # bears no value, not even 0
+        states = torch.cat([cls_state, dataset_state, self.gene_tokens[ids] + binned[:, 1:]], dim=1)
 
         layers = self._layers()
         mask = None
@@ -335,12 +371,12 @@ class StateSe(nn.Module):
         states = layers[-1](states, mask, _SPECIAL)
 
         decoded = self.decoder(states)
-        return F.normalize(decoded[:, 0], dim=-1, eps=_UNIT_EPS), self.dataset_embedder(decoded[:, 1])
+        return F.normalize(decoded[:, 0], dim=-1, eps=_UNIT_EPS), self.dataset_embedder(decoded[:, 1:])[:, 0]
 
     def _binned(self, values: Tensor) -> Tensor:
-        """[...] float32 -> [..., width] float32, a soft choice among the bins' vectors."""
+        """[b, t] float32 -> [b, t, width] float32, a soft choice among the bins' vectors."""
         shares = F.softmax(self.count_encoder(values[..., None]), dim=-1)
-        return shares @ self.bin_encoder.weight
+        return torch.bmm(shares, self.bin_encoder.weight.expand(len(shares), -1, -1))
 
     def _layers(self) -> list[_Layer]:
         layers = self.transformer_encoder.layers
@@ -370,4 +406,8 @@ def build_state_se(
     with torch.device("meta"):
         network = StateSe(geometry, gene_tokens, token_states(learned, tensors))
     network.load_state_dict({key: tensors[key].float() for key in network.state_dict()}, assign=True)
-    return network.to(device).to_dtype(dtype).requires_grad_(False).eval()
+    network = network.to(device).to_dtype(dtype).requires_grad_(False).eval()
+    on_cpu = network.gene_tokens.device.type == "cpu" and dtype == torch.float32
+    if on_cpu and geometry.width >= _PACKED_WIDTH and torch.backends.mkldnn.is_available():
+        network.pack()
+    return network

@@ -18,12 +18,25 @@ from anndata.io import read_elem
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig, expand
+from vcc_fm.sources.evidence import ScaledEvidence
 from vcc_fm.sources.genes import gene_columns
 from vcc_fm.sources.labels import read_labels
-from vcc_fm.sources.matrix import Block, damage, first_line, open_matrix
-from vcc_fm.sources.values import COUNT_LIMIT, AmbiguousError, NotCountsError, Scale, decide, describe, recover
+from vcc_fm.sources.matrix import Block, damage, first_line, open_matrix, whole_cells
+from vcc_fm.sources.reading import BASES, ScaledValues, TotalsError, find_reading
+from vcc_fm.sources.scaled import PROVED, Reading, fit
+from vcc_fm.sources.values import (
+    COUNT_LIMIT,
+    AmbiguousError,
+    NotCountsError,
+    Scale,
+    check,
+    decide,
+    describe,
+    recover,
+)
 
 _SAMPLE_CELLS = 64
+_SCALED_SAMPLE_CELLS = 256  # scaled cells are told apart by what they have in common
 
 
 class H5adSource:
@@ -34,11 +47,12 @@ class H5adSource:
         genes: [G] str, distinct symbols in order of the file.
         cells: one row a kept cell, index 0..n-1, columns barcode, context, batch, perturbation (str).
         rows: [n] int64, row of each kept cell in the file.
-        dropped: reason -> number of cells.
+        dropped: reason -> number of cells; those whose counts could not be proved come in with the end of ``counts``.
         repairs: name of a repair -> number of cells (or matrix columns, for genes) that it touched.
-        evidence: what the matrix holds and how that was found: matrix, stored (dtype), declared, found, checked
-            (``sample`` after opening, ``all`` after :meth:`counts` came to its end), n_cells, n_values (non-zero),
-            largest_residual (in units of the stored values), largest_count (UMI).
+        evidence: what the matrix holds and how that was found: matrix, stored (dtype), declared, found, base (of the
+            log), checked (``sample`` after opening, ``all`` after :meth:`counts` came to its end), n_cells, n_values
+            (non-zero), largest_residual (in units of the stored values; in UMI where cells are scaled),
+            largest_count (UMI); where cells are scaled, what :class:`ScaledEvidence` has to say besides.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -71,7 +85,10 @@ class H5adSource:
                     f"have {expected[0]} and {expected[1]} rows)"
                 )
             self._others = [name for name in _matrices(file) if name != config.matrix]
-            self._scale, self.evidence = self._sample()
+            self._totals = self._read_totals(obs)
+            self._dropped = dict(self.dropped)
+            self._reading: Reading | float
+            self._reading, self.evidence = self._sample()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -95,6 +112,8 @@ class H5adSource:
     def counts(self, chunk_cells: int) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
         """Read the kept cells in order of the file; every value is verified, and ``evidence`` tells so at the end.
 
+        Scaled cells whose counts cannot be proved are left out, and stand in ``dropped`` at the end.
+
         Args:
             chunk_cells: rows of the file that are read at a time; a chunk has as many cells at most.
 
@@ -102,21 +121,39 @@ class H5adSource:
             positions [m] int64 into ``cells``, and counts [m, G] int32 CSR with sorted indices and no stored zeros.
 
         Raises:
-            UserError: a value is no count on the scale that was found, or the file is damaged.
+            UserError: a value is no count on the scale that was found, too few cells are proved, or the file is
+                damaged.
         """
         evidence = self.evidence | {"checked": "all", "n_cells": 0, "n_values": 0}
         evidence |= {"largest_residual": 0.0, "largest_count": 0}
+        scaled = ScaledEvidence(self._reading) if isinstance(self._reading, Reading) else None
         for start in range(0, self._matrix.shape[0], chunk_cells):
             stop = min(start + chunk_cells, self._matrix.shape[0])
             positions = np.arange(*np.searchsorted(self.rows, [start, stop]), dtype=np.int64)
-            if len(positions):
-                block = self._matrix.block(start, stop).take(self.rows[positions] - start)
-                counts, residual = self._recover(block, positions)
-                evidence["n_cells"] += len(positions)
-                evidence["n_values"] += int(np.count_nonzero(block.data))
-                evidence["largest_residual"] = max(evidence["largest_residual"], residual)
-                evidence["largest_count"] = max(evidence["largest_count"], int(counts.data.max(initial=0)))
-                yield positions, counts
+            if not len(positions):
+                continue
+            block = self._matrix.block(start, stop).take(self.rows[positions] - start)
+            if isinstance(self._reading, Reading):
+                assert scaled is not None
+                values, proved = self._scaled_counts(block, positions, self._reading, scaled)
+                counts = self._as_matrix(values, block, positions)[proved]
+                yield positions[proved], counts
+                continue
+            try:
+                values, residual = recover(block.data, self._reading)
+            except NotCountsError as error:
+                raise self._refusal(error, block, positions) from None
+            counts = self._as_matrix(values, block, positions)
+            evidence["n_cells"] += len(positions)
+            evidence["n_values"] += int(np.count_nonzero(block.data))
+            evidence["largest_residual"] = max(evidence["largest_residual"], residual)
+            evidence["largest_count"] = max(evidence["largest_count"], int(counts.data.max(initial=0)))
+            yield positions, counts
+        if scaled is not None:
+            if scaled.share < self._config.recovered:
+                raise self._too_few(scaled, "cells")
+            evidence |= scaled.summary()
+            self.dropped = self._dropped | dict(scaled.unproved)
         self.evidence = evidence
 
     def _locate(self, file: h5py.File) -> tuple[h5py.Dataset | h5py.Group, str]:
@@ -137,40 +174,121 @@ class H5adSource:
             )
         return table
 
-    def _sample(self) -> tuple[Scale, dict[str, Any]]:
-        """The scale of the matrix and the evidence for it, from cells spread over the file."""
-        places = np.unique(np.linspace(0, len(self.rows) - 1, _SAMPLE_CELLS).astype(np.int64))
-        block = self._matrix.sample(self.rows[places])
+    def _read_totals(self, obs: pd.DataFrame) -> np.ndarray | None:
+        """Depth of each kept cell before normalisation, [n] int64."""
+        column = self._config.totals_column
+        if column is None:
+            return None
+        if column not in obs.columns:
+            raise UserError(
+                f"{self._where}: obs has no column {column!r} (totals_column); set it to one of "
+                + ", ".join(map(str, obs.columns))
+            )
+        if not pd.api.types.is_numeric_dtype(obs[column]):
+            raise UserError(f"{self._where}: totals_column {column!r} holds {obs[column].dtype}, no numbers")
+        totals = obs[column].to_numpy(np.float64, na_value=np.nan)[self.rows]
+        wrong = ~((totals >= 0) & (totals == np.rint(totals)) & (totals < 2.0**53))
+        if wrong.any():
+            raise UserError(
+                f"{self._where}: totals_column {column!r} holds {totals[wrong.argmax()]:g} for cell "
+                f"{self._cell(int(wrong.argmax()))}; give the column with the UMI count of each cell, or none"
+            )
+        return totals.astype(np.int64)
+
+    def _sample(self) -> tuple[Reading | float, dict[str, Any]]:
+        """How to read the matrix and the evidence for it, from cells spread over the file."""
         declared = self._config.values
-        scale: Scale = "counts"
-        if declared != "auto":
-            scale = declared
-        else:
+        scales: tuple[Scale, ...] = ("counts", "log1p-counts") if declared == "auto" else (declared,)
+        places = self._places(_SAMPLE_CELLS)
+        block = self._matrix.sample(self.rows[places])
+        evidence = {"matrix": self._config.matrix, "stored": str(block.data.dtype), "declared": declared}
+        if declared in ("auto", "counts", "log1p-counts"):
             try:
-                scale = decide(block.data)
+                scale, base = decide(block.data, scales)
             except NotCountsError as error:
-                raise self._refusal(error, block, places) from None
+                if declared != "auto" or isinstance(error, AmbiguousError):
+                    raise self._refusal(error, block, places) from None
+            else:
+                counts, residual = recover(block.data, base)
+                names = {value: name for name, value in BASES.items()}
+                return base, evidence | {
+                    "found": scale,
+                    "base": names.get(base),
+                    "checked": "sample",
+                    "n_cells": len(places),
+                    "n_values": int(np.count_nonzero(block.data)),
+                    "largest_residual": residual,
+                    "largest_count": int(counts.max(initial=0)),
+                }
         try:
-            counts, residual = recover(block.data, scale)
+            check(block.data)  # turning a matrix by column only to refuse it would be a waste
         except NotCountsError as error:
             raise self._refusal(error, block, places) from None
-        return scale, {
-            "matrix": self._config.matrix,
-            "stored": str(block.data.dtype),
-            "declared": declared,
-            "found": scale,
-            "checked": "sample",
-            "n_cells": len(places),
-            "n_values": int(np.count_nonzero(block.data)),
-            "largest_residual": residual,
-            "largest_count": int(counts.max(initial=0)),
-        }
+        places = self._places(_SCALED_SAMPLE_CELLS)
+        block = whole_cells(self._matrix, self.rows[places])
+        reading = self._find_reading(block, places)
+        sample = ScaledEvidence(reading)
+        self._scaled_counts(block, places, reading, sample)
+        # Fewer in the sample than this happens to less than one in 10,000 files that have enough.
+        wanted = self._config.recovered
+        if sample.share < wanted - 4 * np.sqrt(wanted * (1 - wanted) / len(places)):
+            raise self._too_few(sample, "sampled cells")
+        return reading, evidence | {"checked": "sample"} | sample.summary()
 
-    def _recover(self, block: Block, positions: np.ndarray) -> tuple[sp.csr_matrix, float]:
+    def _places(self, number: int) -> np.ndarray:
+        """Positions of up to ``number`` kept cells, spread over the file."""
+        return np.unique(np.linspace(0, len(self.rows) - 1, number).astype(np.int64))
+
+    def _find_reading(self, block: Block, places: np.ndarray) -> Reading:
+        """How scaled cells are to be read, from whole ones."""
+        declared = self._config.values
+        tried: tuple[ScaledValues, ...] = ("normalised", "log-normalised")
+        if declared in ("normalised", "log-normalised"):
+            tried = (declared,)
         try:
-            values, residual = recover(block.data, self._scale)
+            decide(block.data, ("counts", "log1p-counts"))
+        except NotCountsError as error:
+            try:
+                check(block.data)
+                totals = None if self._totals is None else self._totals[places]
+                reading = find_reading(block.data, block.indptr, tried, totals)
+            except NotCountsError as unreadable:
+                raise self._refusal(unreadable, block, places) from None
+            except TotalsError as found:
+                raise UserError(
+                    f"{self._where}: totals_column {self._config.totals_column!r} is not the depth from which "
+                    f"the cells were scaled: {found}; give the right column, or none"
+                ) from None
+            if reading is None:
+                raise self._refusal(error, block, places) from None
+            return reading
+        looks = describe(block.data, block.indptr, len(self._columns))
+        raise UserError(f"{self._where}, {self._config.matrix}: values is {declared}, but they look like {looks}")
+
+    def _scaled_counts(
+        self, block: Block, positions: np.ndarray, reading: Reading, evidence: ScaledEvidence
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of scaled cells, and which of the cells are proved."""
+        try:
+            check(block.data)
         except NotCountsError as error:
             raise self._refusal(error, block, positions) from None
+        totals = None if self._totals is None else self._totals[positions]
+        cells = fit(block.data, block.indptr, reading, totals)
+        evidence.add(cells, totals)
+        return cells.counts, cells.code == PROVED
+
+    def _too_few(self, evidence: ScaledEvidence, which: str) -> UserError:
+        reasons = "; ".join(f"{number}: {reason.partition(': ')[2]}" for reason, number in evidence.unproved.items())
+        column = "" if self._config.totals_column else "set totals_column to the depth before normalisation, "
+        return UserError(
+            f"{self._where}, {self._config.matrix}: {evidence.summary()['found']}, and the counts of only "
+            f"{evidence.share:.1%} of {evidence.cells} {which} can be proved ({reasons}).\n"
+            f"recovered asks for {self._config.recovered:.1%}: {column}get the file with counts, or lower recovered"
+        )
+
+    def _as_matrix(self, values: np.ndarray, block: Block, positions: np.ndarray) -> sp.csr_matrix:
+        """Counts [m, G] of the cells of a block, from one for each of its values."""
         shape = (len(positions), len(self._columns))
         counts = sp.csr_matrix((values, block.indices.astype(np.int32), block.indptr), shape)
         counts.sort_indices()
@@ -182,7 +300,7 @@ class H5adSource:
         if len(self.genes) < len(self._columns):
             counts = self._summed(counts)
         counts.eliminate_zeros()
-        return counts, residual
+        return counts
 
     def _summed(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         """Columns of one symbol added up."""
@@ -201,10 +319,13 @@ class H5adSource:
             f"{block.data[error.position]:.9g}: {error.reason}"
         )
         if not isinstance(error, AmbiguousError):
-            found += f"; the values look like {describe(block.data, block.indptr)}"
+            looks = describe(block.data, block.indptr, len(self._columns))
+            found += f"; the values look like {looks}"
+            if "set values to" in looks:
+                return UserError(found)
         others = f"set matrix to one that holds them; the file also has {', '.join(self._others)}"
         return UserError(
-            f"{found}.\nOnly raw counts and their log1p can be read: "
+            f"{found}.\nOnly counts, scaled per cell or not, and the log1p of either can be read: "
             + (others if self._others else "the file has no other matrix, get it with counts")
         )
 

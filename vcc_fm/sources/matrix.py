@@ -197,6 +197,11 @@ def open_matrix(stored: h5py.Dataset | h5py.Group, where: str, stack: ExitStack)
     return CscMatrix(stored, indptr, shape, where, stack)
 
 
+def whole_cells(matrix: Matrix, rows: np.ndarray) -> Block:
+    """All values of the cells at ``rows`` ([k] int64); a matrix by column is turned for it."""
+    return _join([matrix.block(row, row + 1) for row in rows.tolist()])
+
+
 def _check_kind(dtype: np.dtype, where: str) -> None:
     if dtype.kind not in "iuf":
         raise UserError(f"{where}: holds values of type {dtype}; integers or floating-point numbers are expected")

@@ -76,9 +76,22 @@ class MappedTable:
         """The whole file as int32 words [bytes // 4], zero-copy."""
         self._base = self.words.__array_interface__["data"][0]
 
-    def word_position(self, buffer: pa.Buffer) -> int:
-        """Position in ``words`` at which a 4-byte-aligned Arrow buffer of this file begins."""
-        return (buffer.address - self._base) // 4
+    def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A column of lists: the whole file as an array of their numbers, zero-copy, and where each list begins in it.
+
+        Half-precision numbers come as their bits, uint16, since compiled code does not know them.
+        """
+        kind = self.schema.field(name).type
+        number = np.dtype(kind.value_type.to_pandas_dtype())
+        starts = [np.empty(0, np.int64)]
+        for batch in self.batches:
+            column = batch.column(name)
+            first = (column.values.buffers()[1].address - self._base) // number.itemsize
+            if pa.types.is_fixed_size_list(kind):
+                starts.append(first + np.arange(len(column)) * kind.list_size)
+            else:
+                starts.append(first + column.offsets.to_numpy()[:-1].astype(np.int64))
+        return self.words.view(np.uint16 if number == np.float16 else number), np.concatenate(starts)
 
     def column(self, name: str) -> np.ndarray:
         """A whole flat column as one NumPy array (copied, since it spans record batches)."""

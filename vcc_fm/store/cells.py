@@ -22,42 +22,53 @@ from vcc_fm.errors import UserError
 from vcc_fm.store.arrow import MappedTable
 from vcc_fm.store.folder import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 ROWS_PER_BATCH = 8192
+_NARROW = 1 << 16
 
-FEATURES = datasets.Features(
-    {
-        "genes": datasets.List(datasets.Value("int32")),
-        "counts": datasets.List(datasets.Value("int32")),
-        "depth": datasets.Value("int32"),
-        "context": datasets.Value("int32"),
-        "batch": datasets.Value("int32"),
-        "perturbation": datasets.Value("int32"),
-        "barcode": datasets.Value("string"),
-    }
-)
+
+def cell_features(genes: int, largest_count: int) -> datasets.Features:
+    """The columns of a cell store; a cell's genes and counts take two bytes each wherever they fit.
+
+    How fast cells are read is how fast their bytes come from memory.
+    """
+    narrow = {True: datasets.List(datasets.Value("uint16")), False: datasets.List(datasets.Value("int32"))}
+    return datasets.Features(
+        {
+            "genes": narrow[genes <= _NARROW],
+            "counts": narrow[largest_count < _NARROW],
+            "depth": datasets.Value("int32"),
+            "context": datasets.Value("int32"),
+            "batch": datasets.Value("int32"),
+            "perturbation": datasets.Value("int32"),
+            "barcode": datasets.Value("string"),
+        }
+    )
 
 
 @numba.njit(cache=True, nogil=True)
-def _scatter(words, gene_start, count_start, length, rows, out):  # type: ignore[no-untyped-def]
+def _scatter(genes, gene_start, counts, count_start, length, rows, out):  # type: ignore[no-untyped-def]
     """Write the counts of ``rows`` into ``out`` [n, G], whatever it holds."""
     for i in range(rows.shape[0]):
         row = rows[i]
-        genes, counts = gene_start[row], count_start[row]
+        n = length[row]
+        gene = genes[gene_start[row] : gene_start[row] + n]
+        count = counts[count_start[row] : count_start[row] + n]
         # Zeros go where the counts go next, while the row is in the cache.
-        out[i] = 0
-        for k in range(length[row]):
-            out[i, words[genes + k]] = words[counts + k]
+        dense = out[i]
+        dense[:] = 0
+        for k in range(n):
+            dense[np.int64(gene[k])] = count[k]
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(words, start, length, rows, out):  # type: ignore[no-untyped-def]
+def _gather(values, start, length, rows, out):  # type: ignore[no-untyped-def]
     """Concatenate the list values of ``rows`` into ``out`` [sum of lengths]."""
     at = 0
     for i in range(rows.shape[0]):
         row = rows[i]
         for k in range(length[row]):
-            out[at] = words[start[row] + k]
+            out[at] = values[start[row] + k]
             at += 1
 
 
@@ -110,16 +121,9 @@ class CellStore:
 
     def _index(self) -> None:
         """Where each row's gene and count lists begin in the mapped file."""
-        gene_start, count_start, length = [], [], []
-        for batch in self._table.batches:
-            genes, counts = batch.column("genes"), batch.column("counts")
-            offsets = genes.offsets.to_numpy()
-            gene_start.append(self._table.word_position(genes.values.buffers()[1]) + offsets[:-1].astype(np.int64))
-            count_start.append(self._table.word_position(counts.values.buffers()[1]) + offsets[:-1].astype(np.int64))
-            length.append(np.diff(offsets))
-        self._gene_start = np.concatenate(gene_start)
-        self._count_start = np.concatenate(count_start)
-        self._length = np.concatenate(length)
+        self._gene_values, self._gene_start = self._table.lists("genes")
+        self._count_values, self._count_start = self._table.lists("counts")
+        self._length = np.concatenate([np.diff(batch.column("genes").offsets) for batch in self._table.batches])
 
     def __len__(self) -> int:
         return len(self.depth)
@@ -192,7 +196,7 @@ class CellStore:
         """Counts of ``rows`` [n] as a dense [n, G] float32 array; written into ``out`` where it is given."""
         if out is None:
             out = np.empty((len(rows), len(self.genes)), np.float32)
-        _scatter(self._table.words, self._gene_start, self._count_start, self._length, rows, out)
+        _scatter(self._gene_values, self._gene_start, self._count_values, self._count_start, self._length, rows, out)
         return out
 
     def sparse(self, rows: np.ndarray) -> sp.csr_matrix:
@@ -201,8 +205,8 @@ class CellStore:
         indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         indices = np.empty(indptr[-1], np.int32)
         data = np.empty(indptr[-1], np.int32)
-        _gather(self._table.words, self._gene_start, self._length, rows, indices)
-        _gather(self._table.words, self._count_start, self._length, rows, data)
+        _gather(self._gene_values, self._gene_start, self._length, rows, indices)
+        _gather(self._count_values, self._count_start, self._length, rows, data)
         return sp.csr_matrix((data, indices, indptr), shape=(len(rows), len(self.genes)))
 
     def sums(self, rows: np.ndarray, chunk: int = 4096) -> np.ndarray:

@@ -108,7 +108,7 @@ class EmbeddingStore:
             )
         self._table = MappedTable(folder, self.meta["bytes"])
         self.keys = self._table.column(self.meta["key"])
-        self._columns: dict[str, tuple[np.ndarray, int, np.dtype[Any]]] = {}
+        self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -141,27 +141,14 @@ class EmbeddingStore:
             out: where they go, if given.
         """
         if column not in self._columns:
-            self._columns[column] = self._locate(column)
-        starts, width, number = self._columns[column]
+            self._columns[column] = self._table.lists(column)
+        values, starts = self._columns[column]
         if out is None:
-            out = np.empty((len(rows), width), np.float32)
-        if number == np.float16:
-            # Compiled code does not know half precision; its bits it can copy.
-            halves = np.empty((len(rows), width), np.uint16)
-            _take(self._table.words.view(np.uint16), starts, rows, halves)
+            out = np.empty((len(rows), self._table.schema.field(column).type.list_size), np.float32)
+        if values.dtype == np.uint16:
+            halves = np.empty(out.shape, np.uint16)
+            _take(values, starts, rows, halves)
             out[:] = halves.view(np.float16)
         else:
-            _take(self._table.words.view(np.float32), starts, rows, out)
+            _take(values, starts, rows, out)
         return out
-
-    def _locate(self, column: str) -> tuple[np.ndarray, int, np.dtype[Any]]:
-        """Where each vector begins in the mapped file, counted in its numbers; its length; the type of its numbers."""
-        kind = self._table.schema.field(column).type
-        number = np.dtype(kind.value_type.to_pandas_dtype())
-        per_word = 4 // number.itemsize
-        starts = [
-            per_word * self._table.word_position(batch.column(column).values.buffers()[1])
-            + np.arange(len(batch)) * kind.list_size
-            for batch in self._table.batches
-        ]
-        return np.concatenate([np.empty(0, np.int64), *starts]), kind.list_size, number

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -22,7 +23,7 @@ from vcc_fm.recipe import DataConfig, SourceConfig
 from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask
 from vcc_fm.sources.h5ad import H5adSource
 from vcc_fm.store.arrow import DATA_FILE, write_dataset
-from vcc_fm.store.cells import FEATURES, ROWS_PER_BATCH, SCHEMA, _gather
+from vcc_fm.store.cells import ROWS_PER_BATCH, SCHEMA, _gather, cell_features
 from vcc_fm.store.folder import sha256_file, write_json
 
 
@@ -53,27 +54,26 @@ def write_cell_store(
         sources = [stack.enter_context(H5adSource(config)) for config in configs]
         controls = sorted({config.control for config in configs})
         axis = gene_axis([source.genes for source in sources], data.genes)
-        cells, dropped = _cell_table(sources, configs, data.minimum_cells)
+        cells = _cell_table(sources, configs)
+        spill_folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
+        spill = _Spill(Path(spill_folder), len(cells))
+        for number, source in enumerate(sources):
+            columns = axis_columns(source.genes, axis)
+            rows = np.flatnonzero(cells["source"].to_numpy() == number)
+            for positions, counts in source.counts(data.chunk_cells):
+                spill.add(rows[positions], _on_axis(counts, columns, len(axis)))
+                if len(positions):
+                    progress(int(rows[positions[-1]]) + 1, len(cells))
+        spill.close()
+        # Cells whose counts could not be proved were never added, and do not count towards a perturbation's cells.
+        cells, few = _without_few(cells[spill.added], configs, data.minimum_cells)
+        dropped = [source.dropped | left_out for source, left_out in zip(sources, few, strict=True)]
         labels = {name: sorted(cells[name].unique()) for name in ("context", "batch", "perturbation")}
         for name, known in labels.items():
             cells[f"{name}_code"] = pd.Index(known).get_indexer(cells[name]).astype(np.int32)
         order = _group_order(cells, seed)
-        spill_folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        spill = _Spill(Path(spill_folder), len(cells))
-        done = 0
-        for number, source in enumerate(sources):
-            columns = axis_columns(source.genes, axis)
-            mine = np.flatnonzero(cells["source"].to_numpy() == number)
-            # Position among the source's own cells -> row of the cell table, or -1 where the cell was dropped since.
-            place = np.full(len(source.cells), -1, np.int64)
-            place[cells["position"].to_numpy()[mine]] = mine
-            for positions, counts in source.counts(data.chunk_cells):
-                kept = place[positions] >= 0
-                spill.add(place[positions[kept]], _on_axis(counts[kept], columns, len(axis)))
-                done += int(kept.sum())
-                progress(done, len(cells))
-        spill.close()
-        size = write_dataset(folder, FEATURES, _batches(cells, order, spill), fingerprint, "", "")
+        features = cell_features(len(axis), spill.largest)
+        size = write_dataset(folder, features, _batches(cells, order, spill, features), fingerprint, "", "")
         meta = {
             "schema": SCHEMA,
             "fingerprint": fingerprint,
@@ -96,15 +96,12 @@ def write_cell_store(
         write_json(folder / "store.json", meta)
 
 
-def _cell_table(
-    sources: list[H5adSource], configs: list[SourceConfig], minimum_cells: int
-) -> tuple[pd.DataFrame, list[dict[str, int]]]:
-    """All kept cells of all sources, and per source the cells dropped by reason."""
+def _cell_table(sources: list[H5adSource], configs: list[SourceConfig]) -> pd.DataFrame:
+    """All kept cells of all sources; the index is a cell's row in the spill file."""
     tables = []
     for number, (source, config) in enumerate(zip(sources, configs, strict=True)):
         table = source.cells.copy()
         table["source"] = number
-        table["position"] = np.arange(len(table))
         table["perturbation"] = unified_labels(table["perturbation"], config, configs[0])
         if len(sources) > 1:
             # Two files may both have a batch "1": these differ, and a batch has one set of measured genes.
@@ -115,14 +112,20 @@ def _cell_table(
     # A lane that holds several contexts is a batch in each of them: controls of one are no controls of another.
     shared = cells.groupby("batch")["context"].transform("nunique") > 1
     cells.loc[shared, "batch"] = cells["context"] + ":" + cells["batch"]
+    return cells
+
+
+def _without_few(
+    cells: pd.DataFrame, configs: list[SourceConfig], minimum_cells: int
+) -> tuple[pd.DataFrame, list[dict[str, int]]]:
+    """The cells without perturbations of too few in a context (index kept), and per source how many go and why."""
     size = cells.groupby(["context", "perturbation"])["source"].transform("size")
     few = (size < minimum_cells) & (cells["perturbation"] != configs[0].control)
-    dropped = [dict(source.dropped) for source in sources]
-    if few.any():
-        for number in sorted(cells.loc[few, "source"].unique()):
-            count = int((few & (cells["source"] == number)).sum())
-            dropped[number][f"perturbation with fewer than {minimum_cells} cells"] = count
-        cells = cells[~few].reset_index(drop=True)
+    dropped = [
+        {f"perturbation with fewer than {minimum_cells} cells": count} if count else {}
+        for count in np.bincount(cells.loc[few, "source"], minlength=len(configs)).tolist()
+    ]
+    cells = cells[~few].copy()
     if cells.empty:
         raise UserError("no cell is left after the filters (keep, minimum_cells); loosen them")
     return cells, dropped
@@ -189,7 +192,9 @@ class _Spill:
         self.start = np.zeros(cells, np.int64)
         self.length = np.zeros(cells, np.int64)
         self.depth = np.zeros(cells, np.int64)
+        self.added = np.zeros(cells, bool)
         self._at = 0
+        self.largest = 0
 
     def add(self, cells: np.ndarray, counts: sp.csr_matrix) -> None:
         self._files[0].write(counts.indices.astype(np.int32).tobytes())
@@ -197,7 +202,9 @@ class _Spill:
         self.start[cells] = self._at + counts.indptr[:-1]
         self.length[cells] = np.diff(counts.indptr)
         self.depth[cells] = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
+        self.added[cells] = True
         self._at += counts.nnz
+        self.largest = max(self.largest, int(counts.data.max(initial=0)))
 
     def close(self) -> None:
         for file in self._files:
@@ -210,20 +217,23 @@ class _Spill:
         return genes, counts
 
 
-def _batches(cells: pd.DataFrame, order: np.ndarray, spill: _Spill) -> Iterator[pa.RecordBatch]:
+def _batches(
+    cells: pd.DataFrame, order: np.ndarray, spill: _Spill, features: datasets.Features
+) -> Iterator[pa.RecordBatch]:
+    kinds = [np.dtype(features[name].feature.dtype) for name in ("genes", "counts")]
     genes, counts = spill.arrays()
     for start in range(0, len(order), ROWS_PER_BATCH):
-        rows = order[start : start + ROWS_PER_BATCH]
+        part = cells.iloc[order[start : start + ROWS_PER_BATCH]]
+        rows = part.index.to_numpy()
         offsets = np.concatenate([[0], np.cumsum(spill.length[rows])])
-        values = [np.empty(offsets[-1], np.int32) for _ in range(2)]
+        values = [np.empty(offsets[-1], kind) for kind in kinds]
         for source, target in zip((genes, counts), values, strict=True):
             _gather(source, spill.start, spill.length, rows, target)
         lists = [pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(value)) for value in values]
-        part = cells.iloc[rows]
         flat = [part[f"{name}_code"].to_numpy() for name in ("context", "batch", "perturbation")]
         columns = [*lists, pa.array(spill.depth[rows].astype(np.int32)), *map(pa.array, flat)]
         columns.append(pa.array(part["barcode"].to_numpy(), pa.string()))
-        yield pa.RecordBatch.from_arrays(columns, schema=FEATURES.arrow_schema)
+        yield pa.RecordBatch.from_arrays(columns, schema=features.arrow_schema)
 
 
 def _provenance(source: H5adSource, config: SourceConfig, axis: np.ndarray, dropped: dict[str, int]) -> dict[str, Any]:

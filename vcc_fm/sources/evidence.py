@@ -1,0 +1,92 @@
+"""What was found in a file of scaled cells, added up while it is read, as ``store.json`` tells it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from vcc_fm.sources.reading import BASES
+from vcc_fm.sources.scaled import PROVED, REASONS, Fit, Reading
+
+
+class ScaledEvidence:
+    """Numbers of cells, residuals and depths of a scaled source."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self.cells = 0
+        self.unproved: Counter[str] = Counter()
+        self._values = self._largest = 0
+        self._residual = self._chance = 0.0
+        self._depth: list[np.ndarray] = []
+        self._whole: list[np.ndarray] = []
+
+    def add(self, cells: Fit, totals: np.ndarray | None) -> None:
+        """Add cells, with their depths before normalisation ([cells] int64, UMI) where these are known."""
+        reading, proved = self._reading, (cells.code == PROVED) & (cells.unit > 0)
+        self.cells += len(cells.code)
+        for code, number in zip(*np.unique(cells.code[cells.code != PROVED], return_counts=True), strict=True):
+            self.unproved[REASONS[int(code)]] += int(number)
+        self._values += int(np.count_nonzero(cells.counts))
+        self._largest = max(self._largest, int(cells.counts.max(initial=0)))
+        self._residual = max(self._residual, float(cells.residual[proved].max(initial=0.0)))
+        if reading.totals == "none":
+            self._chance += float(np.exp2(-cells.fine[proved].astype(float)).sum())
+        self._depth.append(cells.depth[proved])
+        if totals is not None and reading.totals in ("exact", "sum"):
+            self._whole.append(totals[proved].astype(float))
+        elif reading.target:
+            self._whole.append(reading.target / cells.unit[proved])
+
+    @property
+    def share(self) -> float:
+        """Share of the cells that are proved."""
+        return 1.0 - self.unproved.total() / max(self.cells, 1)
+
+    def summary(self) -> dict[str, Any]:
+        """The evidence as JSON values."""
+        reading = self._reading
+        found = "log-normalised" if reading.base else "normalised"
+        base = {value: name for name, value in BASES.items()}.get(reading.base)
+        depth = np.concatenate([*self._depth, np.zeros(0, np.int64)])
+        whole = np.concatenate([*self._whole, np.zeros(0)])
+        share = float(np.median(depth / whole)) if len(whole) else None
+        subset = bool((depth < whole * (1.0 - 1e-4) - 0.5).any()) if len(whole) else None
+        kind = self._kind(whole)
+        said = (
+            f"counts scaled per cell to {reading.target:.10g}, {kind}"
+            if reading.target
+            else f"counts scaled by {kind}"
+        )
+        said += f", then log(1 + x) to base {base}" if base else ""
+        said += f"; counts proved in {self.cells - self.unproved.total()} of {self.cells} cells"
+        if subset:
+            said += f"; the matrix holds a part of the genes (median {share:.1%} of a cell's depth)"
+        return {
+            "found": found,
+            "base": base,
+            "precision": str(reading.precision),
+            "target": reading.target or None,
+            "target_kind": kind,
+            "totals": reading.totals,
+            "n_cells": self.cells,
+            "cells_proved": self.cells - self.unproved.total(),
+            "cells_unproved": dict(self.unproved),
+            "n_values": self._values,
+            "largest_residual": self._residual,
+            "largest_count": self._largest,
+            "expected_common_factors": self._chance if reading.totals == "none" else None,
+            "subset": subset,
+            "depth_share": share,
+            "sentence": said,
+        }
+
+    def _kind(self, whole: np.ndarray) -> str:
+        target = self._reading.target
+        if not target:
+            return "a factor of its own for each cell"
+        if len(whole) and abs(np.median(whole) / target - 1.0) < 1e-5:
+            return "the median of the depths"
+        return "a fixed target" if float(np.log10(target)).is_integer() else "a target common to the cells"
