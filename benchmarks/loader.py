@@ -1,11 +1,17 @@
-"""How fast cells reach the decoder, beside Hugging Face `datasets` on the same folder and the memory's own speed.
+"""How fast cells reach the decoder, beside other programs on the same cells and beside the memory's own speed.
 
     python benchmarks/loader.py [--quick] [--json FILE]
 
-A synthetic screen goes through `prepare`; then four pieces of work take turns, each in one thread and on sets or rows
-of 512 cells: training batches as the trainer gets them (control embeddings, log shares, dense counts), dense counts of
-random rows of the cell store, the same through `datasets`, and filling a dense buffer that is there already: nothing
-writes dense counts faster. The files are in the page cache, as they are after a first epoch.
+One synthetic screen of 18,080 genes is written as stores and as h5ad. Counted are measured cells delivered, each with
+an embedding of width 2,058: of its control, except where `_loader_peers.py` says otherwise. Everything runs in one
+thread and takes turns, with the files in the page cache, as they are after a first epoch:
+
+- training batches as the trainer gets them, dense into buffers that are used in turn, and sparse as they go to a GPU;
+- the same cells through cell-load, scDataset and `datasets`, whichever can be imported;
+- two limits of the machine: copying dense rows from a mapped Arrow file into the same buffers, faster than which
+  nobody delivers dense rows that are stored; and filling a buffer, which reads nothing.
+
+Then the trainer's own loop runs with a decoder of the demo's kind, to see how long it waits for cells.
 """
 
 from __future__ import annotations
@@ -16,25 +22,29 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import numpy as np
+import torch
+from _loader_peers import CELL_LOAD, CONSECUTIVE, PEERS, SCDATASET, SET_SIZE, SETS, Peer, check
 from _measure import Claim, compare, finish, rates
-from _screen import Size, write_screen
+from _screen import Screen, Size, write_dense, write_screen
 from rich.console import Console
 
-from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
+from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.recipe import TrainConfig
+from vcc_fm.training.checkpoint import read_log
+from vcc_fm.training.loop import Trainer, make_accelerator
 
 GENES, NONZEROS = 18_080, 3_000
-CELLS, QUICK_CELLS, FEWEST_CELLS = 20_000, 4_000, 400
-ROUNDS, QUICK_ROUNDS = 60, 20
-SETS, SET_SIZE = 16, 32
-ROWS = SETS * SET_SIZE
+CELLS, QUICK_CELLS, FEWEST_CELLS = 20_000, 4_000, 1_000
+ROUNDS, QUICK_ROUNDS = 100, 40
+PEER_ROUNDS, QUICK_PEER_ROUNDS = 10, 2
+STEPS, QUICK_STEPS = 12, 2
 
-BATCHES = "training batches"
-DENSE = "random cells, dense float32"
-HF = "datasets rows, densified by numpy"
-MEMORY = "memory-write limit"
+DENSE = "training batches, dense"
+SPARSE = "training batches, sparse"
+LIMIT = "copying dense rows that are there"
+FILL = "filling a buffer"
 
 
 def main(arguments: list[str]) -> int:
@@ -46,68 +56,127 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     cells = options.cells if options.cells is not None else QUICK_CELLS if options.quick else CELLS
     if cells < FEWEST_CELLS:
-        parser.error(f"--cells {cells}: every group needs cells, use at least {FEWEST_CELLS}")
+        parser.error(f"--cells {cells}: every context needs a set of control cells, use at least {FEWEST_CELLS}")
+    steps = 1 + (QUICK_STEPS if options.quick else STEPS)
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
+    peers = [peer for peer in PEERS if peer.installed]
+    for peer in PEERS:
+        if peer not in peers:
+            console.print(f"skipped: {peer.name} is not installed (pip install {peer.package})", highlight=False)
+    with tempfile.TemporaryDirectory(prefix="loader-") as name:
+        folder = Path(name)
         console.print(f"writing {cells:,} cells with {GENES:,} genes, {NONZEROS:,} of them non-zero", highlight=False)
-        data = write_screen(Path(folder), Size(cells, GENES, NONZEROS))
-        found = rates(_works(data), QUICK_ROUNDS if options.quick else ROUNDS)
+        train = TrainConfig(steps=steps, log_every=1, eval_every=steps, checkpoint_every=steps, tracker="none")
+        screen = write_screen(folder, Size(cells, GENES, NONZEROS), train)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        ours = _ours(screen, write_dense(folder / "dense.arrow", screen.data.cells))
+        found = rates(ours, QUICK_ROUNDS if options.quick else ROUNDS)
+        others = {peer.name: _reading(peer, screen, folder) for peer in peers}
+        beside = rates({DENSE: ours[DENSE]} | others, QUICK_PEER_ROUNDS if options.quick else PEER_ROUNDS)
+        torch.set_num_threads(threads)
+        device, wait = _training(screen, folder / "run")
+    console.print(f"training loop ({device}, {steps - 1} steps): waits {wait:.1f} % of its time for cells")
     size = f"{cells:,} cells x {GENES:,} genes, {NONZEROS:,} non-zero"
-    rows = [
-        compare(f"{DENSE} ({size})", found[DENSE], found[HF], HF, "cells/s"),
-        compare(f"{DENSE} ({size})", found[DENSE], found[MEMORY], MEMORY, "cells/s"),
-        compare(f"{BATCHES} ({size})", found[BATCHES], found[HF], f"{HF} (counts alone)", "cells/s"),
-        compare(f"{BATCHES} ({size})", found[BATCHES], found[MEMORY], f"{MEMORY} (counts alone)", "cells/s"),
+    limits = [
+        compare(f"{DENSE} ({size})", found[DENSE], found[LIMIT], f"{LIMIT} (counts alone)", "cells/s"),
+        compare(f"{DENSE} ({size})", found[DENSE], found[FILL], f"{FILL} (counts alone)", "cells/s"),
+        compare(f"{SPARSE} ({size})", found[SPARSE], found[DENSE], DENSE, "cells/s"),
     ]
+    rows = {
+        peer: compare(f"{DENSE} ({size})", beside[DENSE], beside[peer.name], peer.name, "cells/s") for peer in peers
+    }
+
+    def than(peer: Peer, factor: float) -> Claim:
+        measured = rows[peer].ratio if peer in rows else None
+        return Claim(
+            f"dense training batches come at least {factor:g} times as fast as by {peer.name}", factor, measured
+        )
+
+    busy = "the training loop spends at least 97 % of its time on other things than waiting for cells, on a {}"
     claims = [
-        Claim("dense counts of random cells come at least twice as fast as through datasets", 2.0, rows[0].ratio),
-        Claim(
-            "dense counts of random cells reach a twentieth of the memory-write limit, in one thread",
-            0.05,
-            rows[1].ratio,
-        ),
+        Claim("dense training batches come at least 0.7 times as fast as dense rows are copied", 0.7, limits[0].ratio),
+        Claim("training batches for a GPU, sparse, come faster than dense ones", 1.0, limits[2].ratio),
+        than(CELL_LOAD, 50),
+        than(CONSECUTIVE, 3),
+        than(SCDATASET, 5),
+        Claim(busy.format("CPU"), 0.97, 1 - wait / 100 if device == "cpu" else None),
+        Claim(busy.format("GPU"), 0.97, 1 - wait / 100 if device == "cuda" else None),
     ]
-    return finish("loader", ["vcc-fm", "numpy", "numba", "pyarrow", "datasets"], rows, claims, options.json, console)
+    libraries = ["vcc-fm", "numpy", "numba", "pyarrow", "torch", *dict.fromkeys(peer.package for peer in peers)]
+    return finish("loader", libraries, limits + list(rows.values()), claims, options.json, console)
 
 
-def _works(data: Dataset) -> dict[str, Callable[[int], float]]:
-    """What is timed: each takes the number of a round and returns how many cells it handled."""
-    store = data.cells
-    peer = datasets.load_from_disk(str(store.folder)).with_format("numpy", columns=["genes", "counts"])
-    buffer = np.empty((ROWS, len(store.genes)), np.float32)
+def _ours(screen: Screen, rows: list[np.ndarray]) -> dict[str, Callable[[int], float]]:
+    """Our batches and the limits; each takes the number of a round and returns how many cells it handled."""
+    data, store = screen.data, screen.data.cells
     sampler = SetSampler(data, data.split.groups("train"), SET_SIZE, 0)
     vocabulary = Vocabulary(tuple(store.contexts), tuple(store.batches), ())
-    assembler = Assembler(data, vocabulary, SET_SIZE, response=True)
+    dense = Assembler(data, vocabulary, SET_SIZE, response=True, sparse=False)
+    sparse = Assembler(data, vocabulary, SET_SIZE, response=True, sparse=True)
+    # As many as the trainer has: none is written again while it is in use, and no cache holds them all.
+    buffers = [np.zeros((SETS, SET_SIZE, GENES), np.float32) for _ in range(screen.recipe.train.prefetch + 2)]
 
-    def random_rows(number: int) -> np.ndarray:
-        return np.random.default_rng(number).integers(len(store), size=ROWS)
+    def batch(assembler: Assembler, number: int) -> float:
+        sets = sampler.step(number, SETS, slice(None))
+        assembler.assemble(sets, None if assembler.sparse else buffers[number % len(buffers)])
+        return float(sum(len(one.control_rows) for one in sets))
 
-    def through_datasets(rows: np.ndarray) -> np.ndarray:
-        dense = np.zeros((len(rows), len(store.genes)), np.float32)
-        lists = peer[rows]
-        for cell, genes, counts in zip(dense, lists["genes"], lists["counts"], strict=True):
-            cell[genes] = counts
-        return dense
-
-    def batch(number: int) -> float:
-        return float(assembler.assemble(sampler.step(number, SETS, slice(None))).cell_mask_BS.sum())
+    def copy(number: int) -> float:
+        buffer = buffers[number % len(buffers)].reshape(-1, GENES)
+        chosen = np.random.default_rng(number).integers(len(rows), size=len(buffer))
+        for row, at in zip(buffer, chosen, strict=True):
+            row[:] = rows[at]
+        return len(buffer)
 
     def fill(number: int) -> float:
-        buffer.fill(number)
-        return ROWS
+        buffers[number % len(buffers)].fill(number)
+        return SETS * SET_SIZE
 
-    # Equal results first: a faster way to something else would be no comparison.
-    rows = random_rows(0)
-    assert np.array_equal(store.dense(rows), through_datasets(rows))
     # What a run computes once (log shares, responses) is computed here, as it is before the second epoch.
     for number in range(-(-len(sampler) // SETS)):
-        batch(number)
+        batch(dense, number)
+    # Equal results first: a faster way to something else would be no comparison.
+    sets = sampler.step(0, SETS, slice(None))
+    one, other = dense.assemble(sets), sparse.assemble(sets)
+    assert other.sparse_counts is not None
+    assert (other.sparse_counts.dense() == one.counts_BSG).all()
+    assert all((row == store.dense(np.array([at]))).all() for at, row in enumerate(rows[:8]))
     return {
-        BATCHES: batch,
-        DENSE: lambda number: len(store.dense(random_rows(number))),
-        HF: lambda number: len(through_datasets(random_rows(number))),
-        MEMORY: fill,
+        DENSE: lambda number: batch(dense, number),
+        SPARSE: lambda number: batch(sparse, number),
+        LIMIT: copy,
+        FILL: fill,
     }
+
+
+def _reading(peer: Peer, screen: Screen, folder: Path) -> Callable[[int], float]:
+    """Rounds of a peer, after a look at what it delivers."""
+    stream = peer.read(screen, folder)
+    check(next(stream), screen.data)
+    return lambda number: float(sum(len(next(stream).counts) for _ in range(peer.batches)))
+
+
+def _training(screen: Screen, folder: Path) -> tuple[str, float]:
+    """The trainer's own loop: its device, and the share of its time in which it waits for cells, %."""
+    recipe, data = screen.recipe, screen.data
+    accelerator = make_accelerator(recipe.train, folder)
+    model, _ = build_decoder(recipe, data, "scratch", 0)
+    vocabulary = vocabulary_of(model.config)
+    assembler = Assembler(data, vocabulary, recipe.train.set_size, True, accelerator.device)
+    settings = recipe.decoder
+    sampler = SetSampler(
+        data,
+        data.split.groups("train"),
+        recipe.train.set_size,
+        0,
+        settings.code_dropout,
+        settings.response_dropout,
+    )
+    quiet = Console(quiet=True)
+    Trainer("train", recipe.train, model, sampler, None, assembler, folder, accelerator, quiet).run()
+    lines = read_log(folder / "log.jsonl")[1:]  # the first step also waits for the first batch ever made
+    return accelerator.device.type, float(np.mean([line["loader_wait_percent"] for line in lines]))
 
 
 if __name__ == "__main__":

@@ -240,18 +240,23 @@ class SetSampler:
         parts = [-(-len(rows) // set_size) for rows in self._rows]
         self._sets = [(group, part, number) for group, number in enumerate(parts) for part in range(number)]
         self._epoch = -1
-        self._set_order = np.empty(0, np.int64)
-        self._row_order: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """Sets in an epoch."""
         return len(self._sets)
 
     def _begin(self, epoch: int) -> None:
-        """Draw the order of an epoch's sets; that of a group's cells is drawn when the first of them is wanted."""
+        """Draw what an epoch's sets need; the order of a group's cells and of a batch's controls when first wanted."""
         if self._epoch != epoch:
-            self._epoch, self._row_order = epoch, {}
-            self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._sets))
+            number = len(self._sets)
+            self._epoch = epoch
+            self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(number)
+            self._row_order: dict[int, np.ndarray] = {}
+            rng = np.random.default_rng([self.seed, epoch, 2])
+            self._hidden = rng.random((number, 2)) < [self.code_dropout, self.response_dropout]
+            self._noise_seed = rng.integers(2**62, size=number)
+            self._place = rng.random(number)
+            self._pools: dict[int, np.ndarray] = {}
 
     def _rows_in_order(self, epoch: int, group: int) -> np.ndarray:
         if group not in self._row_order:
@@ -265,26 +270,33 @@ class SetSampler:
         self._begin(epoch)
         group, part, parts = self._sets[self._set_order[offset]]
         measured = _part(self._rows_in_order(epoch, group), part, parts)
-        rng = np.random.default_rng([self.seed, epoch, 2, offset])
         context, perturbation = self.groups[group]
         return CellSet(
             context,
             perturbation,
-            self._matching_controls(context, measured, rng),
+            self._matching_controls(epoch, context, measured, self._place[offset]),
             measured,
-            bool(rng.random() < self.code_dropout),
-            bool(rng.random() < self.response_dropout),
-            int(rng.integers(2**62)),
+            bool(self._hidden[offset, 0]),
+            bool(self._hidden[offset, 1]),
+            int(self._noise_seed[offset]),
         )
 
-    def _matching_controls(self, context: str, measured: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One control cell of the same batch for each measured cell; of the context where the batch has none."""
+    def _matching_controls(self, epoch: int, context: str, measured: np.ndarray, place: float) -> np.ndarray:
+        """One control cell of the same batch for each measured cell; of the context where the batch has none.
+
+        A batch's controls are put in a new order every epoch; a set takes a run of them from its own random place on,
+        from the end back to the beginning: none twice, unless the batch has fewer than the set needs.
+        """
         batches = self.data.cells.batch[measured]
         controls = np.empty(len(measured), np.int64)
-        for batch in np.unique(batches):
-            here = np.flatnonzero(batches == batch)
-            pool = self.data.control_rows.get(int(batch), self.data.context_controls[context])
-            controls[here] = rng.choice(pool, len(here), replace=len(pool) < len(here))
+        for batch in set(batches.tolist()):
+            here = batches == batch
+            if batch not in self._pools:
+                pool = self.data.control_rows.get(batch, self.data.context_controls[context])
+                self._pools[batch] = np.random.default_rng([self.seed, epoch, 3, batch]).permutation(pool)
+            pool, n = self._pools[batch], int(np.count_nonzero(here))
+            start = int(place * len(pool))
+            controls[here] = pool.take(np.arange(start, start + n), mode="wrap")
         return controls
 
     def step(self, step: int, batch_sets: int, share: slice) -> list[CellSet]:

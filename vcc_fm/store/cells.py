@@ -67,9 +67,11 @@ def _gather(values, start, length, rows, out):  # type: ignore[no-untyped-def]
     at = 0
     for i in range(rows.shape[0]):
         row = rows[i]
-        for k in range(length[row]):
-            out[at] = values[start[row] + k]
-            at += 1
+        n = length[row]
+        source, target = values[start[row] : start[row] + n], out[at : at + n]
+        for k in range(n):
+            target[k] = source[k]
+        at += n
 
 
 @dataclass(frozen=True)

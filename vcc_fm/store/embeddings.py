@@ -82,8 +82,10 @@ def write_embeddings(
 def _take(values, start, rows, out):  # type: ignore[no-untyped-def]
     """Copy the vectors of ``rows`` into ``out`` [n, width]."""
     for i in range(rows.shape[0]):
-        at = start[rows[i]]
-        out[i] = values[at : at + out.shape[1]]
+        target = out[i]
+        source = values[start[rows[i]] : start[rows[i]] + target.shape[0]]
+        for k in range(target.shape[0]):
+            target[k] = source[k]
 
 
 class EmbeddingStore:
