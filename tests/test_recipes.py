@@ -90,3 +90,13 @@ def test_real_recipes_have_nothing_in_their_way(name: str, real_data: Path, tmp_
     assert plan["cells"]["perturbations"] == 25
     tested = [fold["counts"]["test"]["groups"] for fold in plan["split"]]
     assert sum(tested) == 25
+
+
+def test_combinations_from_singles_have_nothing_in_their_way(real_data: Path, tmp_path: Path) -> None:
+    plan = make_plan(load_recipe(RECIPES[0].with_name("norman.yaml"), [f"output={tmp_path}"]), 1)
+    assert plan["problems"] == []
+    assert plan["cells"]["sources"][0]["values"]["found"] == "log-normalised"
+    (split,) = plan["split"]
+    assert {role: counts["groups"] for role, counts in split["counts"].items()} == {
+        "train": 14, "validation": 4, "test": 15, "unused": 0
+    }  # fmt: skip

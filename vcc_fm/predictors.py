@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from vcc_fm.baselines.additive import additive
 from vcc_fm.baselines.control import control_unchanged
 from vcc_fm.baselines.mean_response import mean_response
 from vcc_fm.baselines.other_contexts import other_contexts
@@ -27,6 +28,7 @@ BASELINES: dict[str, Baseline] = {
     "control": control_unchanged,
     "mean-response": mean_response,
     "other-contexts": other_contexts,
+    "additive": additive,
 }
 
 

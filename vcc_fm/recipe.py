@@ -286,7 +286,11 @@ class DecoderSettings(Section):
         description="transformers config of a backbone made from scratch: model_type and its own keys",
     )
     gene_rank: PositiveInt = Field(32, description="rank of the gene-axis terms")
-    response: bool = Field(True, description="give what the same perturbation did in other contexts (leave-one-out)")
+    response: bool = Field(
+        True,
+        description="give what the same perturbation did in other contexts (leave-one-out); of a combination that was "
+        "measured in none, the sum of what its single perturbations did",
+    )
     code_dropout: Fraction = Field(0.3, description="share of sets whose learned context and batch codes are hidden")
     response_dropout: Fraction = Field(0.3, description="share of sets whose known response is hidden")
     lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")
@@ -360,9 +364,10 @@ class ScoreConfig(Section):
     """How predictions are judged."""
 
     preset: Literal["vcc2026"] = Field("vcc2026", description="cell-eval2 preset")
-    baselines: list[Literal["control", "mean-response", "other-contexts", "embedding-transfer"]] = Field(
+    baselines: list[Literal["control", "mean-response", "other-contexts", "additive", "embedding-transfer"]] = Field(
         ["control", "mean-response", "other-contexts"],
-        description="untrained predictors in the same table; embedding-transfer: SE's gene decoder, needs state-se",
+        description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
+        "embedding-transfer: SE's gene decoder, needs state-se",
     )
 
 

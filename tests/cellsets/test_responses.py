@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, dataset_of, draw_counts, screen, store_of
 
+from vcc_fm.baselines.additive import additive
 from vcc_fm.cellsets.dispersion import control_dispersion
 from vcc_fm.cellsets.profiles import control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses
+from vcc_fm.cellsets.sampler import Assembler, Vocabulary
 from vcc_fm.cellsets.split import Split
 
 
@@ -150,3 +152,27 @@ def test_the_mean_response_is_over_what_was_measured():
     np.testing.assert_allclose(found.mean_response("K", "B"), [1.0, 4.0])
     np.testing.assert_allclose(found.mean_response("T", "A"), [5.0, 9.0])
     np.testing.assert_array_equal(Responses(groups[:1], ratio[:1], precision[:1]).mean_response("T", "A"), [0.0, 0.0])
+
+
+def test_a_combination_is_the_sum_of_its_singles():
+    groups = [("K", "A"), ("K", "B"), ("H", "A"), ("H", "C")]
+    ratio = np.array([[1.0, 2.0], [-2.0, 1.0], [3.0, 3.0], [0.5, -4.0]], np.float32)
+    known = Responses(groups, ratio, np.full((4, 2), 1e6, np.float32))
+    # Measured in the context, that counts; else elsewhere; never, it adds nothing.
+    np.testing.assert_allclose(known.additive("K", ["A", "B"]), [-1.0, 3.0], rtol=1e-4)
+    np.testing.assert_allclose(known.additive("K", ["A", "C"]), [1.5, -2.0], rtol=1e-4)
+    np.testing.assert_allclose(known.additive("H", ["B", "X"]), [-2.0, 1.0], rtol=1e-4)
+    assert known.additive("K", ["X", "Y"]) is None
+
+
+def test_the_decoder_and_the_baseline_know_a_combination_by_its_singles(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.array([CONTROL, "A", "B", "A+B"])[np.arange(80) % 4]
+    store = store_of(tmp_path, screen(rng.poisson(9.0, (80, 4)), "K", "1", labels, ["A", "B", "C", "D"]))
+    data = dataset_of(store, {("K", "A+B"): "test"})
+    expected = data.responses.additive("K", ["A", "B"])
+    np.testing.assert_array_equal(additive(data, "K", "A+B"), expected)
+    assembler = Assembler(data, Vocabulary((), (), ()), 4, response=True)
+    np.testing.assert_array_equal(assembler.response_of("K", "A+B"), expected)
+    assert assembler.response_of("K", "A") is None
+    np.testing.assert_array_equal(additive(data, "K", "A"), data.responses.mean_response("K", "A"))

@@ -36,6 +36,19 @@ class Responses:
         rows = [i for i, (c, p) in enumerate(self.groups) if p == perturbation and c != context]
         return self._pool(rows)
 
+    def additive(self, context: str, genes: list[str]) -> np.ndarray | None:
+        """Sum of the shrunken log ratios [G] of the single perturbations of ``genes``, those that were measured.
+
+        Each in ``context``, or in the other contexts where it was not measured there. None where none was measured.
+        """
+        singles = []
+        for gene in genes:
+            rows = [i for i, (c, p) in enumerate(self.groups) if p == gene and c == context]
+            single = self._pool(rows or [i for i, (_, p) in enumerate(self.groups) if p == gene])
+            if single is not None:
+                singles.append(single)
+        return np.stack(singles).sum(axis=0) if singles else None
+
     def mean_response(self, context: str, without: str) -> np.ndarray:
         """Mean log ratio [G] over the training groups but those of ``without``; every group weighs the same.
 

@@ -104,12 +104,18 @@ class Assembler:
         self._responses: dict[tuple[str, str], np.ndarray | None] = {}
 
     def response_of(self, context: str, perturbation: str) -> np.ndarray | None:
-        """What the perturbation did in other contexts, [G]; None where unknown or not asked for."""
+        """What is known of the perturbation, [G]; None where that is nothing, or it is not asked for.
+
+        What it did in other contexts; of a combination that was measured in none, what its single perturbations did.
+        """
         if not self.response:
             return None
         key = (context, perturbation)
         if key not in self._responses:
-            self._responses[key] = self.data.responses.elsewhere(context, perturbation)
+            known, genes = self.data.responses.elsewhere(context, perturbation), self.data.targets(perturbation)
+            if known is None and len(genes) > 1:
+                known = self.data.responses.additive(context, genes)
+            self._responses[key] = known
         return self._responses[key]
 
     def assemble(self, sets: list[CellSet], buffer: np.ndarray | None = None) -> Batch:
