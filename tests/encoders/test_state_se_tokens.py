@@ -163,6 +163,21 @@ def test_a_large_sparse_cell_agrees_with_the_plain_reading() -> None:
                 check_cell(found, tokens.cls_value[cell], row, genes.ids.tolist(), pad - 1, mode, target_sum)
 
 
+@pytest.mark.parametrize("size", [63, 64, 65, 127, 128, 129])
+def test_panels_around_a_multiple_of_the_block_agree_with_the_plain_reading(size: int) -> None:
+    vocabulary = [f"GENE{i}" for i in range(size)]
+    genes = match_genes([*vocabulary[::-1], *(f"OTHER{i}" for i in range(70))], vocabulary, "m.h5ad")
+    for mean in (0.05, 0.8, 9.0):
+        matrix = counts(8, size + 70, mean)
+        matrix[0, :size] = 1
+        matrix[1, [0, size - 1]] = 3
+        for pad in (20, size, size + 1, size + 2, 2 * size):
+            tokens = Tokenizer(genes, pad).tokenize(rows(matrix))
+            for cell in np.flatnonzero(~tokens.empty):
+                row = matrix[cell].tolist()
+                check_cell(tokens_of(tokens, cell), 0, row, genes.ids.tolist(), pad - 1, "exact", None)
+
+
 # --------------------------------------------------------------------------------------------------------- invariance
 
 
@@ -192,7 +207,8 @@ def test_tokens_do_not_depend_on_batch_row_order_or_column_order(pad: int, targe
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.float32, np.float64])
 def test_tokens_do_not_depend_on_number_type_or_stored_zeros(dtype: type) -> None:
     matrix = counts(20, 50)
-    stored = sp.csr_matrix((matrix.ravel().astype(dtype), np.tile(np.arange(50), 20), np.arange(0, 1001, 50)))
+    signed = np.where(matrix == 0, -0.0, matrix).ravel().astype(dtype)
+    stored = sp.csr_matrix((signed, np.tile(np.arange(50), 20), np.arange(0, 1001, 50)))
     for mode in ("exact", "compat"):
         tokenizer = Tokenizer(gene_map(50), 20, mode)
         assert same(tokenizer.tokenize(stored), tokenizer.tokenize(rows(matrix)))
@@ -266,12 +282,17 @@ def mix(z: int) -> int:
     return z ^ z >> 31
 
 
-@pytest.mark.parametrize("pad", [5, 40, 80], ids=["ties at the cut", "silent genes", "with replacement"])
-def test_draws_are_those_of_the_stated_stream(pad: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "pad"),
+    [(50, 5), (50, 40), (50, 80), (500, 150), (500, 400), (500, 800)],
+    ids=[f"{what}, {size}" for size in ("few", "many") for what in ("ties at the cut", "silent genes", "repeated")],
+)
+def test_draws_are_those_of_the_stated_stream(size: int, pad: int) -> None:
     """Stores of embeddings made at different times must agree: the draws may not change unnoticed."""
     golden, seed, most = 0x9E3779B97F4A7C15, 2**40 + 3, pad - 1
-    matrix = counts(20, 50)
-    genes = gene_map(50)
+    matrix = counts(20, size)
+    vocabulary = [f"GENE{i}" for i in range(size)]
+    genes = match_genes(np.random.default_rng(13).permutation(vocabulary).tolist(), vocabulary, "m.h5ad")
     tokens = Tokenizer(genes, pad, seed=seed).tokenize(rows(matrix))
     for cell in range(20):
         row = dict(zip(genes.ids.tolist(), matrix[cell].tolist(), strict=True))
@@ -280,7 +301,7 @@ def test_draws_are_those_of_the_stated_stream(pad: int) -> None:
             sum(mix(((gene << 32) + word + golden) % 2**64) for gene, word in words.items()) % 2**64
             ^ mix(seed + golden)
         )
-        numbers = [mix((key + golden * (i + 1)) % 2**64) >> 32 for i in range(100)]
+        numbers = [mix((key + golden * (i + 1)) % 2**64) >> 32 for i in range(2 * size)]
         expressed, silent = sorted(words, key=lambda gene: (-words[gene], gene)), sorted(set(row) - set(words))
         pool, wanted, chosen = silent, most - len(words), expressed
         if len(words) > most:
@@ -429,8 +450,9 @@ def test_values_outside_the_vocabulary_are_checked_too() -> None:
 
 def test_two_entries_for_one_gene_are_refused() -> None:
     twice = sp.csr_matrix((np.ones(3), np.array([4, 7, 4]), np.array([0, 3])), shape=(1, 50))
-    with pytest.raises(UserError, match="two entries for one cell and gene"):
-        Tokenizer(gene_map(50), 20).tokenize(twice)
+    genes = gene_map(50)
+    with pytest.raises(UserError, match=f"row 0, gene '{genes.columns[4]}': two entries for one cell and gene"):
+        Tokenizer(genes, 20).tokenize(twice)
 
 
 def test_settings_without_meaning_are_refused() -> None:

@@ -14,249 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 
+from vcc_fm.encoders import state_se_native as native
 from vcc_fm.errors import UserError
 
 CLS_POSITION = 3
 """Which of the matched columns, from 0, lends its value to the CLS position in SE."""
 
-_LARGEST_TOTAL = 5_000_000.0
-
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
-
-_FINE, _NOT_A_VALUE, _NOT_A_COUNT, _TWICE = range(4)
-
-_DIGIT_BITS = 11
-_DIGITS = 1 << _DIGIT_BITS
-_PASSES = 3
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
-_30, _27, _31, _32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
-
-
-# -------------------------------------------------------------------------------------------------------- native code
-# A slot is a matched column's rank by gene id: whatever goes through the slots in order knows no order of columns.
-
-
-@numba.njit(cache=True, nogil=True)
-def _mix(z):  # type: ignore[no-untyped-def]
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195)."""
-    z = (z ^ (z >> _30)) * _FIRST_FACTOR
-    z = (z ^ (z >> _27)) * _SECOND_FACTOR
-    return z ^ (z >> _31)
-
-
-@numba.njit(cache=True, nogil=True)
-def _draw(key, number):  # type: ignore[no-untyped-def]
-    """The 32-bit random ``number`` of the stream ``key``."""
-    return _mix(key + _GOLDEN * np.uint64(number + 1)) >> _32
-
-
-@numba.njit(cache=True, nogil=True)
-def _choose(slots, start, end, wanted, key, out, at):  # type: ignore[no-untyped-def]
-    """Choose ``wanted`` of ``slots[start:end]``, each set equally likely, and keep their order.
-
-    Each slot is taken with probability wanted / remaining (Knuth, The Art of Computer Programming 2, 3.4.2,
-    algorithm S); in integers, so that exactly ``wanted`` are taken.
-    """
-    for i in range(start, end):
-        if wanted == 0:
-            break
-        if _draw(key, i - start) * np.uint64(end - i) < np.uint64(wanted) << _32:
-            out[at] = slots[i]
-            at += 1
-            wanted -= 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _scatter(indices, data, start, end, slot_of_column, values, counts_only):  # type: ignore[no-untyped-def]
-    """Write a row into ``values`` [slots], which holds zeros.
-
-    Returns: what is wrong, with which entry, the sum of the row and its largest value, both over all columns.
-    """
-    depth, largest = 0.0, np.float32(0.0)
-    for k in range(start, end):
-        x = np.float32(data[k])
-        if not (x >= 0 and x < np.inf):
-            return _NOT_A_VALUE, k, depth, largest
-        if counts_only and x != np.floor(x):
-            return _NOT_A_COUNT, k, depth, largest
-        depth += data[k]
-        largest = max(largest, x)
-        slot = slot_of_column[indices[k]]
-        if slot >= 0 and x > 0:
-            if values[slot] > 0:
-                return _TWICE, k, depth, largest
-            values[slot] = x
-    return _FINE, 0, depth, largest
-
-
-@numba.njit(cache=True, nogil=True)
-def _looks_raw(data, start, end, largest):  # type: ignore[no-untyped-def]
-    """SE's guess whether a row holds counts and not their logarithms.
-
-    Its other test, a value above 35, is contained in the sum: expm1(35) alone exceeds the limit.
-    """
-    if np.expm1(np.float64(largest)) > _LARGEST_TOTAL:
-        return True
-    if np.expm1(np.float64(largest)) * (end - start) <= _LARGEST_TOTAL:
-        return False
-    total = 0.0
-    for k in range(start, end):
-        total += np.expm1(np.float64(data[k]))
-    return total > _LARGEST_TOTAL
-
-
-@numba.njit(cache=True, nogil=True)
-def _split(values, expressed, silent):  # type: ignore[no-untyped-def]
-    """The slots with and without expression, each in order; returns how many are expressed."""
-    n = 0
-    for slot in range(values.shape[0]):
-        # Written to both lists and kept in one: without a branch, which could not be foreseen.
-        expressed[n] = slot
-        silent[slot - n] = slot
-        n += values[slot] > 0
-    return n
-
-
-@numba.njit(cache=True, nogil=True)
-def _cell_key(expressed, n, bits, gene_of_slot, seed):  # type: ignore[no-untyped-def]
-    """A 64-bit number from what the cell expresses; a sum, hence without an order."""
-    key = np.uint64(0)
-    for i in range(n):
-        slot = expressed[i]
-        key += _mix(((np.uint64(gene_of_slot[slot]) << _32) | np.uint64(bits[slot])) + _GOLDEN)
-    return _mix(key ^ _mix(seed + _GOLDEN))
-
-
-@numba.njit(cache=True, nogil=True)
-def _sort_falling(slots, spare, n, bits, tally):  # type: ignore[no-untyped-def]
-    """Sort ``slots[:n]`` by falling value, slots of one value in order; returns the sorted array, one of the two.
-
-    A radix sort, from the last digit: positive floats sort as their bits do.
-    """
-    tally[:] = 0
-    for i in range(n):
-        word = bits[slots[i]]
-        for p in range(_PASSES):
-            tally[p, (word >> (_DIGIT_BITS * p)) & (_DIGITS - 1)] += 1
-    for p in range(_PASSES):
-        shift = _DIGIT_BITS * p
-        if tally[p, (bits[slots[0]] >> shift) & (_DIGITS - 1)] == n:
-            continue
-        place = 0
-        for digit in range(_DIGITS - 1, -1, -1):
-            count = tally[p, digit]
-            tally[p, digit] = place
-            place += count
-        for i in range(n):
-            digit = (bits[slots[i]] >> shift) & (_DIGITS - 1)
-            spare[tally[p, digit]] = slots[i]
-            tally[p, digit] += 1
-        slots, spare = spare, slots
-    return slots
-
-
-@numba.njit(cache=True, nogil=True)
-def _logarithms(slots, n, values, raw, target, depth, logs):  # type: ignore[no-untyped-def]
-    """Write the log values of the sorted ``slots[:n]`` into ``logs`` [slots]; returns their sum.
-
-    Each distinct value once, from the largest: the sum depends on the values alone, and counts have few distinct ones.
-    """
-    total, start = 0.0, 0
-    while start < n:
-        x = values[slots[start]]
-        log = np.log1p(x * target / depth) if raw else np.float64(x)
-        end = start
-        while end < n and values[slots[end]] == x:
-            logs[slots[end]] = log
-            end += 1
-        total += (end - start) * log
-        start = end
-    return total
-
-
-@numba.njit(cache=True, nogil=True)
-def _select(order, n, silent, bits, key, most, chosen, times):  # type: ignore[no-untyped-def]
-    """Write the tokens' slots into ``chosen`` [most], how often each occurs into ``times``; returns how many.
-
-    ``order[:n]`` are the expressed slots by falling value; ``times`` holds ones.
-    """
-    slots = bits.shape[0]
-    if n > most:
-        low, high = most - 1, most
-        while low > 0 and bits[order[low - 1]] == bits[order[most - 1]]:
-            low -= 1
-        while high < n and bits[order[high]] == bits[order[most - 1]]:
-            high += 1
-        chosen[:low] = order[:low]
-        _choose(order, low, high, most - low, key, chosen, low)
-        return most
-    chosen[:n] = order[:n]
-    if slots >= most:
-        _choose(silent, 0, slots - n, most - n, key, chosen, n)
-        return most
-    if n == slots:
-        return n
-    times[n:slots] = 0
-    for number in range(most - n):
-        times[n + ((_draw(key, number) * np.uint64(slots - n)) >> _32)] += 1
-    length = n
-    for i in range(slots - n):
-        if times[n + i] > 0:
-            chosen[length], times[length] = silent[i], times[n + i]
-            length += 1
-    return length
-
-
-@numba.njit(cache=True, nogil=True)
-def _tokenize(  # type: ignore[no-untyped-def]
-    indptr, indices, data, slot_of_column, gene_of_slot, cls_slot, exact, target_sum, seed, values, bits,
-    ids, shares, multiplicity, length, cls_value,
-):  # fmt: skip
-    """Tokenise all rows; returns what is wrong, in which row, and with which entry.
-
-    ``values`` [slots] float32 holds zeros and ``bits`` is the same memory as uint32. ``target_sum`` 0 means none.
-    A row without expressed genes is left as it is.
-    """
-    slots, most = gene_of_slot.shape[0], ids.shape[1]
-    expressed, spare, silent = np.empty(slots, np.int32), np.empty(slots, np.int32), np.empty(slots, np.int32)
-    logs = np.empty(slots, np.float64)
-    tally = np.empty((_PASSES, _DIGITS), np.int32)
-    chosen, times = np.empty(most, np.int32), np.empty(most, np.int32)
-    for row in range(indptr.shape[0] - 1):
-        start, end = indptr[row], indptr[row + 1]
-        wrong, entry, depth, largest = _scatter(indices, data, start, end, slot_of_column, values, exact)
-        if wrong != _FINE:
-            return wrong, row, entry
-        n = _split(values, expressed, silent)
-        if n == 0:
-            continue
-        raw = exact or _looks_raw(data, start, end, largest)
-        key = _cell_key(expressed, n, bits, gene_of_slot, seed)
-        order = _sort_falling(expressed, spare, n, bits, tally)
-        if target_sum > 0:
-            total = _logarithms(order, n, values, raw, target_sum, depth, logs)
-        else:
-            total = _logarithms(order, n, values, raw, 1.0, 1.0, logs)
-        times[:] = 1
-        length[row] = _select(order, n, silent, bits, key, most, chosen, times)
-        for i in range(length[row]):
-            slot = chosen[i]
-            ids[row, i] = gene_of_slot[slot]
-            if values[slot] > 0:
-                shares[row, i] = 100.0 * logs[slot] / total
-            multiplicity[row, i] = times[i]
-        if cls_slot >= 0 and values[cls_slot] > 0:
-            cls_value[row] = 100.0 * logs[cls_slot] / total
-        values[:] = 0
-    return _FINE, 0, 0
-
 
 # ------------------------------------------------------------------------------------------------------- genes, tokens
 
@@ -417,7 +184,9 @@ class Tokenizer:
                 f"{genes.where}: {len(repeated)} gene names repeat, the first is {genes.columns[repeated[0]]!r}; add "
                 "up their columns (source key `duplicate_genes: sum`) or remove them"
             )
-        self._slot_of_column = np.full(len(genes.columns), -1, np.int32)
+        # Columns without a gene share spare slots, and not one alone: each write to it would wait for the last.
+        spare = native.first_spare(len(by_gene)) + np.arange(len(genes.columns)) % native.BLOCK
+        self._slot_of_column = spare.astype(np.uint32)
         self._slot_of_column[by_gene] = np.arange(len(by_gene))
         self._cls_slot = int(self._slot_of_column[matched[CLS_POSITION]]) if mode == "compat" else -1
 
@@ -435,31 +204,35 @@ class Tokenizer:
         assert rows.shape[1] == len(self.genes.columns)
         n, most = rows.shape[0], self.pad_length - 1
         tokens = Tokens(
-            np.zeros((n, most), np.int32),
-            np.zeros((n, most), np.float32),
-            np.zeros((n, most), np.int32),
+            np.empty((n, most), np.int32),
+            np.empty((n, most), np.float32),
+            np.empty((n, most), np.int32),
             np.zeros(n, np.int64),
             np.zeros(n, np.float32),
             np.zeros(n, bool),
         )
-        values = np.zeros(len(self._gene_of_slot), np.float32)
-        wrong, row, entry = _tokenize(
+        exact = self.mode == "exact"
+        wrong_row = native.tokenize(
             rows.indptr, rows.indices, rows.data, self._slot_of_column, self._gene_of_slot, self._cls_slot,
-            self.mode == "exact", self.target_sum or 0.0, np.uint64(self.seed), values, values.view(np.uint32),
+            exact, self.target_sum or 0.0, np.uint64(self.seed),
             tokens.ids, tokens.values, tokens.multiplicity, tokens.length, tokens.cls_value,
         )  # fmt: skip
-        if wrong != _FINE:
-            self._refuse(wrong, first_row + row, self.genes.columns[rows.indices[entry]], rows.data[entry])
+        if wrong_row >= 0:
+            entries = slice(rows.indptr[wrong_row], rows.indptr[wrong_row + 1])
+            indices, data = rows.indices[entries], rows.data[entries]
+            slots = len(self._gene_of_slot)
+            wrong, entry = native.what_is_wrong(indices, data, self._slot_of_column, slots, exact)
+            self._refuse(wrong, first_row + wrong_row, self.genes.columns[indices[entry]], data[entry])
         np.equal(tokens.length, 0, out=tokens.empty)
         return tokens
 
     def _refuse(self, wrong: int, row: int, gene: str, value: float) -> None:
         place = f"{self.genes.where}: row {row}, gene {gene!r}"
-        if wrong == _TWICE:
+        if wrong == native.TWICE:
             raise UserError(
                 f"{place}: two entries for one cell and gene; add them up (sum_duplicates) and write again"
             )
-        if wrong == _NOT_A_COUNT:
+        if wrong == native.NOT_A_COUNT:
             raise UserError(
                 f"{place}: {value:g} is no count; mode exact needs raw counts, mode compat takes log1p too"
             )
