@@ -100,6 +100,7 @@ def test_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert '"without_vector": 0' in done.stdout
+    assert '"key": "X_pca"' in done.stdout
     refused = subprocess.run([*vcc_fm, str(tmp_path / "x.h5ad")], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "choose one of alpha, beta, gamma" in refused.stderr

@@ -258,7 +258,7 @@ def export_obsm(
     source: Annotated[
         str | None, typer.Option(help="which of the recipe's sources; needed where it has several")
     ] = None,
-    key: Annotated[str, typer.Option(help="key in obsm")] = "X_state",
+    key: Annotated[str | None, typer.Option(help="key in obsm; X_state of an SE encoder, else X_pca")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -277,7 +277,7 @@ def export_obsm(
         _print_json(result)
     else:
         console.print(
-            f"{file}: obsm/{key}, {result['cells']:,} cells x {result['width']}, "
+            f"{file}: obsm/{result['key']}, {result['cells']:,} cells x {result['width']}, "
             f"{result['without_vector']:,} of them without a vector (NaN)",
             markup=False,
         )

@@ -21,7 +21,7 @@ ROWS = 8192
 
 
 def export_obsm(
-    recipe: Recipe, configs: list[SourceConfig], name: str | None, file: Path, key: str, progress: ProgressLines
+    recipe: Recipe, configs: list[SourceConfig], name: str | None, file: Path, key: str | None, progress: ProgressLines
 ) -> dict[str, Any]:
     """Copy the h5ad file of a source, with the vectors of its cells in ``obsm``.
 
@@ -33,7 +33,7 @@ def export_obsm(
         configs: its sources.
         name: of the source; None where there is only one.
         file: the copy; it appears when it is whole.
-        key: of ``obsm`` and ``uns``.
+        key: of ``obsm`` and ``uns``; None is ``X_state`` of an SE encoder and ``X_pca`` of an expression encoder.
         progress: told after every chunk of cells.
 
     Returns:
@@ -49,7 +49,10 @@ def export_obsm(
         )
     config = _source(configs, name)
     store = EmbeddingStore(layout.cell_embeddings)
-    columns = ["embedding"] + (["dataset_vector"] if store.meta["encoder"] == "state-se" else [])
+    columns = ["embedding"]
+    if store.meta["encoder"] == "state-se":
+        columns.append("dataset_vector")
+    key = key or ("X_state" if store.meta["encoder"] == "state-se" else "X_pca")
     row_of = {str(barcode): row for row, barcode in enumerate(store.keys)}
     with H5adSource(config) as source:
         prefix = f"{source.name}:" if len(configs) > 1 else ""
