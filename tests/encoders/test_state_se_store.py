@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import anndata
 import datasets
 import numpy as np
 import pytest
@@ -33,10 +34,12 @@ from vcc_fm.encoders.state_se_model import SeGeometry
 from vcc_fm.encoders.state_se_tokens import Tokens
 from vcc_fm.encoders.state_se_weights import load_state_se
 from vcc_fm.errors import UserError
+from vcc_fm.export import export_obsm
 from vcc_fm.layout import Layout
 from vcc_fm.plan import make_plan
+from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import CellEncoderConfig, Recipe
-from vcc_fm.stages import run_stage, stages_of
+from vcc_fm.stages import run_stage, source_configs, stages_of
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.store.folder import read_json, sha256_file
@@ -486,3 +489,13 @@ def test_a_decoder_trains_on_it_and_is_scored(tmp_path: Path) -> None:
         assert said["cell_width"] == 16
         assert "Non-commercial" in said["cell_encoder"]["licence"]
     assert "model" in layout.scores.read_text()
+    # For users of State: cell and data set vectors side by side.
+    name, sources = recipe.data.simulate.contexts[-1], source_configs(recipe, layout.simulated)
+    told = export_obsm(recipe, sources, name, tmp_path / "copy.h5ad", None, ProgressLines("e", "cells", QUIET))
+    assert told["key"] == "X_state"
+    table = anndata.read_h5ad(tmp_path / "copy.h5ad")
+    row_of = {key: row for row, key in enumerate(vectors.keys)}
+    rows = np.array([row_of[f"{name}:{barcode}"] for barcode in table.obs_names])
+    both_of = np.hstack([vectors.take(rows), vectors.take(rows, "dataset_vector")])
+    np.testing.assert_array_equal(table.obsm["X_state"], both_of)
+    assert "Non-Commercial" in table.uns["X_state"]["licence"]
