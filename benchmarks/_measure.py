@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from vcc_fm.store.folder import write_json
+
+MATRIX = 8192
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,19 @@ def finish(
         }
         write_json(path, record)
     return 1 if any(claim.holds is False for claim in claims) else 0
+
+
+def matmul_peak() -> float:
+    """Operations a second of a large square matrix product in bfloat16."""
+    left, right = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(20):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        left @ right
+        torch.cuda.synchronize()
+        best = max(best, 2 * MATRIX**3 / (time.perf_counter() - start))
+    return best
 
 
 def machine() -> dict[str, Any]:

@@ -19,13 +19,12 @@ import gzip
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import Claim, compare, finish, rates
+from _measure import Claim, compare, finish, matmul_peak, rates
 from esm import FastaBatchedDataset
 from esm.model.esm2 import ESM2
 from rich.console import Console
@@ -41,7 +40,6 @@ PROTEINS = Path("proteins", "human_proteins_SHS148k_by_symbol.fasta.gz")
 CPU_SHAPE, GPU_SHAPE = (6, 320, 20), (33, 1280, 20)
 GPU_TOKENS = 16_384
 TOKENS, WINDOW = 4096, 1022
-MATRIX = 8192
 STRETCHES, STRETCH = (0.1, 0.3, 0.5, 0.7, 0.85), 10_000
 QUICK_STRETCHES, QUICK_STRETCH = (0.2, 0.5, 0.8), 3_000
 ROUNDS, QUICK_ROUNDS = 5, 3
@@ -98,7 +96,7 @@ def main(arguments: list[str]) -> int:
         compare("of it: fused attention", found[OURS], found[EAGER], EAGER, "residues/s"),
     ]
     faster = "residues of proteins up to 1,022 are read at least {} times as fast as by fair-esm's loop, on a {}"
-    share = rows[0].ours * _operations(whole, layers, width) / _matmul_peak() if gpu else None
+    share = rows[0].ours * _operations(whole, layers, width) / matmul_peak() if gpu else None
     claims = [
         Claim("of the tokens of the human proteins' batches at least 95 % are no padding", 0.95, useful),
         Claim(faster.format(1.2, "CPU in float32"), 1.2, None if gpu else rows[0].ratio),
@@ -229,19 +227,6 @@ def _operations(sequences: list[str], layers: int, width: int) -> float:
     """Operations a residue: of a token 24 width^2 in matrix products and 4 width in attention a token met, a layer."""
     tokens = np.array([len(sequence) + EXTRA for sequence in sequences], np.float64)
     return float(layers * (24 * width**2 * tokens + 4 * width * tokens**2).sum() / (tokens - EXTRA).sum())
-
-
-def _matmul_peak() -> float:
-    """Operations a second of a large square matrix product in bfloat16."""
-    left, right = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    best = 0.0
-    for _ in range(20):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        left @ right
-        torch.cuda.synchronize()
-        best = max(best, 2 * MATRIX**3 / (time.perf_counter() - start))
-    return best
 
 
 if __name__ == "__main__":

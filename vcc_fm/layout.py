@@ -19,6 +19,10 @@ SCHEMA = 2
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
 
 _END = 1 << 20
+_MODEL = ("config.json", "*.safetensors")
+_STATE_SE = ("*.yaml", "*.pt", "*.safetensors", "*.ckpt")
+"""Files that say what a model computes: of a transformers model, and of SE, whose gene symbols have a file."""
+
 _SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
 
@@ -121,7 +125,7 @@ class Layout:
         settings = config.model_dump(
             mode="json", exclude={"fasta", "get", "kmer", "missing", "model", "symbols", "pins"}
         )
-        model = None if config.untrained is not None else _model_identity(config.model)
+        model = None if config.untrained is not None else _model_identity(config.model, _MODEL)
         return fingerprint([SCHEMA, settings, model, sequences])
 
     @cached_property
@@ -131,7 +135,7 @@ class Layout:
         keys: object = [config.encoder, config.width, config.target_sum]
         if config.encoder == "state-se":
             settings = config.model_dump(mode="json", exclude={"width", "target_sum", "model", "batch_cells"})
-            keys = [settings, _checkpoint_identity(config.model)]
+            keys = [settings, _model_identity(config.model, _STATE_SE)]
         return fingerprint([SCHEMA, self.cells_fingerprint, keys])
 
     @cached_property
@@ -193,23 +197,12 @@ class Layout:
         return fingerprint([self.predictions_fingerprint, self.recipe.score.model_dump(mode="json")])
 
 
-def _model_identity(model: str) -> object:
-    """Of a checkpoint file, a folder, or a Hub id (its name)."""
+def _model_identity(model: str, patterns: tuple[str, ...]) -> object:
+    """Of a checkpoint file, of the files in a folder that match ``patterns``, or a Hub id (its name)."""
     path = expand(model)
     if path.is_file():
         return file_identity(model)
-    return folder_identity(path) if path.is_dir() else model
-
-
-def _checkpoint_identity(model: str) -> object:
-    """Of a cell encoder's checkpoint: a file, a folder with its gene symbols, or a Hub id (its name)."""
-    path = expand(model)
-    if path.is_file():
-        return file_identity(model)
-    if not path.is_dir():
-        return model
-    files = sorted([*path.glob("*.yaml"), *path.glob("*.pt"), *path.glob("*.safetensors"), *path.glob("*.ckpt")])
-    return {file.name: file_identity(str(file)) for file in files}
+    return folder_identity(path, patterns) if path.is_dir() else model
 
 
 def training_keys(config: TrainConfig) -> dict[str, object]:
@@ -237,9 +230,9 @@ def file_identity(path: str) -> str:
     return f"{size}:{digest.hexdigest()}"
 
 
-def folder_identity(folder: Path) -> dict[str, str]:
+def folder_identity(folder: Path, patterns: tuple[str, ...] = _MODEL) -> dict[str, str]:
     """The identities of the files in a saved model's folder that say what it computes; none for a Hub id."""
-    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     return {file.name: file_identity(str(file)) for file in files}
 
 

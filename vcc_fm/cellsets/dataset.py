@@ -13,7 +13,7 @@ from vcc_fm.cellsets.profiles import control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses
 from vcc_fm.cellsets.split import Split
 from vcc_fm.errors import UserError
-from vcc_fm.store.cells import CellStore
+from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import EmbeddingStore
 
 SOME = 20_000
@@ -61,7 +61,7 @@ class Dataset:
         """Rows of control cells that have a vector, by batch code; batches without any are left out."""
         groups, control = self.cells.groups, self.cells.control_code
         by_batch = {
-            int(groups.batch[i]): self._with_vector(np.arange(groups.start[i], groups.end[i]))
+            int(groups.batch[i]): self.with_vector(np.arange(groups.start[i], groups.end[i]))
             for i in np.flatnonzero(groups.perturbation == control)
         }
         return {batch: rows for batch, rows in by_batch.items() if len(rows)}
@@ -70,21 +70,22 @@ class Dataset:
     def context_controls(self) -> dict[str, np.ndarray]:
         """Rows of control cells that have a vector, by context."""
         by_context = {
-            context: self._with_vector(self.cells.rows(context, self.cells.control)) for context in self.cells.contexts
+            context: self.with_vector(self.cells.rows(context, self.cells.control)) for context in self.cells.contexts
         }
         for context, rows in by_context.items():
             if not len(rows):
                 raise UserError(f"context {context}: no control cell has an embedding to predict from; see store.json")
         return by_context
 
-    def _with_vector(self, rows: np.ndarray) -> np.ndarray:
+    def with_vector(self, rows: np.ndarray) -> np.ndarray:
+        """Those of ``rows`` [n] whose cells have a vector."""
         return rows[~self.cell_vectors.missing[rows]]
 
     @cached_property
     def some_control_vectors(self) -> np.ndarray:
         """Vectors of at most ``SOME`` control cells, evenly spaced over the store, [n, E] float32."""
-        rows = self._with_vector(self.cells.rows(perturbation=self.cells.control))
-        return self.cell_vectors.take(rows[np.linspace(0, len(rows) - 1, min(len(rows), SOME)).astype(np.int64)])
+        rows = self.with_vector(self.cells.rows(perturbation=self.cells.control))
+        return self.cell_vectors.take(evenly_spaced(rows, SOME))
 
     @cached_property
     def protein_rows(self) -> dict[str, int]:

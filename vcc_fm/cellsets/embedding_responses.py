@@ -41,8 +41,7 @@ def embedding_responses(data: Dataset) -> Responses:
     mean, controls, variance = _controls(data)
     groups, shifts, precision = [], [], []
     for context, perturbation in wanted:
-        rows = store.rows(context, perturbation)
-        rows = rows[~vectors.missing[rows]]
+        rows = data.with_vector(store.rows(context, perturbation))
         if not len(rows):
             continue
         share = np.bincount(store.batch[rows], minlength=len(store.batches)) / len(rows)

@@ -21,7 +21,7 @@ from vcc_fm.encoders.state_se_weights import SeCheckpoint, load_state_se, read_w
 from vcc_fm.errors import UserError
 from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import CellEncoderConfig, expand
-from vcc_fm.store.cells import CellStore
+from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import write_embeddings
 from vcc_fm.store.folder import read_json, whole_folder
 
@@ -84,7 +84,7 @@ def _embed_expression(
     fold and no held-out cell can reach it. At most ``FIT_CELLS`` of them are used, evenly spaced over the store.
     """
     controls = cells.rows(perturbation=cells.control)
-    fitting = controls[np.linspace(0, len(controls) - 1, min(len(controls), FIT_CELLS)).astype(np.int64)]
+    fitting = evenly_spaced(controls, FIT_CELLS)
     measured = np.asarray(cells.measured.all(axis=0))
     encoder = ExpressionEncoder.fit(cells.sparse(fitting), measured, config.width, config.target_sum)
 
@@ -207,8 +207,7 @@ def vocabulary_coverage(cells: CellStore, checkpoint: SeCheckpoint, smallest: fl
         columns = [gene for gene, on in zip(cells.genes, measured, strict=True) if on]
         genes = match_genes(columns, checkpoint.names, where, minimum_share=0.0)
         rows = np.flatnonzero(source_of_row == number)
-        sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(np.int64)]
-        sums = cells.sums(sample)[measured]
+        sums = cells.sums(evenly_spaced(rows, SAMPLE))[measured]
         known = float(sums[genes.ids >= 0].sum() / max(sums.sum(), 1))
         if known < smallest:
             lost = [genes.columns[i] for i in np.argsort(-sums) if genes.ids[i] < 0][:5]

@@ -128,8 +128,7 @@ def read_width(path_or_hub_id: str, revision: str | None = None) -> int:
         if _OUTPUT not in tensors:
             raise UserError(f"{file}: {_OUTPUT} is missing; give a checkpoint of SE (model.safetensors of SE-600M)")
         return int(tensors[_OUTPUT].shape[0])
-    if revision is None and path_or_hub_id == SE_600M:
-        revision = SE_600M_REVISION
+    revision = _revision(path_or_hub_id, revision)
     try:
         config = Path(hf_hub_download(path_or_hub_id, CONFIG, revision=revision))
     except (OSError, HFValidationError) as error:
@@ -140,6 +139,11 @@ def read_width(path_or_hub_id: str, revision: str | None = None) -> int:
     if not isinstance(width, int):
         raise UserError(f"{config}: model.output_dim is {width!r}; download the repository and give its folder")
     return width
+
+
+def _revision(hub_id: str, revision: str | None) -> str | None:
+    """The revision asked for; of SE-600M the pinned one where none is."""
+    return SE_600M_REVISION if revision is None and hub_id == SE_600M else revision
 
 
 def _find(path_or_hub_id: str, revision: str | None) -> tuple[Path, str, str | None]:
@@ -157,8 +161,7 @@ def _find(path_or_hub_id: str, revision: str | None) -> tuple[Path, str, str | N
         raise UserError(f"{path}: no such file")
     if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such folder, and no Hub id (OWNER/NAME)")
-    if revision is None and path_or_hub_id == SE_600M:
-        revision = SE_600M_REVISION
+    revision = _revision(path_or_hub_id, revision)
     try:
         found = snapshot_download(
             path_or_hub_id, revision=revision, allow_patterns=[WEIGHTS, PROTEINS, CONFIG, "*LICENSE*", "*POLICY*"]

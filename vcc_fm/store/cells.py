@@ -85,6 +85,11 @@ class Groups:
     end: np.ndarray
 
 
+def evenly_spaced(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of ``rows`` [n], evenly spaced over them, the first and the last among them."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+
+
 class CellStore:
     """Read access to a cell store; opening reads ``store.json`` and the row index, no counts.
 

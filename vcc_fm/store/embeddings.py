@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from vcc_fm.errors import UserError
-from vcc_fm.store.arrow import MappedTable, write_dataset
+from vcc_fm.store.arrow import DATA_FILE, MappedTable, write_dataset
 from vcc_fm.store.folder import read_json, sha256_file, write_json
 
 SCHEMA = 1
@@ -65,7 +65,7 @@ def write_embeddings(
             yield pa.RecordBatch.from_arrays([*first, *columns], schema=features.arrow_schema)
 
     size = write_dataset(folder, features, batches(), fingerprint, meta["licence"], meta["citation"])
-    data_sha256 = sha256_file(folder / "data-00000-of-00001.arrow")
+    data_sha256 = sha256_file(folder / DATA_FILE)
     described = {
         "schema": SCHEMA,
         "key": key,
