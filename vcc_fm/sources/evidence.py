@@ -11,6 +11,45 @@ from vcc_fm.sources.reading import BASES
 from vcc_fm.sources.scaled import PROVED, REASONS, Fit, Reading
 
 
+class CountEvidence:
+    """Numbers of cells, values and residuals of a source of counts, or of their log1p."""
+
+    def __init__(self) -> None:
+        self._cells = self._values = self._largest = 0
+        self._residual = 0.0
+
+    def add(self, cells: int, stored: np.ndarray, counts: np.ndarray, residual: float) -> None:
+        """Add cells, from their stored values, their counts (UMI), and the largest residual of a value."""
+        self.absorb(
+            {
+                "n_cells": cells,
+                "n_values": int(np.count_nonzero(stored)),
+                "largest_residual": residual,
+                "largest_count": int(counts.max(initial=0)),
+            }
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All there is, as JSON values."""
+        return self.summary()
+
+    def absorb(self, state: dict[str, Any]) -> None:
+        """Add the state of another."""
+        self._cells += state["n_cells"]
+        self._values += state["n_values"]
+        self._residual = max(self._residual, state["largest_residual"])
+        self._largest = max(self._largest, state["largest_count"])
+
+    def summary(self) -> dict[str, Any]:
+        """The evidence as JSON values."""
+        return {
+            "n_cells": self._cells,
+            "n_values": self._values,
+            "largest_residual": self._residual,
+            "largest_count": self._largest,
+        }
+
+
 class ScaledEvidence:
     """Numbers of cells, residuals and depths of a scaled source."""
 
@@ -39,6 +78,30 @@ class ScaledEvidence:
             self._whole.append(totals[proved].astype(float))
         elif reading.target:
             self._whole.append(reading.target / cells.unit[proved])
+
+    def state(self) -> dict[str, Any]:
+        """All there is, as JSON values, which give every number back."""
+        return {
+            "n_cells": self.cells,
+            "unproved": dict(self.unproved),
+            "n_values": self._values,
+            "largest_count": self._largest,
+            "largest_residual": self._residual,
+            "chance": self._chance,
+            "depth": np.concatenate([*self._depth, np.zeros(0, np.int64)]).tolist(),
+            "whole": np.concatenate([*self._whole, np.zeros(0)]).tolist(),
+        }
+
+    def absorb(self, state: dict[str, Any]) -> None:
+        """Add the state of another with the same reading."""
+        self.cells += state["n_cells"]
+        self.unproved.update(state["unproved"])
+        self._values += state["n_values"]
+        self._largest = max(self._largest, state["largest_count"])
+        self._residual = max(self._residual, state["largest_residual"])
+        self._chance += state["chance"]
+        self._depth.append(np.array(state["depth"], np.int64))
+        self._whole.append(np.array(state["whole"], float))
 
     @property
     def share(self) -> float:
@@ -90,3 +153,6 @@ class ScaledEvidence:
         if len(whole) and abs(np.median(whole) / target - 1.0) < 1e-5:
             return "the median of the depths"
         return "a fixed target" if float(np.log10(target)).is_integer() else "a target common to the cells"
+
+
+Evidence = CountEvidence | ScaledEvidence

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import read_elem
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig, expand
-from vcc_fm.sources.evidence import ScaledEvidence
+from vcc_fm.sources.anndata_file import locate, matrices, open_file, read_table
+from vcc_fm.sources.evidence import CountEvidence, Evidence, ScaledEvidence
 from vcc_fm.sources.genes import gene_columns
 from vcc_fm.sources.labels import read_labels
-from vcc_fm.sources.matrix import Block, damage, first_line, open_matrix, whole_cells
+from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
 from vcc_fm.sources.reading import BASES, ScaledValues, TotalsError, find_reading
 from vcc_fm.sources.scaled import PROVED, Reading, fit
 from vcc_fm.sources.values import (
@@ -39,6 +37,20 @@ _SAMPLE_CELLS = 64
 _SCALED_SAMPLE_CELLS = 256  # scaled cells are told apart by what they have in common
 
 
+class SourceCells(NamedTuple):
+    """Kept cells as read.
+
+    Attributes:
+        positions: [m] int64 into ``H5adSource.cells``.
+        counts: [m, G] int32 CSR with sorted indices and no stored zeros.
+        evidence: of these cells, and of those that were left out as not proved.
+    """
+
+    positions: np.ndarray
+    counts: sp.csr_matrix
+    evidence: Evidence
+
+
 class H5adSource:
     """A screen in an h5ad file, opened and checked; use it in a ``with`` statement.
 
@@ -47,10 +59,10 @@ class H5adSource:
         genes: [G] str, distinct symbols in order of the file.
         cells: one row a kept cell, index 0..n-1, columns barcode, context, batch, perturbation (str).
         rows: [n] int64, row of each kept cell in the file.
-        dropped: reason -> number of cells; those whose counts could not be proved come in with the end of ``counts``.
+        dropped: reason -> number of cells; those whose counts could not be proved come in with :meth:`conclude`.
         repairs: name of a repair -> number of cells (or matrix columns, for genes) that it touched.
         evidence: what the matrix holds and how that was found: matrix, stored (dtype), declared, found, base (of the
-            log), checked (``sample`` after opening, ``all`` after :meth:`counts` came to its end), n_cells, n_values
+            log), checked (``sample`` after opening, ``all`` after :meth:`conclude`), n_cells, n_values
             (non-zero), largest_residual (in units of the stored values; in UMI where cells are scaled),
             largest_count (UMI); where cells are scaled, what :class:`ScaledEvidence` has to say besides.
     """
@@ -67,11 +79,12 @@ class H5adSource:
         self._config = config
         self._where = f"source {config.name!r} ({self.path})"
         with ExitStack() as stack:
-            file = stack.enter_context(_open(self.path, self._where, config.get))
-            stored, var = self._locate(file)
-            obs = self._table(file, "obs")
+            file = stack.enter_context(open_file(self.path, self._where, config.get))
+            stored, var = locate(file, config.matrix, self._where)
+            obs = read_table(file, "obs", self._where)
             labels = read_labels(obs, config, self._where)
-            named = gene_columns(self._table(file, var), config.symbols, config.duplicate_genes, self._where)
+            genes = read_table(file, var, self._where)
+            named = gene_columns(genes, config.symbols, config.duplicate_genes, self._where)
             self.cells, self.rows, self.dropped = labels.cells, labels.rows, labels.dropped
             self.genes, self._columns = named.genes, named.columns
             self.repairs = labels.repairs | named.repairs
@@ -84,7 +97,7 @@ class H5adSource:
                     f"{self._where}, {config.matrix}: cut short or damaged (shape {self._matrix.shape}, obs and var "
                     f"have {expected[0]} and {expected[1]} rows)"
                 )
-            self._others = [name for name in _matrices(file) if name != config.matrix]
+            self._others = [name for name in matrices(file) if name != config.matrix]
             self._totals = self._read_totals(obs)
             self._dropped = dict(self.dropped)
             self._reading: Reading | float
@@ -109,10 +122,55 @@ class H5adSource:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def counts(self, chunk_cells: int) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
-        """Read the kept cells in order of the file; every value is verified, and ``evidence`` tells so at the end.
+    def ranges(self, values: int) -> list[tuple[int, int]]:
+        """Cut the rows of the file into ranges [start, stop) of at most so many stored values, or of one row."""
+        return self._matrix.ranges(values)
 
-        Scaled cells whose counts cannot be proved are left out, and stand in ``dropped`` at the end.
+    def read(self, start: int, stop: int) -> SourceCells:
+        """Read the kept cells among the rows ``start`` to ``stop`` of the file; every value is verified.
+
+        Scaled cells whose counts cannot be proved are left out; the evidence says how many.
+
+        Raises:
+            UserError: a value is no count on the scale that was found, or the file is damaged.
+        """
+        positions = np.arange(*np.searchsorted(self.rows, [start, stop]), dtype=np.int64)
+        evidence = self._no_evidence()
+        if not len(positions):
+            return SourceCells(positions, sp.csr_matrix((0, len(self.genes)), dtype=np.int32), evidence)
+        block = self._matrix.block(start, stop).take(self.rows[positions] - start)
+        if isinstance(evidence, ScaledEvidence):
+            assert isinstance(self._reading, Reading)
+            values, proved = self._scaled_counts(block, positions, self._reading, evidence)
+            return SourceCells(positions[proved], self._as_matrix(values, block, positions)[proved], evidence)
+        assert not isinstance(self._reading, Reading)
+        try:
+            values, residual = recover(block.data, self._reading)
+        except NotCountsError as error:
+            raise self._refusal(error, block, positions) from None
+        counts = self._as_matrix(values, block, positions)
+        evidence.add(len(positions), block.data, counts.data, residual)
+        return SourceCells(positions, counts, evidence)
+
+    def conclude(self, states: Iterable[dict[str, Any]]) -> None:
+        """Take the evidence of all rows together (``evidence.state()`` of each :meth:`read`).
+
+        ``evidence`` and ``dropped`` are those of the whole file from here on.
+
+        Raises:
+            UserError: too few cells are proved.
+        """
+        whole = self._no_evidence()
+        for state in states:
+            whole.absorb(state)
+        if isinstance(whole, ScaledEvidence):
+            if whole.share < self._config.recovered:
+                raise self._too_few(whole, "cells")
+            self.dropped = self._dropped | dict(whole.unproved)
+        self.evidence = self.evidence | {"checked": "all"} | whole.summary()
+
+    def counts(self, chunk_cells: int) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+        """Read all kept cells in order of the file, and conclude.
 
         Args:
             chunk_cells: rows of the file that are read at a time; a chunk has as many cells at most.
@@ -121,58 +179,17 @@ class H5adSource:
             positions [m] int64 into ``cells``, and counts [m, G] int32 CSR with sorted indices and no stored zeros.
 
         Raises:
-            UserError: a value is no count on the scale that was found, too few cells are proved, or the file is
-                damaged.
+            UserError: as :meth:`read` and :meth:`conclude`.
         """
-        evidence = self.evidence | {"checked": "all", "n_cells": 0, "n_values": 0}
-        evidence |= {"largest_residual": 0.0, "largest_count": 0}
-        scaled = ScaledEvidence(self._reading) if isinstance(self._reading, Reading) else None
+        states = []
         for start in range(0, self._matrix.shape[0], chunk_cells):
-            stop = min(start + chunk_cells, self._matrix.shape[0])
-            positions = np.arange(*np.searchsorted(self.rows, [start, stop]), dtype=np.int64)
-            if not len(positions):
-                continue
-            block = self._matrix.block(start, stop).take(self.rows[positions] - start)
-            if isinstance(self._reading, Reading):
-                assert scaled is not None
-                values, proved = self._scaled_counts(block, positions, self._reading, scaled)
-                counts = self._as_matrix(values, block, positions)[proved]
-                yield positions[proved], counts
-                continue
-            try:
-                values, residual = recover(block.data, self._reading)
-            except NotCountsError as error:
-                raise self._refusal(error, block, positions) from None
-            counts = self._as_matrix(values, block, positions)
-            evidence["n_cells"] += len(positions)
-            evidence["n_values"] += int(np.count_nonzero(block.data))
-            evidence["largest_residual"] = max(evidence["largest_residual"], residual)
-            evidence["largest_count"] = max(evidence["largest_count"], int(counts.data.max(initial=0)))
-            yield positions, counts
-        if scaled is not None:
-            if scaled.share < self._config.recovered:
-                raise self._too_few(scaled, "cells")
-            evidence |= scaled.summary()
-            self.dropped = self._dropped | dict(scaled.unproved)
-        self.evidence = evidence
+            cells = self.read(start, min(start + chunk_cells, self._matrix.shape[0]))
+            states.append(cells.evidence.state())
+            yield cells.positions, cells.counts
+        self.conclude(states)
 
-    def _locate(self, file: h5py.File) -> tuple[h5py.Dataset | h5py.Group, str]:
-        """The matrix that the recipe names, and the path of its table of genes."""
-        if not {"obs", "var"} <= file.keys():
-            raise UserError(f"{self._where}: HDF5, but not h5ad: it has no obs and var")
-        present, matrix = _matrices(file), self._config.matrix
-        if matrix not in present:
-            raise UserError(f"{self._where}: has no matrix {matrix!r}; set matrix to one of {', '.join(present)}")
-        return (file["raw/X"], "raw/var") if matrix == "raw" else (file[matrix], "var")
-
-    def _table(self, file: h5py.File, path: str) -> pd.DataFrame:
-        with damage(f"{self._where}, {path}"):
-            table = read_elem(file[path])
-        if not isinstance(table, pd.DataFrame):
-            raise UserError(
-                f"{self._where}, {path}: written by an anndata before 0.7; write it again with a newer one"
-            )
-        return table
+    def _no_evidence(self) -> Evidence:
+        return ScaledEvidence(self._reading) if isinstance(self._reading, Reading) else CountEvidence()
 
     def _read_totals(self, obs: pd.DataFrame) -> np.ndarray | None:
         """Depth of each kept cell before normalisation, [n] int64."""
@@ -331,25 +348,3 @@ class H5adSource:
 
     def _cell(self, position: int) -> str:
         return repr(self.cells["barcode"].iloc[position])
-
-
-def _open(path: Path, where: str, get: str | None) -> h5py.File:
-    if not path.exists():
-        raise UserError(f"{where}: no such file" + (f"; get it from {get}" if get else "; correct the path"))
-    if path.is_dir():
-        raise UserError(f"{where}: is a folder; give an h5ad file")
-    try:
-        return h5py.File(path, "r")
-    except PermissionError:
-        raise UserError(f"{where}: may not be read; change its permissions") from None
-    except BlockingIOError:
-        raise UserError(f"{where}: is being written by another program; wait until that is done") from None
-    except OSError as error:
-        raise UserError(f"{where}: cut short or damaged, or not HDF5 ({first_line(error)}); get it again") from None
-
-
-def _matrices(file: h5py.File) -> list[str]:
-    """Names of the matrices, as the recipe writes them."""
-    names = ["X"] if "X" in file else []
-    names += ["raw"] if "raw/X" in file else []
-    return names + ([f"layers/{name}" for name in file["layers"]] if "layers" in file else [])

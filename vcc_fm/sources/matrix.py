@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,11 @@ class DenseMatrix:
         rows, columns = np.nonzero(dense)
         return Block(dense[rows, columns], columns, _starts(rows, stop - start))
 
+    def ranges(self, values: int) -> list[tuple[int, int]]:
+        """Ranges of rows of at most so many values, zeros among them, or of one row."""
+        rows = max(1, values // max(self.shape[1], 1))
+        return [(start, min(start + rows, self.shape[0])) for start in range(0, self.shape[0], rows)]
+
     def sample(self, rows: np.ndarray) -> Block:
         """The cells at ``rows`` ([k] int64)."""
         return _join([self.block(row, row + 1) for row in rows.tolist()])
@@ -89,6 +95,15 @@ class CsrMatrix:
         _check_range(indices, self.shape[1], self._where)
         return Block(data, indices, self._indptr[start : stop + 1] - low)
 
+    def ranges(self, values: int) -> list[tuple[int, int]]:
+        """Ranges of rows of at most so many stored values, or of one row."""
+        ranges, start, rows = [], 0, self.shape[0]
+        while start < rows:
+            stop = int(np.searchsorted(self._indptr, self._indptr[start] + values, side="right")) - 1
+            ranges.append((start, min(max(stop, start + 1), rows)))
+            start = ranges[-1][1]
+        return ranges
+
     def sample(self, rows: np.ndarray) -> Block:
         """The cells at ``rows`` ([k] int64)."""
         return _join([self.block(row, row + 1) for row in rows.tolist()])
@@ -101,14 +116,15 @@ class CscMatrix:
         self.shape = shape
         self._data, self._indices = group["data"], group["indices"]
         self._indptr, self._where, self._stack = indptr, where, stack
-        self._by_row: CsrMatrix | None = None
         _check_compressed(self._data, self._indices, indptr, shape[1], where)
 
     def block(self, start: int, stop: int) -> Block:
         """Stored values of the rows from ``start`` to ``stop``."""
-        if self._by_row is None:
-            self._by_row = self._turn()
-        return self._by_row.block(start, stop)
+        return self._turned.block(start, stop)
+
+    def ranges(self, values: int) -> list[tuple[int, int]]:
+        """Ranges of rows of at most so many stored values, or of one row."""
+        return self._turned.ranges(values)
 
     def sample(self, rows: np.ndarray) -> Block:
         """Some of the values of the cells at ``rows`` ([k] int64), from up to 64 columns: turning costs too much."""
@@ -134,7 +150,8 @@ class CscMatrix:
         _check_range(cells, self.shape[0], self._where)
         return data, cells
 
-    def _turn(self) -> CsrMatrix:
+    @cached_property
+    def _turned(self) -> CsrMatrix:
         n_values, n_rows = len(self._data), self.shape[0]
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vcc-fm-")))
         needed, free = n_values * (self._data.dtype.itemsize + 4), shutil.disk_usage(folder).free
