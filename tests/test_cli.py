@@ -69,7 +69,7 @@ def test_no_arguments_show_help(main):
 
 def test_help_names_every_command_and_what_it_takes(main):
     text = main("--help").out
-    for name in "run plan prepare embed split train calibrate predict score compare".split():
+    for name in "run plan prepare embed split train calibrate predict score inspect compare".split():
         assert f"│ {name} " in text
     train = main("train", "--help")
     assert train.code == 0
@@ -83,7 +83,7 @@ def test_every_command_takes_quiet_json_and_debug():
             yield from commands(one, (*path, name)) if hasattr(one, "commands") else [((*path, name), one)]
 
     found = dict(commands(typer.main.get_command(cli.app)))
-    assert len(found) == 14
+    assert len(found) == 15
     for name, one in found.items():
         options = {option for parameter in one.params for option in parameter.opts}
         assert {"--quiet", "--json", "--debug"} <= options, name

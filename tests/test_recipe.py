@@ -81,6 +81,7 @@ def test_a_loaded_recipe_cannot_be_changed(load):
         (SIMULATED.replace("simulate: {genes: 300}", "minimum_cells: 3"), "give either simulate or sources"),
         (FILES.replace("name: two", "name: one"), r"data\.sources: names must differ, found \['one', 'one'\]"),
         (FILES.replace("context: K562", "batch_column: lane"), "source 'one': give either context_column or context"),
+        (FILES.replace("gene,", "gene, quality: {guides: [1, 2]},"), r"guides=\[1, 2\] needs quality\.guides_column"),
         ("- name", "a recipe is a mapping of keys to values, found list"),
         ("", "a recipe is a mapping of keys to values, found NoneType"),
         ("name: a: b", "not readable as YAML"),
@@ -184,7 +185,8 @@ def leaves(value: object, prefix: str = "") -> set[str]:
 
 def test_explain_covers_every_key_with_a_description(load):
     full = leaves(load(SIMULATED, "decoder.base=pretrain", "pretrain.steps=5"))
-    full |= leaves(load(FILES, "embed.proteins.encoder=esm2", "embed.proteins.untrained={}"))
+    knock_down = "data.sources.0.quality.knock_down={}"
+    full |= leaves(load(FILES, "embed.proteins.encoder=esm2", "embed.proteins.untrained={}", knock_down))
     # Null or empty in one of the two.
     full -= {"data.simulate", "data.sources", "pretrain", "embed.proteins.untrained"}
     rows = list(explain())

@@ -38,7 +38,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors a
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout, everything else on stderr")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 Processes = Annotated[
-    int, typer.Option("--processes", "-p", min=1, help="processes that train and predict, on this node")
+    int, typer.Option("--processes", "-p", min=1, help="processes that read cells, train and predict, on this node")
 ]
 
 
@@ -145,7 +145,7 @@ def _launched_command(stage: str | None, help_text: str) -> Callable[..., None]:
 
 
 app.command("run")(_launched_command(None, "Run all stages in order; what is already there is kept."))
-app.command("prepare")(_stage_command("prepare", "Check the sources and write the cell store."))
+app.command("prepare")(_launched_command("prepare", "Check the sources and write the cell store."))
 embed_app.command("proteins")(_stage_command("embed proteins", "Encode the protein sequences of the target genes."))
 embed_app.command("cells")(_stage_command("embed cells", "Encode the cells."))
 app.command("split")(_stage_command("split", "Write which groups train, validate and test."))
@@ -201,6 +201,39 @@ def _explain(console: Console, as_json: bool) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="an h5ad file, or a zarr store")],
+    perturbation: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="obs column with the perturbation label, if not as guessed")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="label of the control cells, if not as guessed")
+    ] = None,
+    every_value: Annotated[
+        bool, typer.Option("--all", help="read every value of every matrix, rather than a sample of cells")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is in a file: values, genes, labels, knock-down, problems, and the recipe lines to read it by."""
+    import dataclasses
+
+    from vcc_fm.progress import ProgressLines
+    from vcc_fm.sources.inspect import inspect_file
+    from vcc_fm.sources.inspect_text import print_inspection
+
+    console = _console(quiet, as_json)
+    found = inspect_file(
+        file, perturbation, control, every_value, lambda what: ProgressLines(f"inspect {what}", "cells", console)
+    )
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        print_inspection(found, console)
 
 
 @app.command()

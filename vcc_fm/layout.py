@@ -15,13 +15,16 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import Recipe, TrainConfig, expand, fingerprint
 from vcc_fm.store.folder import read_json, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
 
 _END = 1 << 20
 _MODEL = ("config.json", "*.safetensors")
 _STATE_SE = ("*.yaml", "*.pt", "*.safetensors", "*.ckpt")
 """Files that say what a model computes: of a transformers model, and of SE, whose gene symbols have a file."""
+
+_ZARR_ROOT = ("zarr.json", ".zgroup")
+_ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 _SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
@@ -102,12 +105,14 @@ class Layout:
     @cached_property
     def cells_fingerprint(self) -> str:
         """Of the cell store."""
-        data = self.recipe.data.model_dump(mode="json", exclude={"chunk_cells"})
+        data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb"})
         for source in data["sources"]:
             source["path"] = file_identity(source["path"])
             del source["get"]
         if data["genes"] not in ("union", "intersection"):
             data["genes"] = file_identity(data["genes"])
+        if data["symbols"] is not None:
+            data["symbols"] = file_identity(data["symbols"])
         return fingerprint([SCHEMA, data, self.recipe.seed])
 
     @cached_property
@@ -214,12 +219,14 @@ def file_identity(path: str) -> str:
     """Size and a SHA-256 of the first and last MiB of a file, whatever its name; ``absent`` where there is none.
 
     Reading tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself
-    records the SHA-256 of the whole file.
+    records the SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store.
     """
     try:
         file = expand(path)
     except UserError:
         return "absent"
+    if any((file / name).is_file() for name in _ZARR_ROOT):
+        return _zarr_identity(file)
     if not file.is_file():
         return "absent"
     size = file.stat().st_size
@@ -228,6 +235,21 @@ def file_identity(path: str) -> str:
         handle.seek(max(0, size - _END))
         digest.update(handle.read(_END))
     return f"{size}:{digest.hexdigest()}"
+
+
+def _zarr_identity(folder: Path) -> str:
+    """Total size and a SHA-256 of the names and sizes of all files, and of the content of metadata, obs and var.
+
+    Other values in a matrix are seen by the sizes of its compressed chunks.
+    """
+    digest, total = hashlib.sha256(), 0
+    for name, file in sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file()):
+        size = file.stat().st_size
+        total += size
+        digest.update(f"{name}\n{size}\n".encode())
+        if file.name in _ZARR_METADATA or name.startswith(("obs/", "var/", "raw/var/")):
+            digest.update(file.read_bytes())
+    return f"{total}:{digest.hexdigest()}"
 
 
 def folder_identity(folder: Path, patterns: tuple[str, ...] = _MODEL) -> dict[str, str]:

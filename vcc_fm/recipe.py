@@ -18,7 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vcc_fm.errors import UserError
 
 PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+_UNASSIGNED = (
+    "unassigned, unassigned guide, not assigned, undetermined, unknown, unmapped, na, n/a, none, no guide, noguide, "
+    "no sgrna, multiple, multiple guides, multiplet, multi, doublet, ambiguous"
+).split(", ")
 
 
 class Section(BaseModel):
@@ -44,11 +50,54 @@ class SimulateConfig(Section):
     )
 
 
+class KnockDownConfig(Section):
+    """Whether the target genes of a perturbation went down: cell-load's filter, for each context of a source."""
+
+    perturbation: float = Field(
+        0.30, gt=0, description="a perturbation stays if its cells' mean of the target gene is below this x controls'"
+    )
+    cell: float = Field(
+        0.50, gt=0, description="a cell of such a perturbation stays if its target gene is below this x controls' mean"
+    )
+    minimum_cells: PositiveInt = Field(
+        30, description="a perturbation with fewer cells left by the two in a context is dropped there"
+    )
+    scale: Literal["linear", "log1p"] = Field(
+        "linear", description="what is compared: counts per 10,000 of the cell's depth, or log1p of them"
+    )
+    unmeasured: Literal["drop", "keep"] = Field(
+        "drop", description="a target gene that the source lacks or no control cell expresses: drop or do not judge"
+    )
+
+
+class QualityConfig(Section):
+    """Which cells are good enough; the others are dropped and counted by reason."""
+
+    minimum_depth: int = Field(0, ge=0, description="smallest depth of a cell over all genes of the file, UMI")
+    minimum_genes: int = Field(0, ge=0, description="smallest number of genes with a count in a cell")
+    guides_column: str | None = Field(None, description="obs column with the number of guides found in a cell")
+    guides: list[int] = Field([1], min_length=1, description="numbers of guides with which a cell is kept")
+    unassigned: list[str] = Field(
+        _UNASSIGNED,
+        description="perturbation labels of cells with no guide or several; capitals do not matter, and _ and - are "
+        "spaces; the control is never one",
+    )
+    knock_down: KnockDownConfig | None = Field(
+        None, description="CRISPRi: drop what was not knocked down ({}: with cell-load's thresholds); null: keep all"
+    )
+
+    @model_validator(mode="after")
+    def _has_column(self) -> QualityConfig:
+        if self.guides_column is None and self.guides != [1]:
+            raise ValueError(f"quality.guides={self.guides} needs quality.guides_column, the column with the numbers")
+        return self
+
+
 class SourceConfig(Section):
-    """One h5ad file and where its labels are."""
+    """One h5ad file, or zarr store of anndata, and where its labels are."""
 
     name: str = Field(description="short name of the source, used in the store and in messages")
-    path: str = Field(description="path of the h5ad file; ${VARIABLE} is expanded")
+    path: str = Field(description="path of the h5ad file or zarr store (folder or .zip); ${VARIABLE} is expanded")
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
     matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
     values: Literal["auto", "counts", "log1p-counts", "normalised", "log-normalised"] = Field(
@@ -74,6 +123,7 @@ class SourceConfig(Section):
     keep: dict[str, bool | int | str | list[str]] = Field(
         {}, description="obs column -> value or values; cells with another value are dropped and counted"
     )
+    quality: QualityConfig = Field(QualityConfig(), description="which cells are good enough")
 
     @model_validator(mode="after")
     def _one_context(self) -> SourceConfig:
@@ -86,12 +136,18 @@ class DataConfig(Section):
     """Which cells there are."""
 
     simulate: SimulateConfig | None = Field(None, description="simulate a screen instead of reading files")
-    sources: list[SourceConfig] = Field([], description="h5ad files to read")
+    sources: list[SourceConfig] = Field([], description="h5ad files or zarr stores to read")
     genes: str = Field("union", description="gene axis: union, intersection, or a text file with one symbol a line")
+    symbols: str | None = Field(
+        None, description="gene names from HGNC: genes and targets of all sources go under their approved symbols"
+    )
+    pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where data.symbols is ambiguous")
     minimum_cells: PositiveInt = Field(
         1, description="perturbations with fewer cells in a context are dropped and counted"
     )
-    chunk_cells: PositiveInt = Field(4096, description="cells read at a time, bounds the memory of `prepare`")
+    memory_mb: PositiveInt = Field(
+        1024, description="memory for counts in each process of `prepare`, MB; labels of all cells come on top"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
@@ -313,6 +369,12 @@ class TrainConfig(Section):
         None, description="contexts to train on; null means every one with training cells"
     )
     steps: PositiveInt = Field(description="optimiser steps")
+    context_weights: dict[str, PositiveFloat] = Field(
+        {}, description="context -> how many times an epoch goes through its cells, fractions allowed; 1 if not named"
+    )
+    perturbation_weights: dict[str, PositiveFloat] = Field(
+        {}, description="the same for perturbations; the two weights of a group are multiplied"
+    )
     set_size: PositiveInt = Field(32, description="cells in a set (S)")
     batch_sets: PositiveInt = Field(8, description="sets in an optimiser step, over all devices")
     micro_sets: PositiveInt | None = Field(

@@ -4,6 +4,7 @@ import pytest
 
 from vcc_fm.errors import UserError
 from vcc_fm.sources.genes import axis_columns, gene_axis, gene_columns, measured_mask
+from vcc_fm.sources.symbols import SymbolTable, approved_symbols
 
 
 def read(var, column="index", duplicates="refuse"):
@@ -53,6 +54,53 @@ def test_ensembl_ids_are_refused_and_the_column_with_symbols_named():
 def test_an_absent_column_names_those_there_are():
     with pytest.raises(UserError, match="no column 'symbol'; set symbols to index or one of name"):
         read(pd.DataFrame({"name": ["A"]}), "symbol")
+
+
+NAMES = SymbolTable(
+    [
+        ("SUPT20H", "FAM48A", "previous"),
+        ("TAFAZZIN", "TAZ", "previous"),
+        ("WWTR1", "TAZ", "alias"),
+        ("A", "A", "approved"),
+    ]
+)
+
+
+def test_files_of_different_years_share_a_gene_of_the_axis():
+    old = gene_columns(pd.DataFrame(index=["A", "FAM48A ", "TAZ"]), "index", "refuse", "source 'old'", NAMES)
+    new = gene_columns(pd.DataFrame(index=["SUPT20H", "A"]), "index", "refuse", "source 'new'", NAMES)
+    assert old.genes.tolist() == ["A", "SUPT20H", "TAZ"]
+    assert old.renamed == {"FAM48A": "SUPT20H"}
+    assert old.repairs == {
+        "gene symbols stripped of spaces": 1,
+        "gene symbols brought to their approved symbol": 1,
+        "gene symbols that may stand for several genes, left as they are": 1,
+    }
+    assert new.repairs == {}
+    axis = gene_axis([old.genes, new.genes], "union")
+    assert axis.tolist() == ["A", "SUPT20H", "TAZ"]
+    assert axis_columns(new.genes, axis).tolist() == [1, 0]
+    # A list of genes with the old name keeps it, and finds the gene by its approved symbol.
+    assert axis_columns(new.genes, approved_symbols(np.array(["FAM48A", "A"]), NAMES).symbols).tolist() == [0, 1]
+    pinned = gene_columns(pd.DataFrame(index=["TAZ"]), "index", "refuse", "s", NAMES, {"TAZ": "WWTR1"})
+    assert pinned.genes.tolist() == ["WWTR1"]
+
+
+def test_a_file_with_both_names_of_a_gene_keeps_both_unless_columns_are_summed():
+    var = pd.DataFrame(index=["SUPT20H", "A", "FAM48A"])
+    apart = gene_columns(var, "index", "refuse", "s", NAMES)
+    assert apart.genes.tolist() == ["SUPT20H", "A", "FAM48A"]
+    assert apart.renamed == {}
+    assert apart.repairs == {
+        "gene symbols whose approved symbol another column stands for, left as they are": 1,
+    }
+    summed = gene_columns(var, "index", "sum", "s", NAMES)
+    assert summed.genes.tolist() == ["SUPT20H", "A"]
+    assert summed.columns.tolist() == [0, 1, 0]
+    assert summed.repairs == {
+        "gene symbols brought to their approved symbol": 1,
+        "columns summed into a gene of the same symbol": 1,
+    }
 
 
 FIRST, SECOND = np.array(["B", "A", "C"]), np.array(["D", "C", "B"])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -48,6 +48,8 @@ def read_all(config, chunk_cells=5):
 def test_counts_come_back_from_every_storage(
     h5ad_file, source_config, counts, layout, place, scale, dtype, auto, chunk_cells
 ):
+    # Of one value alone nothing tells the base: ln(93) is the log10 of 92.99997 in single precision.
+    assume(scale == "counts" or len(np.unique(counts)) > 3)
     stored = STORED[layout]((counts if scale == "counts" else np.log1p(counts)).astype(dtype))
     if place == "X":
         path = h5ad_file(stored)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
@@ -123,6 +123,7 @@ def test_cells_are_exact_or_not_proved(seed, base, dtype, use, target, subset):
     st.sampled_from([1e4, 1e6, "median", "own"]),
     st.booleans(),
 )
+@example(496093, 0.0, np.float32, "depths before genes were left out", "median", True)
 def test_a_file_that_says_nothing_of_its_scale_is_read_exactly_or_not_at_all(seed, base, dtype, known, target, subset):
     rng = np.random.default_rng(seed)
     cells = 60

@@ -1,11 +1,12 @@
 import gzip
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from vcc_fm.errors import UserError
 from vcc_fm.sources.fasta import read_fasta
-from vcc_fm.sources.symbols import SymbolTable, coverage, read_symbols
+from vcc_fm.sources.symbols import SymbolTable, approved_symbols, coverage, read_symbols
 
 # As HGNC publishes it: quotes around several values, columns of which most are not read, a withdrawn entry.
 COMPLETE_SET = """\
@@ -190,3 +191,64 @@ def test_the_challenge_of_2025_against_human_proteins(real_data):
     ambiguous = {r.symbol for r in against_all.genes if r.how == "ambiguous"}
     assert ambiguous == {"TAZ", "DUSP27", "QARS", "MPP6", "DEC1", "SARS", "LOR"}
     assert counts(against_all.genes) == {"exact": 17777, "approved": 236, "ambiguous": 7, "missing": 60}
+
+
+# ---------------------------------------------------------------------------------------------------- approved symbols
+def test_a_name_of_exactly_one_gene_becomes_its_approved_symbol(table):
+    names = ["DUSP27", "TP53", "TAZ", "UNHEARD", "p53", "Oct4", "C1orf112", "HIST1H2AI", "DUSP27"]
+    brought = approved_symbols(np.array(names), table)
+    # p53 would be TP53's second column; Oct4 is how mouse symbols are written; TAZ may be two genes.
+    assert brought.symbols.tolist() == [
+        "STYXL2",
+        "TP53",
+        "TAZ",
+        "UNHEARD",
+        "p53",
+        "Oct4",
+        "C1orf112",
+        "H2AC13",
+        "STYXL2",
+    ]
+    assert brought.symbols.dtype.kind == "U"
+    assert brought.renamed == {"DUSP27": "STYXL2", "HIST1H2AI": "H2AC13"}
+    assert brought.ambiguous == {"TAZ": ("TAFAZZIN", "WWTR1")}
+    assert brought.taken == {"p53": "TP53"}
+    assert approved_symbols(np.array(["p53"]), table).renamed == {"p53": "TP53"}
+
+
+def test_two_other_names_of_one_gene_stay_two_columns_unless_merged(table):
+    names = np.array(["HIST1H2AI", "H2AFC", "EFE2"])
+    apart = approved_symbols(names, table)
+    assert apart.symbols.tolist() == ["HIST1H2AI", "H2AFC", "TAFAZZIN"]
+    assert apart.taken == {"HIST1H2AI": "H2AC13", "H2AFC": "H2AC13"}
+    merged = approved_symbols(names, table, merge=True)
+    assert merged.symbols.tolist() == ["H2AC13", "H2AC13", "TAFAZZIN"]
+    assert merged.taken == {}
+
+
+def test_a_pin_goes_before_the_table_but_not_over_another_column(table):
+    pins = {"TAZ": "WWTR1", "QARS": "QARS", "DUSP27": "OTHER"}
+    brought = approved_symbols(np.array(["TAZ", "QARS", "DUSP27"]), table, pins)
+    assert brought.symbols.tolist() == ["WWTR1", "QARS", "OTHER"]
+    assert brought.ambiguous == {}
+    beside = approved_symbols(np.array(["TAZ", "WWTR1"]), table, pins)
+    assert beside.symbols.tolist() == ["TAZ", "WWTR1"]
+    assert beside.taken == {"TAZ": "WWTR1"}
+
+
+def test_no_symbols_and_an_empty_table_change_nothing(table):
+    assert approved_symbols(np.array([], dtype=str), table).symbols.shape == (0,)
+    assert approved_symbols(np.array(["DUSP27", "TAZ"]), SymbolTable()).symbols.tolist() == ["DUSP27", "TAZ"]
+
+
+def test_the_genes_of_the_challenge_brought_to_approved_symbols(real_data):
+    table = read_symbols(str(real_data / "proteins/hgnc_alias_to_approved.tsv.gz"))
+    genes = pd.read_csv(real_data / "vcc2025/gene_names.csv", header=None)[0].to_numpy(str)
+    brought = approved_symbols(genes, table)
+    assert len(set(brought.symbols)) == 18_080
+    assert (len(brought.renamed), len(brought.ambiguous)) == (235, 7)
+    assert brought.renamed["YARS"] == "YARS1"
+    assert brought.ambiguous["TAZ"] == ("TAFAZZIN", "WWTR1")
+    assert brought.taken == {"TIAF1": "MYO18A"}  # two genes, of which the table makes one
+    again = approved_symbols(brought.symbols, table)
+    np.testing.assert_array_equal(again.symbols, brought.symbols)

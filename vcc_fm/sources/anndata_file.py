@@ -1,19 +1,30 @@
-"""A file as anndata writes it: opened, its tables read, its matrices named."""
+"""A file as anndata writes it (h5ad, or zarr in a folder or a zip): opened, its tables read, its matrices named."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import h5py
 import pandas as pd
+import zarr
 from anndata.io import read_elem
+from zarr.errors import ContainsArrayError
+from zarr.storage import LocalStore, ZipStore
 
 from vcc_fm.errors import UserError
-from vcc_fm.sources.matrix import damage, first_line
+from vcc_fm.sources.matrix import Stored, damage, first_line
+from vcc_fm.sources.zarr_array import check_table
+
+File: TypeAlias = h5py.File | zarr.Group
 
 
-def open_file(path: Path, where: str, get: str | None) -> h5py.File:
-    """Open a file for reading.
+@contextmanager
+def open_file(path: Path, where: str, get: str | None) -> Iterator[File]:
+    """Open a file for reading; a folder or a name that ends in ``.zip`` is taken for zarr, all else for HDF5.
 
     Args:
         path: of the file.
@@ -21,12 +32,21 @@ def open_file(path: Path, where: str, get: str | None) -> h5py.File:
         get: where to get the file, for the message when it is missing.
 
     Raises:
-        UserError: it is missing, may not be read, or is no HDF5.
+        UserError: it is missing, may not be read, or is neither HDF5 nor zarr.
     """
     if not path.exists():
         raise UserError(f"{where}: no such file" + (f"; get it from {get}" if get else "; correct the path"))
-    if path.is_dir():
-        raise UserError(f"{where}: is a folder; give an h5ad file")
+    if path.is_dir() or path.suffix == ".zip":
+        store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
+        group = _root(store, where)
+        with closing(store):
+            yield group
+    else:
+        with _hdf5(path, where) as file:
+            yield file
+
+
+def _hdf5(path: Path, where: str) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except PermissionError:
@@ -37,35 +57,78 @@ def open_file(path: Path, where: str, get: str | None) -> h5py.File:
         raise UserError(f"{where}: cut short or damaged, or not HDF5 ({first_line(error)}); get it again") from None
 
 
-def read_table(file: h5py.File, path: str, where: str) -> pd.DataFrame:
+def _root(store: LocalStore | ZipStore, where: str) -> zarr.Group:
+    with damage(where):
+        try:
+            return zarr.open_group(store, mode="r")
+        except PermissionError:
+            raise UserError(f"{where}: may not be read; change its permissions") from None
+        except ContainsArrayError:
+            raise UserError(
+                f"{where}: zarr, but not AnnData: it is a single array; give the store around it"
+            ) from None
+        except FileNotFoundError:
+            lacks = "no zarr store: no zarr.json and no .zgroup"
+            if isinstance(store, LocalStore):
+                message = f"is a folder, and {lacks} in it; give an h5ad file, or a zarr store written by anndata"
+            else:
+                message = f"is a zip, and {lacks} at its root; zip what is in the store's folder, not the folder"
+            raise UserError(f"{where}: {message}") from None
+
+
+def read_table(file: File, path: str, columns: set[str], where: str) -> pd.DataFrame:
     """Read the table at ``path`` (obs, var, raw/var).
+
+    Args:
+        file: open for reading.
+        path: of the table in the file.
+        columns: those whose values will be used, which a zarr store must hold whole; see :func:`check_table`.
+        where: source and file, for messages.
 
     Raises:
         UserError: it is damaged, or written by a very old anndata.
     """
     with damage(f"{where}, {path}"):
-        table = read_elem(file[path])
+        stored = file[path]
+        if isinstance(stored, zarr.Group):
+            check_table(stored, columns, f"{where}, {path}")
+        table = read_elem(stored)
     if not isinstance(table, pd.DataFrame):
         raise UserError(f"{where}, {path}: written by an anndata before 0.7; write it again with a newer one")
     return table
 
 
-def locate(file: h5py.File, matrix: str, where: str) -> tuple[h5py.Dataset | h5py.Group, str]:
+def locate(file: File, matrix: str, where: str) -> tuple[Stored, str]:
     """The matrix of that name, and the path of its table of genes.
 
     Raises:
-        UserError: the file is no h5ad, or has no such matrix.
+        UserError: the file holds no AnnData, or has no such matrix.
     """
-    if not {"obs", "var"} <= file.keys():
-        raise UserError(f"{where}: HDF5, but not h5ad: it has no obs and var")
+    if "obs" not in file or "var" not in file:
+        kind = "zarr, but not AnnData" if isinstance(file, zarr.Group) else "HDF5, but not h5ad"
+        raise UserError(f"{where}: {kind}: it has no obs and var")
     present = matrices(file)
     if matrix not in present:
         raise UserError(f"{where}: has no matrix {matrix!r}; set matrix to one of {', '.join(present)}")
     return (file["raw/X"], "raw/var") if matrix == "raw" else (file[matrix], "var")
 
 
-def matrices(file: h5py.File) -> list[str]:
+def matrices(file: File) -> list[str]:
     """Names of the matrices, as a recipe writes them: X, raw, layers/NAME."""
     names = ["X"] if "X" in file else []
     names += ["raw"] if "raw/X" in file else []
-    return names + ([f"layers/{name}" for name in file["layers"]] if "layers" in file else [])
+    return names + (sorted(f"layers/{name}" for name in file["layers"]) if "layers" in file else [])
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file; of a folder, that of a list of all files in it: name, newline, SHA-256, newline.
+
+    Names are relative to the folder and sorted, so that a folder that moves stays the same.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for name, part in sorted((part.relative_to(path).as_posix(), part) for part in path.rglob("*") if part.is_file()):
+        digest.update(f"{name}\n{sha256_of(part)}\n".encode())
+    return digest.hexdigest()

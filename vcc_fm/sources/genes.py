@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import expand
+from vcc_fm.recipe import SourceConfig, expand
+from vcc_fm.sources.symbols import Renamed, SymbolTable, approved_symbols
 
 _ENSEMBL = r"ENS[A-Z]*G\d+"
 _HEADERS = {"gene_name", "gene_symbol"}
@@ -23,14 +25,23 @@ class GeneColumns(NamedTuple):
         genes: [G] str, distinct symbols in order of first appearance.
         columns: [columns of the file] int32, position of each column's symbol in ``genes``.
         repairs: name of a repair -> number of columns it touched.
+        renamed: symbol of the file -> the approved symbol that took its place.
     """
 
     genes: np.ndarray
     columns: np.ndarray
     repairs: dict[str, int]
+    renamed: dict[str, str]
 
 
-def gene_columns(var: pd.DataFrame, column: str, duplicates: Literal["refuse", "sum"], where: str) -> GeneColumns:
+def gene_columns(
+    var: pd.DataFrame,
+    column: str,
+    duplicates: Literal["refuse", "sum"],
+    where: str,
+    names: SymbolTable | None = None,
+    pins: Mapping[str, str] | None = None,
+) -> GeneColumns:
     """Read the gene symbols of a matrix.
 
     Args:
@@ -38,6 +49,9 @@ def gene_columns(var: pd.DataFrame, column: str, duplicates: Literal["refuse", "
         column: column of ``var`` with the symbols, or ``index``.
         duplicates: what to do with a symbol that repeats: refuse it, or give its columns one position.
         where: source and file, for messages.
+        names: other names of genes; symbols are brought to their approved symbols by :func:`approved_symbols`. Where
+            that gives two columns one symbol, they keep their own, unless ``duplicates`` is ``sum``.
+        pins: symbol -> the gene that it stands for, where ``names`` cannot tell.
 
     Raises:
         UserError: the column is absent, a symbol is missing, symbols are numbers or Ensembl gene ids, or a symbol
@@ -62,7 +76,10 @@ def gene_columns(var: pd.DataFrame, column: str, duplicates: Literal["refuse", "
                 f"{where}: {label} holds {what} ({symbols.iloc[0]}, …) where gene symbols are expected; "
                 + _symbol_hint(var, column)
             )
-    codes, genes = pd.factorize(symbols)
+    renaming = Renamed(symbols.to_numpy(), {}, {}, {})
+    if names is not None:
+        renaming = approved_symbols(symbols.to_numpy(), names, pins, merge=duplicates == "sum")
+    codes, genes = pd.factorize(pd.Series(renaming.symbols, dtype=object))
     repeated = symbols[symbols.duplicated()].unique()
     if len(repeated) and duplicates == "refuse":
         raise UserError(
@@ -71,11 +88,39 @@ def gene_columns(var: pd.DataFrame, column: str, duplicates: Literal["refuse", "
         )
     repairs = {
         "gene symbols stripped of spaces": int((symbols != text).sum()),
+        "gene symbols brought to their approved symbol": int(symbols.isin(renaming.renamed).sum()),
+        "gene symbols that may stand for several genes, left as they are": int(symbols.isin(renaming.ambiguous).sum()),
+        "gene symbols whose approved symbol another column stands for, left as they are": int(
+            symbols.isin(renaming.taken).sum()
+        ),
         "columns summed into a gene of the same symbol": len(codes) - len(genes),
     }
-    return GeneColumns(
-        genes.to_numpy(dtype=str), codes.astype(np.int32), {name: count for name, count in repairs.items() if count}
-    )
+    counted = {name: count for name, count in repairs.items() if count}
+    return GeneColumns(genes.to_numpy(dtype=str), codes.astype(np.int32), counted, renaming.renamed)
+
+
+def approved_targets(
+    labels: pd.Series, config: SourceConfig, named: GeneColumns, names: SymbolTable, pins: Mapping[str, str] | None
+) -> pd.Series:
+    """Perturbation labels whose target genes are named as the genes of the matrix are.
+
+    Args:
+        labels: [n] str.
+        config: of the source: its control label stays, its separator joins target genes.
+        named: the genes of the matrix. A target gene among them is renamed if and as its column is.
+        names: other names of genes, for target genes that the matrix lacks.
+        pins: symbol -> gene that it stands for, before ``names``.
+    """
+    distinct = [label for label in labels.unique() if label != config.control]
+    targets = pd.unique(np.array([part for label in distinct for part in label.split(config.separator)], dtype=object))
+    columns = set(named.genes)
+    elsewhere = np.array([target for target in targets if target not in columns | named.renamed.keys()], dtype=str)
+    renamed = approved_symbols(elsewhere, names, pins, merge=True).renamed | named.renamed
+    known = {config.control: config.control} | {
+        label: config.separator.join(sorted(renamed.get(part, part) for part in label.split(config.separator)))
+        for label in distinct
+    }
+    return labels.map(known)
 
 
 def _symbol_hint(var: pd.DataFrame, column: str) -> str:

@@ -1,9 +1,8 @@
-"""An h5ad file as a source: its kept cells, their labels, and verified raw counts in chunks of cells."""
+"""An h5ad file or zarr store as a source: its kept cells, their labels, and verified raw counts in chunks of cells."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
@@ -15,13 +14,14 @@ import scipy.sparse as sp
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig, expand
-from vcc_fm.sources.anndata_file import locate, matrices, open_file, read_table
+from vcc_fm.sources.anndata_file import locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import CountEvidence, Evidence, ScaledEvidence
-from vcc_fm.sources.genes import gene_columns
+from vcc_fm.sources.genes import approved_targets, gene_columns
 from vcc_fm.sources.labels import read_labels
-from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
+from vcc_fm.sources.matrix import Block, CscMatrix, open_matrix, whole_cells
 from vcc_fm.sources.reading import BASES, ScaledValues, TotalsError, find_reading
 from vcc_fm.sources.scaled import PROVED, Reading, fit
+from vcc_fm.sources.symbols import SymbolTable
 from vcc_fm.sources.values import (
     COUNT_LIMIT,
     AmbiguousError,
@@ -52,7 +52,7 @@ class SourceCells(NamedTuple):
 
 
 class H5adSource:
-    """A screen in an h5ad file, opened and checked; use it in a ``with`` statement.
+    """A screen in an h5ad file or zarr store, opened and checked; use it in a ``with`` statement.
 
     Attributes:
         name: name of the source.
@@ -67,12 +67,19 @@ class H5adSource:
             largest_count (UMI); where cells are scaled, what :class:`ScaledEvidence` has to say besides.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(
+        self, config: SourceConfig, names: SymbolTable | None = None, pins: Mapping[str, str] | None = None
+    ) -> None:
         """Open a file, read its labels and genes, and tell the scale of its values from a sample of cells.
 
+        Args:
+            config: of the source.
+            names: other names of genes; genes and target genes go under their approved symbols.
+            pins: symbol -> gene that it stands for, before ``names``.
+
         Raises:
-            UserError: the file is missing, damaged or no h5ad, the matrix is absent, or labels, genes or values
-                are not what the recipe says.
+            UserError: the file is missing, damaged or not written by anndata, the matrix is absent, or labels, genes
+                or values are not what the recipe says.
         """
         self.name = config.name
         self.path = expand(config.path)
@@ -81,13 +88,18 @@ class H5adSource:
         with ExitStack() as stack:
             file = stack.enter_context(open_file(self.path, self._where, config.get))
             stored, var = locate(file, config.matrix, self._where)
-            obs = read_table(file, "obs", self._where)
+            obs = read_table(file, "obs", _columns_used(config), self._where)
             labels = read_labels(obs, config, self._where)
-            genes = read_table(file, var, self._where)
-            named = gene_columns(genes, config.symbols, config.duplicate_genes, self._where)
+            genes = read_table(file, var, {config.symbols}, self._where)
+            named = gene_columns(genes, config.symbols, config.duplicate_genes, self._where, names, pins)
             self.cells, self.rows, self.dropped = labels.cells, labels.rows, labels.dropped
             self.genes, self._columns = named.genes, named.columns
             self.repairs = labels.repairs | named.repairs
+            if names is not None:
+                approved = approved_targets(self.cells["perturbation"], config, named, names, pins)
+                if changed := int((approved != self.cells["perturbation"]).sum()):
+                    self.repairs["target genes brought to their approved symbol"] = changed
+                self.cells["perturbation"] = approved
             # Temporary files come later: a stack inside the stack, so that pop_all moves them too.
             scratch = stack.enter_context(ExitStack())
             self._matrix = open_matrix(stored, f"{self._where}, {config.matrix}", scratch)
@@ -118,9 +130,13 @@ class H5adSource:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """SHA-256 (hex) of the file, or of all files of a zarr store in a folder, wherever that lies."""
+        return sha256_of(self.path)
+
+    @property
+    def by_column(self) -> bool:
+        """Whether the matrix is stored by column, so that the first :meth:`read` has to turn it as a whole."""
+        return isinstance(self._matrix, CscMatrix)
 
     def ranges(self, values: int) -> list[tuple[int, int]]:
         """Cut the rows of the file into ranges [start, stop) of at most so many stored values, or of one row."""
@@ -348,3 +364,9 @@ class H5adSource:
 
     def _cell(self, position: int) -> str:
         return repr(self.cells["barcode"].iloc[position])
+
+
+def _columns_used(config: SourceConfig) -> set[str]:
+    """Columns of obs whose values the recipe asks for."""
+    named = [config.perturbation_column, config.context_column, config.batch_column, config.totals_column]
+    return {*config.keep, *(column for column in named if column is not None)}

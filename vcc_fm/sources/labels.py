@@ -13,7 +13,7 @@ import pandas as pd
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig
 
-_CONTROL_LIKE = re.compile(
+CONTROL_LIKE = re.compile(
     r"(non|no)?[-_ ]?target(ing|s)?([-_ ]?control)?$|ntc?$|sgNT|ctrl|control|neg|safe|scrambl"
     r"|dmso|vehicle|unperturbed|wt$",
     re.IGNORECASE,
@@ -42,11 +42,14 @@ def read_labels(obs: pd.DataFrame, config: SourceConfig, where: str) -> Labels:
         cells: index 0..n-1, columns barcode, context, batch, perturbation, all str; combinations are sorted parts
         joined by the separator; rows: [n] int64.
 
+        A dropped cell is counted under the first reason of: keep, number of guides, no label, unassigned label.
+
     Raises:
-        UserError: a column is absent, keep leaves nothing, labels are numbers or all the same, no cell is a
-            control, or a context or batch is missing.
+        UserError: a column is absent, keep or the number of guides leaves nothing, labels are numbers or all the
+            same, no cell is a control, or a context or batch is missing.
     """
-    for column in [config.perturbation_column, config.context_column, config.batch_column, *config.keep]:
+    wanted = [config.perturbation_column, config.context_column, config.batch_column, config.quality.guides_column]
+    for column in [*wanted, *config.keep]:
         if column is not None and column not in obs.columns:
             near = difflib.get_close_matches(column, list(obs.columns), n=1)
             raise UserError(
@@ -57,10 +60,14 @@ def read_labels(obs: pd.DataFrame, config: SourceConfig, where: str) -> Labels:
     repairs: Counter[str] = Counter()
     dropped: dict[str, int] = {}
     kept = _keep(obs, config.keep, dropped, where)
+    if config.quality.guides_column is not None:
+        kept &= _with_guides(obs[config.quality.guides_column], kept, config.quality.guides, dropped, where)
     labelled = ~_missing(obs[config.perturbation_column])
     if (kept & ~labelled).any():
         dropped["no perturbation label"] = int((kept & ~labelled).sum())
-    rows = np.flatnonzero(kept & labelled)
+    kept &= labelled
+    kept &= _assigned(obs[config.perturbation_column], kept, config, dropped)
+    rows = np.flatnonzero(kept)
     barcodes, renamed = _unique(pd.Series(obs.index.astype(str)))
     if renamed[rows].any():
         repairs["duplicate barcodes numbered"] = int(renamed[rows].sum())
@@ -101,6 +108,53 @@ def _items(wanted: Any) -> list[Any]:
     return wanted if isinstance(wanted, list) else [wanted]
 
 
+def _with_guides(
+    column: pd.Series, kept: np.ndarray, wanted: list[int], dropped: dict[str, int], where: str
+) -> np.ndarray:
+    """Which of all cells have a wanted number of guides; the others among the kept ones are counted."""
+    what = f"{where}: quality.guides_column {column.name!r}"
+    values = column.astype(object)
+    numbers = pd.to_numeric(values, errors="coerce")
+    wrong = (numbers.isna() & ~_missing(column)).to_numpy(bool)
+    if wrong.any():
+        raise UserError(
+            f"{what} holds {values.iloc[wrong.argmax()]!r}, which is no number; give the column with the number of "
+            "guides of each cell, or choose cells by a label with keep"
+        )
+    match = numbers.isin(wanted).to_numpy(bool)
+    if not (kept & match).any():
+        found = ", ".join(f"{number:g}" for number in numbers[kept].dropna().unique()[:8]) or "no number"
+        raise UserError(f"{what}: no kept cell has {_any_of(wanted)} guides; found {found}")
+    absent = numbers.isna().to_numpy(bool)
+    for reason, cells in {
+        f"{column.name}: number of guides is not {_any_of(wanted)}": kept & ~match & ~absent,
+        f"{column.name}: no number of guides": kept & absent,
+    }.items():
+        if cells.any():
+            dropped[reason] = int(cells.sum())
+    return match
+
+
+def _any_of(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def _assigned(column: pd.Series, kept: np.ndarray, config: SourceConfig, dropped: dict[str, int]) -> np.ndarray:
+    """Which of all cells have a label that does not mean no guide or several; kept cells without one are counted."""
+    codes, labels = pd.factorize(column.astype(object))  # missing ones have code -1
+    texts = [str(label).strip() for label in labels]
+    unassigned = {_folded(text) for text in config.quality.unassigned}
+    match = np.array([text != config.control and _folded(text) in unassigned for text in texts] + [False])
+    for code, number in zip(*np.unique(codes[kept & match[codes]], return_counts=True), strict=True):
+        reason = f"label {texts[code]!r}: no guide or several"
+        dropped[reason] = dropped.get(reason, 0) + int(number)
+    return ~match[codes]
+
+
+def _folded(label: str) -> str:
+    return re.sub("[-_ ]+", " ", label.strip()).casefold()
+
+
 def _missing(values: pd.Series) -> np.ndarray:
     return (values.isna() | values.astype(object).astype(str).str.strip().isin(_NO_LABEL)).to_numpy(bool)
 
@@ -135,7 +189,7 @@ def _perturbations(column: pd.Series, config: SourceConfig, repairs: Counter[str
         parsed.append(label)
         repairs.update(dict.fromkeys(done, number))
     if config.control not in parsed:
-        likely = [text for text in texts if _CONTROL_LIKE.match(text.strip())]
+        likely = [text for text in texts if CONTROL_LIKE.match(text.strip())]
         frequent = [texts[place] for place in np.argsort(-cells, kind="stable")[:3]]
         hint = f"likely: {', '.join(likely[:5])}" if likely else f"most frequent labels: {', '.join(frequent)}"
         raise UserError(f"{what} has no control label {config.control!r}; set control ({hint})")

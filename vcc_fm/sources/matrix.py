@@ -1,19 +1,26 @@
-"""Rows out of a matrix of an h5ad file (CSR, CSC or dense), a block of cells at a time."""
+"""Rows out of a matrix of an h5ad file or a zarr store (CSR, CSC or dense), a block of cells at a time."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import h5py
 import numpy as np
+import zarr
 
 from vcc_fm.errors import UserError
+from vcc_fm.sources.turned import row_lengths, turn
+from vcc_fm.sources.zarr_array import ChunkReader, Rows, check_chunks
+
+Stored: TypeAlias = h5py.Dataset | h5py.Group | zarr.Array | zarr.Group
 
 _ENTRIES = 1 << 22  # stored values of a CSC matrix that are sorted at a time
 _SAMPLE_ENTRIES = 4096  # stored values read of each column of a CSC sample
@@ -46,18 +53,18 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def damage(where: str) -> Iterator[None]:
-    """Turn what h5py raises on a broken file into a :class:`UserError`."""
+    """Turn what h5py and zarr raise on a broken file into a :class:`UserError`."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{where}: cut short or damaged ({first_line(error)}); get it again") from error
 
 
 class DenseMatrix:
     """A matrix stored as a plain array."""
 
-    def __init__(self, stored: h5py.Dataset, where: str) -> None:
-        self.shape: tuple[int, ...] = stored.shape
+    def __init__(self, stored: Rows, where: str) -> None:
+        self.shape = stored.shape
         self._stored = stored
         self._where = where
         _check_kind(stored.dtype, where)
@@ -82,7 +89,7 @@ class DenseMatrix:
 class CsrMatrix:
     """A matrix compressed by row, in the file or in memory-mapped arrays."""
 
-    def __init__(self, data: Any, indices: Any, indptr: np.ndarray, shape: tuple[int, ...], where: str) -> None:
+    def __init__(self, data: Rows, indices: Rows, indptr: np.ndarray, shape: tuple[int, ...], where: str) -> None:
         self.shape = shape
         self._data, self._indices, self._indptr, self._where = data, indices, indptr, where
         _check_compressed(data, indices, indptr, shape[0], where)
@@ -97,12 +104,7 @@ class CsrMatrix:
 
     def ranges(self, values: int) -> list[tuple[int, int]]:
         """Ranges of rows of at most so many stored values, or of one row."""
-        ranges, start, rows = [], 0, self.shape[0]
-        while start < rows:
-            stop = int(np.searchsorted(self._indptr, self._indptr[start] + values, side="right")) - 1
-            ranges.append((start, min(max(stop, start + 1), rows)))
-            start = ranges[-1][1]
-        return ranges
+        return _ranges(self._indptr, values)
 
     def sample(self, rows: np.ndarray) -> Block:
         """The cells at ``rows`` ([k] int64)."""
@@ -110,13 +112,21 @@ class CsrMatrix:
 
 
 class CscMatrix:
-    """A matrix compressed by column; the first block turns it by row, in temporary memory-mapped files."""
+    """A matrix compressed by column; the first block turns it by row, in temporary files."""
 
-    def __init__(self, group: h5py.Group, indptr: np.ndarray, shape: tuple[int, ...], where: str, stack: ExitStack):
+    def __init__(
+        self,
+        data: Rows,
+        indices: Rows,
+        indptr: np.ndarray,
+        shape: tuple[int, ...],
+        where: str,
+        stack: ExitStack,
+    ) -> None:
         self.shape = shape
-        self._data, self._indices = group["data"], group["indices"]
-        self._indptr, self._where, self._stack = indptr, where, stack
-        _check_compressed(self._data, self._indices, indptr, shape[1], where)
+        self._data, self._indices, self._indptr, self._where = data, indices, indptr, where
+        self._stack = stack
+        _check_compressed(data, indices, indptr, shape[1], where)
 
     def block(self, start: int, stop: int) -> Block:
         """Stored values of the rows from ``start`` to ``stop``."""
@@ -124,7 +134,7 @@ class CscMatrix:
 
     def ranges(self, values: int) -> list[tuple[int, int]]:
         """Ranges of rows of at most so many stored values, or of one row."""
-        return self._turned.ranges(values)
+        return _ranges(self._by_row, values)
 
     def sample(self, rows: np.ndarray) -> Block:
         """Some of the values of the cells at ``rows`` ([k] int64), from up to 64 columns: turning costs too much."""
@@ -151,40 +161,32 @@ class CscMatrix:
         return data, cells
 
     @cached_property
+    def _by_row(self) -> np.ndarray:
+        """Where each row begins once the matrix is turned, [rows + 1] int64."""
+        lengths = row_lengths(self._entries, self._data.shape[0], self.shape[0], _ENTRIES)
+        return np.concatenate([[0], np.cumsum(lengths)])
+
+    @cached_property
     def _turned(self) -> CsrMatrix:
-        n_values, n_rows = len(self._data), self.shape[0]
+        n_values = self._data.shape[0]
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vcc-fm-")))
-        needed, free = n_values * (self._data.dtype.itemsize + 4), shutil.disk_usage(folder).free
-        if needed > free:  # writing to a map on a full disk would kill the program
+        # Values, columns, and rows while it is being turned.
+        needed, free = n_values * (self._data.dtype.itemsize + 12), shutil.disk_usage(folder).free
+        if needed > free:
             raise UserError(
                 f"{self._where}: stored by column; turning it by row takes {needed / 1e9:.1f} GB in {folder.parent}, "
                 f"which has {free / 1e9:.1f} GB; set TMPDIR to a larger disk, or store the matrix as CSR"
             )
-        size = max(n_values, 1)  # an empty file cannot be mapped
-        data = np.memmap(folder / "data", self._data.dtype.newbyteorder("="), "w+", shape=(size,))[:n_values]
-        indices = np.memmap(folder / "indices", np.int32, "w+", shape=(size,))[:n_values]
-        lengths = np.zeros(n_rows, np.int64)
-        for low in range(0, n_values, _ENTRIES):
-            lengths += np.bincount(self._entries(low, min(low + _ENTRIES, n_values))[1], minlength=n_rows)
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        free_place = indptr[:-1].copy()
-        for low in range(0, n_values, _ENTRIES):
-            high = min(low + _ENTRIES, n_values)
-            values, cells = self._entries(low, high)
-            columns = np.searchsorted(self._indptr, np.arange(low, high), side="right") - 1
-            order = np.argsort(cells, kind="stable")
-            counted = np.bincount(cells, minlength=n_rows)
-            rank = np.arange(high - low) - np.repeat(np.cumsum(counted) - counted, counted)
-            place = free_place[cells[order]] + rank
-            data[place], indices[place] = values[order], columns[order]
-            free_place += counted
-        return CsrMatrix(data, indices, indptr, self.shape, self._where)
+        dtype = self._data.dtype.newbyteorder("=")
+        buckets = _ranges(self._by_row, _ENTRIES)
+        data, columns = turn(self._entries, self._indptr, dtype, self._by_row, buckets, _ENTRIES, folder)
+        return CsrMatrix(data, columns, self._by_row, self.shape, self._where)
 
 
 Matrix = DenseMatrix | CsrMatrix | CscMatrix
 
 
-def open_matrix(stored: h5py.Dataset | h5py.Group, where: str, stack: ExitStack) -> Matrix:
+def open_matrix(stored: Stored, where: str, stack: ExitStack) -> Matrix:
     """Open a matrix for reading by row.
 
     Args:
@@ -193,25 +195,36 @@ def open_matrix(stored: h5py.Dataset | h5py.Group, where: str, stack: ExitStack)
         stack: closes the temporary files.
 
     Raises:
-        UserError: the encoding is none of CSR, CSC and dense, the values are no real numbers, or the index arrays
-            contradict each other.
+        UserError: the encoding is none of CSR, CSC and dense, the values are no real numbers, the index arrays
+            contradict each other, or chunks of a zarr array are missing.
     """
-    if isinstance(stored, h5py.Dataset):
-        return DenseMatrix(stored, where)
+    if isinstance(stored, h5py.Dataset | zarr.Array):
+        return DenseMatrix(_by_rows(stored, where), where)
     # anndata before 0.7 wrote h5sparse_*.
     encoding = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
     if encoding not in {"csr", "csc", "csr_matrix", "csc_matrix"}:
         raise UserError(f"{where}: encoding {encoding!r} is not read; store the matrix as CSR, CSC or dense")
     with damage(where):
         shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", ())))
+        data, indices = (_by_rows(stored[part], f"{where}/{part}") for part in ("data", "indices"))
+        # Without values all of indptr is 0, which a writer may leave out; with some, rows at its start would be empty.
+        if isinstance(stored, zarr.Group) and data.shape[0]:
+            check_chunks(stored["indptr"], f"{where}/indptr")
         indptr = stored["indptr"][:].astype(np.int64)
-        data, indices = stored["data"], stored["indices"]
     if len(shape) != 2:
         raise UserError(f"{where}: cut short or damaged (no shape of the sparse matrix); get it again")
     _check_kind(data.dtype, where)
     if encoding.startswith("csr"):
         return CsrMatrix(data, indices, indptr, shape, where)
-    return CscMatrix(stored, indptr, shape, where, stack)
+    return CscMatrix(data, indices, indptr, shape, where, stack)
+
+
+def _by_rows(stored: h5py.Dataset | zarr.Array, where: str) -> Rows:
+    """An array for reading by ranges of rows; one of zarr has all its chunks."""
+    if isinstance(stored, h5py.Dataset):
+        return stored
+    check_chunks(stored, where)
+    return ChunkReader(stored)
 
 
 def whole_cells(matrix: Matrix, rows: np.ndarray) -> Block:
@@ -224,13 +237,14 @@ def _check_kind(dtype: np.dtype, where: str) -> None:
         raise UserError(f"{where}: holds values of type {dtype}; integers or floating-point numbers are expected")
 
 
-def _check_compressed(data: Any, indices: Any, indptr: np.ndarray, major: int, where: str) -> None:
+def _check_compressed(data: Rows, indices: Rows, indptr: np.ndarray, major: int, where: str) -> None:
     if len(indptr) != major + 1:
         raise UserError(f"{where}: cut short or damaged (indptr has {len(indptr)} entries, {major + 1} are expected)")
-    if indptr[0] != 0 or (np.diff(indptr) < 0).any() or not indptr[-1] == len(data) == len(indices):
+    n_values, n_indices = data.shape[0], indices.shape[0]
+    if indptr[0] != 0 or (np.diff(indptr) < 0).any() or not indptr[-1] == n_values == n_indices:
         raise UserError(
             f"{where}: cut short or damaged (indptr does not rise from 0 to the number of values: it ends at "
-            f"{indptr[-1]}, with {len(data)} values and {len(indices)} indices)"
+            f"{indptr[-1]}, with {n_values} values and {n_indices} indices)"
         )
 
 
@@ -242,6 +256,15 @@ def _check_range(indices: np.ndarray, limit: int, where: str) -> None:
 
 def _native(values: np.ndarray) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _ranges(indptr: np.ndarray, values: int) -> list[tuple[int, int]]:
+    ranges, start, rows = [], 0, len(indptr) - 1
+    while start < rows:
+        stop = int(np.searchsorted(indptr, indptr[start] + values, side="right")) - 1
+        ranges.append((start, min(max(stop, start + 1), rows)))
+        start = ranges[-1][1]
+    return ranges
 
 
 def _starts(rows: np.ndarray, n_rows: int) -> np.ndarray:

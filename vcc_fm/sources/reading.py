@@ -91,13 +91,20 @@ def _common(numbers: np.ndarray, slack: np.ndarray) -> float:
 
 
 def _gives_depths(target: float, unit: np.ndarray, depth: np.ndarray, slack: np.ndarray) -> bool:
-    """Whether target / unit is a sum of counts in (nearly) all cells: an integer, and not below the counts seen."""
+    """Whether target / unit is a sum of counts in (nearly) all cells: an integer, and not below the counts seen.
+
+    And no factor is common to all.
+    """
     whole = target / unit
     error = whole * slack
     if len(whole) < 10 or np.median(error) > 0.02:
         return False
     fitting = (np.abs(whole - np.rint(whole)) <= error) & (whole + 0.5 >= depth)
-    return float(fitting.mean()) >= 0.9  # cells with a common factor of 2 have half-integers
+    if fitting.mean() < 0.9:  # cells with a common factor of 2 have half-integers
+        return False
+    # 10,000 gives integers too where the target is 2,500: four times each depth. In deep cells any number fits.
+    telling = whole[fitting & (error <= 0.02)]
+    return int(np.gcd.reduce(np.rint(telling).astype(np.int64))) == 1
 
 
 def _use_of_totals(

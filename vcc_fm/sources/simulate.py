@@ -142,6 +142,11 @@ def simulate(config: SimulateConfig, seed: int, folder: Path) -> list[SourceConf
         efficiency=np.concatenate([context.efficiency for context in contexts]),
         depth=np.concatenate([context.depth for context in contexts]),
     )
+    return simulated_sources(config, folder)
+
+
+def simulated_sources(config: SimulateConfig, folder: Path) -> list[SourceConfig]:
+    """The sources that :func:`simulate` writes into ``folder``, one per context."""
     return [
         SourceConfig(
             name=name,

@@ -7,10 +7,12 @@ taken: `TAZ` is a previous symbol of TAFAZZIN and an alias of WWTR1, two unrelat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from vcc_fm.errors import UserError
@@ -178,6 +180,59 @@ def read_symbols(path: str, get: str | None = None) -> SymbolTable:
         names = names[names != ""]
         parts.extend(zip(approved.loc[names.index], names, [kind] * len(names), strict=True))
     return SymbolTable(parts)
+
+
+# ---------------------------------------------------------------------------------------------------- approved symbols
+class Renamed(NamedTuple):
+    """Symbols of a file brought to the approved symbols of their genes.
+
+    Attributes:
+        symbols: [n] str, as they are to be used.
+        renamed: symbol -> the approved symbol that took its place.
+        ambiguous: symbol that was left as it is -> the genes that it may stand for.
+        taken: symbol that was left as it is -> its approved symbol, which another symbol of the file stands for too.
+    """
+
+    symbols: np.ndarray
+    renamed: dict[str, str]
+    ambiguous: dict[str, tuple[str, ...]]
+    taken: dict[str, str]
+
+
+def approved_symbols(
+    symbols: np.ndarray, table: SymbolTable, pins: Mapping[str, str] | None = None, merge: bool = False
+) -> Renamed:
+    """Bring symbols to the approved symbols of their genes, so that files of different years agree on names.
+
+    A symbol is renamed where it stands for exactly one gene and is not approved itself. What is approved, unknown,
+    written like a mouse symbol or ambiguous stays. Two symbols of a file are two columns: neither becomes the other
+    by a guess, so that a symbol also stays where the file has its approved symbol, or another name of its gene.
+
+    Args:
+        symbols: [n] str, of one file.
+        table: other names of genes.
+        pins: symbol -> the gene that it stands for; it goes before the table.
+        merge: rename a symbol even where its approved symbol is taken; the same symbol then stands there twice.
+    """
+    own = dict.fromkeys(map(str, symbols))
+    wanted: dict[str, str] = {}
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    for symbol in own:
+        if pins and symbol in pins:
+            genes: tuple[str, ...] = (pins[symbol],)
+        else:
+            genes = table.genes(symbol)
+            if _mouse_like(symbol) and genes != (symbol,):
+                genes = ()
+        if len(genes) > 1:
+            ambiguous[symbol] = genes
+        elif genes and genes[0] != symbol:
+            wanted[symbol] = genes[0]
+    claims = Counter(wanted.values())
+    taken = {symbol: gene for symbol, gene in wanted.items() if gene in own or claims[gene] > 1} if not merge else {}
+    renamed = {symbol: gene for symbol, gene in wanted.items() if symbol not in taken}
+    approved = np.array([renamed.get(symbol, symbol) for symbol in map(str, symbols)], dtype=str)
+    return Renamed(approved, renamed, ambiguous, taken)
 
 
 # ------------------------------------------------------------------------------------------------------------ coverage

@@ -63,10 +63,14 @@ def recover(values: np.ndarray, base: float) -> tuple[np.ndarray, float]:
     if values.dtype.kind != "f":
         _refuse_first(values >= COUNT_LIMIT, "too large for a count")
         return values.astype(np.int32), 0.0
-    exact = values.astype(np.float64)
-    counts = np.rint(exact)
-    residual = np.abs(exact - counts)
-    _refuse_first(residual > np.clip(COUNT_TOLERANCE * exact, COUNT_TOLERANCE, COUNT_SLACK), "not an integer")
+    # Half precision has no number that is too large for a count, and none to compare with.
+    exact = values.astype(np.float32) if values.dtype.itemsize < 4 else values
+    counts, residual = np.rint(exact), np.zeros(1)
+    if not np.array_equal(counts, exact):
+        exact = values.astype(np.float64)
+        counts = np.rint(exact)
+        residual = np.abs(exact - counts)
+        _refuse_first(residual > np.clip(COUNT_TOLERANCE * exact, COUNT_TOLERANCE, COUNT_SLACK), "not an integer")
     _refuse_first(counts >= COUNT_LIMIT, "too large for a count")
     largest = int(counts.argmax())
     # The significand holds every integer up to 2**(nmant + 1); above, neighbours share one stored value.

@@ -1,0 +1,104 @@
+"""Cells that their labels or their number of guides rule out, each counted by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import SourceConfig
+from vcc_fm.sources.labels import Labels, read_labels
+
+LABELS = ["non-targeting", "A", "Unassigned ", "MULTIPLE", "no-guide", "B", None, "no_guide"]
+
+
+def read(obs: dict[str, Any], control: str = "non-targeting", **keys: Any) -> Labels:
+    config = SourceConfig.model_validate(
+        {"name": "s", "path": "x", "perturbation_column": "target", "context": "K562", "control": control} | keys
+    )
+    return read_labels(pd.DataFrame(obs), config, "file")
+
+
+def test_unassigned_cells_are_dropped_under_their_own_label() -> None:
+    labels = read({"target": [*LABELS, "no-guide"]})
+    assert labels.cells["perturbation"].tolist() == ["non-targeting", "A", "B"]
+    assert labels.rows.tolist() == [0, 1, 5]
+    assert labels.dropped == {
+        "no perturbation label": 1,
+        "label 'Unassigned': no guide or several": 1,
+        "label 'MULTIPLE': no guide or several": 1,
+        "label 'no-guide': no guide or several": 2,
+        "label 'no_guide': no guide or several": 1,
+    }
+    assert labels.repairs == {}
+
+
+def test_labels_of_unassigned_cells_can_be_chosen() -> None:
+    labels = read({"target": LABELS}, quality={"unassigned": [" b "]})
+    assert set(labels.cells["perturbation"]) == {
+        "non-targeting",
+        "A",
+        "Unassigned",
+        "MULTIPLE",
+        "no-guide",
+        "no_guide",
+    }
+    assert labels.dropped["label 'B': no guide or several"] == 1
+    assert len(read({"target": LABELS}, quality={"unassigned": []}).cells) == 7
+
+
+def test_the_control_is_never_unassigned() -> None:
+    labels = read({"target": [" no_guide", "A", "no_guide", "No_Guide"]}, control="no_guide")
+    assert labels.cells["perturbation"].tolist() == ["no_guide", "A", "no_guide"]
+    assert labels.dropped == {"label 'No_Guide': no guide or several": 1}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [1, 1, 2, 1, 1, 3, 1, 0],
+        np.array([1, 1, 2, 1, 1, 3, 1, 0], float),
+        pd.Categorical(["1", "1", "2", "1", "1", "3", "1", "0"]),
+    ],
+    ids=["whole", "float", "text"],
+)
+def test_numbers_of_guides(stored: Any) -> None:
+    labels = read({"target": LABELS, "n": stored}, quality={"guides_column": "n", "guides": [1, 3]})
+    assert labels.cells["perturbation"].tolist() == ["non-targeting", "A", "B"]
+    assert labels.dropped == {
+        "n: number of guides is not 1 or 3": 2,  # these two are unassigned too
+        "no perturbation label": 1,
+        "label 'MULTIPLE': no guide or several": 1,
+        "label 'no-guide': no guide or several": 1,
+    }
+
+
+def test_every_lost_cell_has_one_reason() -> None:
+    rng = np.random.default_rng(0)
+    obs = {
+        "target": rng.choice(np.array(LABELS, dtype=object), 500),
+        "n": rng.choice([0.0, 1.0, 2.0, np.nan], 500),
+        "good": rng.random(500) < 0.8,
+    }
+    labels = read(obs, keep={"good": True}, quality={"guides_column": "n"})
+    assert sum(labels.dropped.values()) == 500 - len(labels.cells)
+    assert labels.dropped["keep good"] == (~obs["good"]).sum()
+    assert labels.dropped["n: no number of guides"] == (obs["good"] & np.isnan(obs["n"])).sum()
+    assert labels.dropped["n: number of guides is not 1"] == (obs["good"] & np.isin(obs["n"], [0, 2])).sum()
+
+
+@pytest.mark.parametrize(
+    ("column", "stored", "message"),
+    [
+        ("guides", [1] * 8, "obs has no column 'guides'; did you mean 'guide'"),
+        ("guide", ["1", "one"] * 4, r"quality\.guides_column 'guide' holds 'one', which is no number"),
+        ("guide", [0, 2] * 4, r"quality\.guides_column 'guide': no kept cell has 1 guides; found 0, 2"),
+        ("guide", [np.nan] * 8, "no kept cell has 1 guides; found no number"),
+    ],
+)
+def test_a_column_that_holds_no_numbers_of_guides_is_refused(column: str, stored: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read({"target": LABELS, "guide": stored}, quality={"guides_column": column})

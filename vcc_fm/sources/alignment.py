@@ -1,0 +1,47 @@
+"""All sources of a recipe on one gene axis, under one name for each gene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+from vcc_fm.recipe import DataConfig, SourceConfig
+from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask
+from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.symbols import approved_symbols, read_symbols
+
+
+class Sources(NamedTuple):
+    """Opened sources and their common axis.
+
+    Attributes:
+        opened: the sources.
+        axis: [G] str, the gene axis.
+        columns: per source, [g] int32: place of each of its genes on the axis, -1 where that lacks it.
+        measured: [sources, G] bool: whether a source measured a gene of the axis.
+    """
+
+    opened: list[H5adSource]
+    axis: np.ndarray
+    columns: list[np.ndarray]
+    measured: np.ndarray
+
+
+@contextmanager
+def open_sources(data: DataConfig, configs: list[SourceConfig]) -> Iterator[Sources]:
+    """Open ``configs`` and align their genes as ``data`` says; closed at the end of the block.
+
+    Raises:
+        UserError: a source is refused, or the axis cannot be made.
+    """
+    names = None if data.symbols is None else read_symbols(data.symbols)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(H5adSource(config, names, data.pins)) for config in configs]
+        axis = gene_axis([source.genes for source in opened], data.genes)
+        # An axis out of a file keeps its spelling, and is met under approved symbols as the sources are.
+        spelled = axis if names is None else approved_symbols(axis, names, data.pins).symbols
+        columns = [axis_columns(source.genes, spelled) for source in opened]
+        yield Sources(opened, axis, columns, np.stack([measured_mask(source.genes, spelled) for source in opened]))

@@ -1,0 +1,238 @@
+"""What is in an h5ad file or a zarr store: values, genes, labels, what is wrong, and the recipe lines to read it by.
+
+Nothing is taken from a recipe, and nothing is guessed where it cannot be told: a guess is named with what speaks for
+it, and the recipe lines are tried by opening the file with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vcc_fm.errors import UserError
+from vcc_fm.recipe import SourceConfig
+from vcc_fm.sources.anndata_file import locate, matrices, open_file, read_table
+from vcc_fm.sources.genes import gene_columns
+from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.inspect_genes import GeneFacts, read_genes
+from vcc_fm.sources.inspect_groups import Groups, count_groups
+from vcc_fm.sources.inspect_labels import LabelFacts, possible_depths, read_obs
+from vcc_fm.sources.inspect_problems import matrix_problems, name_problems
+from vcc_fm.sources.inspect_recipe import recipe_lines, source_keys
+from vcc_fm.sources.inspect_targets import KnockDown, knock_down
+from vcc_fm.sources.inspect_values import MatrixFacts, Progress, look
+from vcc_fm.sources.labels import Labels, read_labels
+from vcc_fm.sources.matrix import Matrix, open_matrix
+from vcc_fm.sources.scaled import Reading
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a file."""
+
+    path: str
+    bytes: int
+    cells: int
+    every_value: bool
+    """Whether every value was read, or a sample of cells."""
+    matrices: list[MatrixFacts]
+    unreadable: dict[str, str]
+    """Matrices that cannot be read -> why."""
+    read: str | None
+    """The matrix to read."""
+    genes: GeneFacts
+    labels: LabelFacts
+    perturbation: str | None
+    control: str | None
+    context: str | None
+    """Column of obs."""
+    batch: str | None
+    """Column of obs."""
+    groups: Groups | None
+    targets: KnockDown | None
+    problems: list[str]
+    recipe: str | None
+    """Lines for a recipe; None where there is nothing to suggest."""
+    tried: bool
+    """Whether the file was opened with these lines, and its values verified on a sample of cells."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    matrix: Matrix
+    reading: Reading | float | None
+    var: pd.DataFrame
+
+
+def inspect_file(
+    path: Path,
+    perturbation: str | None = None,
+    control: str | None = None,
+    every_value: bool = False,
+    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+) -> Inspection:
+    """Tell what is in an h5ad file.
+
+    Args:
+        path: of the file.
+        perturbation: obs column with the perturbation label, where the guess is to be overruled.
+        control: label of the control cells in it, likewise.
+        every_value: read all values of all matrices, rather than a sample of cells.
+        progress: gives, for the name of a work, what is told (rows done, rows); only for ``every_value``.
+
+    Raises:
+        UserError: the file is missing, damaged or no h5ad, none of its matrices can be read, or it has no such
+            column or label.
+    """
+    where = str(path)
+    with ExitStack() as stack:
+        file = stack.enter_context(open_file(path, where, None))
+        names = matrices(file)
+        if not names:
+            raise UserError(f"{where}: has no matrix (X, raw, layers); get the file with counts")
+        locate(file, names[0], where)
+        # A column that is cut short is found when the file is opened with the suggested lines.
+        obs = read_table(file, "obs", set(), where)
+        totals = possible_depths(obs)
+        facts: list[MatrixFacts] = []
+        opened: dict[str, _Opened] = {}
+        unreadable: dict[str, str] = {}
+        for name in names:
+            try:
+                stored, table = locate(file, name, where)
+                var = read_table(file, table, set(), where)
+                matrix = open_matrix(stored, f"{where}, {name}", stack)
+                if matrix.shape != (len(obs), len(var)):
+                    raise UserError(
+                        f"{where}, {name}: cut short or damaged (shape {matrix.shape}, obs and var have {len(obs)} "
+                        f"and {len(var)} rows)"
+                    )
+                found, reading = look(name, stored, matrix, totals, progress(name) if every_value else None)
+            except UserError as error:
+                unreadable[name] = str(error)
+                continue
+            facts.append(found)
+            opened[name] = _Opened(matrix, reading, var)
+        if not facts:
+            raise UserError(unreadable[names[0]])
+        chosen = choose(facts)
+        used = opened[(chosen or facts[0]).name]
+        genes = read_genes(used.var, where)
+        labels = read_obs(obs, _gene_names(used.var), perturbation)
+        keys = source_keys(path, chosen, genes, labels, perturbation, control)
+        problems = [f"{name}: {why.removeprefix(f'{where}, {name}: ')}" for name, why in unreadable.items()]
+        problems += matrix_problems(facts, chosen) + name_problems(genes, labels)
+        cells = _labelled(obs, keys, where, problems, perturbation is not None or control is not None)
+        groups = None if cells is None else count_groups(cells, keys["control"], keys["separator"])
+        targets = None
+        if groups is not None and cells is not None:
+            problems += groups.problems
+            targets = _targets(used, chosen, genes, cells, keys, progress if every_value else None)
+    tried = chosen is not None and chosen.told and cells is not None and _is_read(keys, problems)
+    suggested = chosen is not None and cells is not None and (tried or not chosen.told)
+    return Inspection(
+        path=where,
+        bytes=_size(path),
+        cells=len(obs),
+        every_value=every_value,
+        matrices=facts,
+        unreadable=unreadable,
+        read=chosen.name if chosen else None,
+        genes=genes,
+        labels=labels,
+        perturbation=keys.get("perturbation_column"),
+        control=keys.get("control"),
+        context=keys.get("context_column"),
+        batch=keys.get("batch_column"),
+        groups=groups,
+        targets=targets,
+        problems=problems,
+        recipe=recipe_lines(keys, chosen, labels) if suggested else None,
+        tried=tried,
+    )
+
+
+def choose(facts: list[MatrixFacts]) -> MatrixFacts | None:
+    """The matrix to read: counts before their log, then scaled counts by the share that is proved, then more genes.
+
+    A matrix by column that was not told is the last choice; None where no matrix gives counts.
+    """
+    order = ["counts", "log1p-counts"]
+
+    def rank(one: MatrixFacts) -> tuple[bool, bool, int, float, int]:
+        place = order.index(one.found) if one.found in order else len(order)
+        return one.found is None, bool(one.doubts), place, -one.proved, -one.genes
+
+    possible = [one for one in facts if one.found is not None or not one.told]
+    return min(possible, key=rank) if possible else None
+
+
+def _gene_names(var: pd.DataFrame) -> set[str]:
+    """All names of genes, in the index and in columns of text."""
+    names = set(var.index.astype(str))
+    for column in var.columns:
+        if not pd.api.types.is_numeric_dtype(var[column]):
+            names.update(var[column].dropna().astype(str).unique())
+    return names
+
+
+def _labelled(obs: pd.DataFrame, keys: dict[str, Any], where: str, problems: list[str], asked: bool) -> Labels | None:
+    """The labels as a recipe would read them; None where perturbation or control are not known, or cannot be read."""
+    # A column that is not there is refused below, whether a control is known or not.
+    if not {"perturbation_column", "control"} <= keys.keys() and keys.get("perturbation_column") in {None, *obs}:
+        return None
+    try:
+        return read_labels(obs, SourceConfig(**keys), where)
+    except UserError as error:
+        if asked:
+            raise
+        problems.append(str(error).removeprefix(f"{where}: "))
+        return None
+
+
+def _targets(
+    used: _Opened,
+    chosen: MatrixFacts | None,
+    genes: GeneFacts,
+    labels: Labels,
+    keys: dict[str, Any],
+    progress: Callable[[str], Progress] | None,
+) -> KnockDown:
+    if chosen is None or used.reading is None:
+        return KnockDown("the scale of the values is not known" + (": see --all" if chosen else ""))
+    if genes.symbols is None:
+        return KnockDown("the genes have no symbols")
+    named = gene_columns(used.var, genes.symbols, "sum", chosen.name)
+    return knock_down(
+        used.matrix,
+        used.reading,
+        named.columns,
+        named.genes,
+        labels.cells,
+        labels.rows,
+        keys["control"],
+        keys["separator"],
+        used.matrix.shape[1] if chosen.encoding == "dense" else chosen.values_per_cell,
+        None if progress is None else progress("knock-down"),
+    )
+
+
+def _is_read(keys: dict[str, Any], problems: list[str]) -> bool:
+    """Whether the file opens with these keys."""
+    try:
+        H5adSource(SourceConfig(**keys)).close()
+    except UserError as error:
+        problems.append(f"with all that is known, the file is still refused: {error}")
+        return False
+    return True
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    return path.stat().st_size

@@ -1,0 +1,97 @@
+"""The lines of a recipe that read a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vcc_fm.sources.inspect_genes import GeneFacts
+from vcc_fm.sources.inspect_labels import LabelFacts
+from vcc_fm.sources.inspect_values import MatrixFacts
+
+_ASKED = 0.99  # share of proved cells that a recipe asks for where it does not say
+
+
+def source_keys(
+    path: Path,
+    chosen: MatrixFacts | None,
+    genes: GeneFacts,
+    labels: LabelFacts,
+    perturbation: str | None,
+    control: str | None,
+) -> dict[str, Any]:
+    """What is known of the keys of a source; perturbation_column and control are absent where they are not known.
+
+    Args:
+        path: of the file.
+        chosen: the matrix to read.
+        genes: how its genes are named.
+        labels: what the columns of obs are.
+        perturbation: the column with the perturbation label, where the user says.
+        control: label of the control, where the user says.
+    """
+    stem = re.sub(r"[^\w\-]+", "-", path.name.removesuffix(path.suffix)).strip("-") or "screen"
+    keys: dict[str, Any] = {"name": stem, "path": str(path)}
+    if chosen is not None:
+        keys |= {"matrix": chosen.name, "values": chosen.found or "auto"}
+        if chosen.totals is not None:
+            keys["totals_column"] = chosen.totals
+        if chosen.proved < _ASKED and chosen.found:
+            # Four standard errors below what the sample has, so that the whole file has as much.
+            error = math.sqrt(chosen.proved * (1 - chosen.proved) / max(chosen.looked_at, 1))
+            keys["recovered"] = max(0.0, math.floor(100 * (chosen.proved - 4 * error)) / 100)
+    if genes.symbols not in (None, "index"):
+        keys["symbols"] = genes.symbols
+    named = next((one for one in genes.names if one.column == (genes.symbols or "index")), None)
+    if named is not None and named.duplicated:
+        keys["duplicate_genes"] = "sum"
+    best = labels.perturbations[0] if labels.perturbations else None
+    if perturbation is not None or best is not None:
+        keys["perturbation_column"] = perturbation or (best.column if best else None)
+    if control is not None:
+        keys["control"] = control
+    elif best is not None and best.controls:
+        keys["control"] = max(best.controls, key=lambda label: best.controls[label])
+    keys["separator"] = best.separator if best is not None and best.separator else "+"
+    if labels.contexts:
+        keys["context_column"] = labels.contexts[0]
+    else:
+        keys["context"] = stem
+    if labels.batches:
+        keys["batch_column"] = labels.batches[0]
+    return keys
+
+
+def recipe_lines(keys: dict[str, Any], chosen: MatrixFacts | None, labels: LabelFacts) -> str:
+    """The keys as YAML, with what to know beside them; what a recipe assumes anyway is left out."""
+    notes = {}
+    if chosen is not None and not chosen.told:
+        notes["values"] = "not told yet"
+    if "recovered" in keys and chosen is not None:
+        notes["recovered"] = f"{chosen.proved:.1%} of the cells that were looked at; the others are dropped"
+    if "context" in keys:
+        notes["context"] = "no column holds it: name the cell line or type"
+    usual = {"matrix": "X", "separator": "+"}
+    lines = ["data:", "  sources:"]
+    for key, value in keys.items():
+        if usual.get(key) == value:
+            continue
+        note = f"   # {notes[key]}" if key in notes else ""
+        lines.append(f"    {'-' if key == 'name' else ' '} {key}: {_scalar(value)}{note}")
+    for column, number in labels.choices.items():
+        lines.append(f"      # keep: {{{_scalar(column)}: true}}   # {number:,} cells")
+    for column in labels.numbers_of_guides:
+        lines.append(f"      # quality: {{guides_column: {_scalar(column)}}}   # cells of one guide")
+    return "\n".join(lines) + "\n"
+
+
+def _scalar(value: Any) -> str:
+    """A value in YAML: plain where every reader takes it for the same, else in quotes."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w./+ -]*", value) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,241 @@
+"""Knock-down: a target gene's expression in the cells that are perturbed, over that in the control cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from vcc_fm.sources.inspect_values import Progress
+from vcc_fm.sources.matrix import Block, Matrix
+from vcc_fm.sources.scaled import Reading
+from vcc_fm.sources.values import NotCountsError, check
+
+LOW = 0.30
+"""A target below this share of its expression in control cells counts as knocked down."""
+
+SAMPLE_CELLS = 20_000
+SAMPLE_VALUES = 1 << 26
+_WINDOW = 64  # rows that stand together in a file and are read together
+_LEAST_CELLS = 50  # of a perturbation in the sample
+_GAP = 16  # rows that are read in vain rather than started anew
+_ROWS_AT_A_TIME = 512
+_LEAST_EXPECTED = 10.0  # perturbed cells in which the target would be seen, were it not knocked down
+_LEAST_SEEN = 20  # control cells in which it is seen: a standard error of about a fifth
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """One perturbation."""
+
+    perturbation: str
+    cells: int
+    ratio: float
+    """Mean depth-normalised expression of the target gene in its cells, over that in control cells of its contexts."""
+
+
+@dataclass(frozen=True)
+class KnockDown:
+    """All perturbations of one target gene."""
+
+    reason: str | None = None
+    """Why nothing is told; the rest is empty then."""
+    cells: int = 0
+    """Cells that were read, controls among them."""
+    of_cells: int = 0
+    perturbations: int = 0
+    """Of one target gene."""
+    read: int = 0
+    """Of these, how many have a target that was measured, and cells in the sample."""
+    targets: list[TargetFacts] = field(default_factory=list)
+    """Those that can be judged, the highest ratio first."""
+    not_measured: list[str] = field(default_factory=list)
+    hardly_expressed: list[str] = field(default_factory=list)
+    """The target is seen in so few of the cells read that a ratio says nothing."""
+    too_few_cells: list[str] = field(default_factory=list)
+
+    @property
+    def median(self) -> float | None:
+        """Median ratio."""
+        return float(np.median([target.ratio for target in self.targets])) if self.targets else None
+
+    @property
+    def low(self) -> int:
+        """Number of ratios below ``LOW``."""
+        return sum(target.ratio < LOW for target in self.targets)
+
+
+def knock_down(
+    matrix: Matrix,
+    reading: Reading | float,
+    columns: np.ndarray,
+    genes: np.ndarray,
+    cells: pd.DataFrame,
+    rows: np.ndarray,
+    control: str,
+    separator: str,
+    values_per_cell: float,
+    progress: Progress | None,
+) -> KnockDown:
+    """Measure what became of each target gene.
+
+    A ratio compares with the control cells of the same contexts: their means are weighed by the perturbation's cells.
+
+    Args:
+        matrix: opened for reading by row.
+        reading: of its values: base of the log of counts, 0 for counts, or of scaled cells.
+        columns: [columns of the matrix] int32, position of each one's symbol in ``genes``.
+        genes: [G] str, distinct symbols.
+        cells: labels of the kept cells: columns context and perturbation.
+        rows: [n] int64, row of each kept cell in the matrix, ascending.
+        control: label of the control.
+        separator: what joins the parts of a combination, which is left out.
+        values_per_cell: of the matrix, to bound what is read of it.
+        progress: told (rows done, rows); all cells are read where it is given, a sample where not.
+    """
+    labels = pd.Index(cells["perturbation"].unique())
+    single = [label for label in labels if label != control and separator not in label]
+    position = pd.Index(genes).get_indexer(pd.Index(single))
+    not_measured = sorted(label for label, at in zip(single, position, strict=True) if at < 0)
+    measured = [label for label, at in zip(single, position, strict=True) if at >= 0]
+    if not measured:
+        return KnockDown("no target gene is in the matrix", perturbations=len(single), not_measured=not_measured)
+    code = pd.Index([control, *measured]).get_indexer(pd.Index(cells["perturbation"]))
+    context, names = pd.factorize(cells["context"])
+    with_control = np.isin(context, np.unique(context[code == 0]))
+    useful = np.flatnonzero((code >= 0) & with_control)
+    if progress is None:
+        limit = int(min(SAMPLE_CELLS, SAMPLE_VALUES / max(values_per_cell, 1.0)))
+        chosen = useful[_sample(rows[useful], code[useful], context[useful], limit)]
+    else:
+        chosen = useful
+    sums = _Sums(len(measured), len(names), position[position >= 0], columns, len(genes))
+    done = 0
+    try:
+        for part, block in _read(matrix, rows[chosen]):
+            which = chosen[done : done + len(part)]
+            sums.add(linear(block, reading), block, code[which], context[which])
+            done += len(part)
+            if progress is not None:
+                progress(done, len(chosen))
+    except NotCountsError as error:
+        reason = f"a value is {error.reason}, beyond the sample from which the matrix was told"
+        return KnockDown(reason, perturbations=len(single), not_measured=not_measured)
+    ratio, few, hardly = sums.judge()
+    named = np.array(measured, dtype=object)
+    read = sums.cells.sum(axis=1) > 0
+    judged = np.flatnonzero(read & ~few & ~hardly)
+    targets = [
+        TargetFacts(str(named[at]), int(sums.cells[at].sum()), float(ratio[at]))
+        for at in judged[np.argsort(-ratio[judged], kind="stable")]
+    ]
+    return KnockDown(
+        cells=len(chosen),
+        of_cells=len(useful),
+        perturbations=len(single),
+        read=int(read.sum()),
+        targets=targets,
+        not_measured=not_measured,
+        hardly_expressed=sorted(named[read & hardly & ~few]),
+        too_few_cells=sorted(named[read & few]),
+    )
+
+
+def linear(block: Block, reading: Reading | float) -> np.ndarray:
+    """Depth-normalised expression of each value of a block, float64, in a unit common to the cells.
+
+    Counts are divided by the cell's sum; scaled cells are so already, whatever part of the genes the matrix holds.
+
+    Raises:
+        NotCountsError: a value is missing, infinite or negative.
+    """
+    check(block.data)
+    values = block.data.astype(np.float64)
+    base = reading.base if isinstance(reading, Reading) else reading
+    if base:
+        values = np.expm1(values * math.log(base))
+    if isinstance(reading, Reading):
+        return values
+    cell = np.repeat(np.arange(len(block.indptr) - 1), np.diff(block.indptr))
+    depth = np.bincount(cell, weights=values, minlength=len(block.indptr) - 1)
+    return values / np.maximum(depth, 1.0)[cell]
+
+
+class _Sums:
+    """Expression of the target genes, added up over control cells by context, and over each perturbation's cells."""
+
+    def __init__(self, targets: int, contexts: int, genes: np.ndarray, columns: np.ndarray, n_genes: int) -> None:
+        self.cells = np.zeros((targets, contexts))
+        self._own = np.zeros(targets)
+        self._controls = np.zeros(contexts)
+        self._sum = np.zeros((contexts, targets))
+        self._seen = np.zeros((contexts, targets))
+        target_of_gene = np.full(n_genes, -1)
+        target_of_gene[genes] = np.arange(targets)
+        self._target = target_of_gene[columns]
+
+    def add(self, values: np.ndarray, block: Block, code: np.ndarray, context: np.ndarray) -> None:
+        """Add cells; ``code`` [cells] is 0 for a control, else 1 + position of the target."""
+        control = code == 0
+        np.add.at(self.cells, (code[~control] - 1, context[~control]), 1)
+        self._controls += np.bincount(context[control], minlength=len(self._controls))
+        target = self._target[block.indices]
+        kept = np.flatnonzero((target >= 0) & (block.data != 0))
+        cell = np.searchsorted(block.indptr, kept, side="right") - 1
+        target, value = target[kept], values[kept]
+        of_control = control[cell]
+        place = (context[cell[of_control]], target[of_control])
+        np.add.at(self._sum, place, value[of_control])
+        np.add.at(self._seen, place, 1)
+        own = code[cell] - 1 == target
+        self._own += np.bincount(target[own], weights=value[own], minlength=len(self._own))
+
+    def judge(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ratio of each perturbation, and whether it has too few cells, or a target that is hardly expressed."""
+        controls = np.maximum(self._controls, 1.0)[:, None]
+        expected = (self.cells.T * self._sum / controls).sum(axis=0)
+        expected_seen = (self.cells.T * self._seen / controls).sum(axis=0)
+        seen = ((self.cells.T > 0) * self._seen).sum(axis=0)
+        few = self.cells.sum(axis=1) < _LEAST_EXPECTED
+        hardly = (expected_seen < _LEAST_EXPECTED) | (seen < _LEAST_SEEN)
+        ratio = np.divide(self._own, expected, out=np.full(len(self._own), np.nan), where=expected > 0)
+        return ratio, few, hardly
+
+
+def _sample(rows: np.ndarray, code: np.ndarray, context: np.ndarray, limit: int) -> np.ndarray:
+    """Positions of up to about ``limit`` cells, a fifth of them controls, spread evenly over all groups; ascending.
+
+    Every group takes the cells whose windows of rows come first in one random order of windows, so that groups which
+    lie mixed in the file are read from the same places.
+    """
+    if len(rows) <= limit:
+        return np.arange(len(rows))
+    rng = np.random.default_rng(0)
+    window = rows // _WINDOW
+    order = np.argsort(rng.permutation(int(window.max()) + 1)[window], kind="stable")
+    group, _ = pd.factorize(pd.MultiIndex.from_arrays([code, context]))
+    rank = np.empty(len(rows), np.int64)
+    rank[order] = pd.Series(group[order]).groupby(group[order]).cumcount().to_numpy()
+    control = code == 0
+    n_controls = len(np.unique(group[control]))
+    targets = np.unique(code[~control])
+    most_targets = max(1, (limit - limit // 5) // _LEAST_CELLS)
+    if len(targets) > most_targets:
+        targets = targets[np.linspace(0, len(targets) - 1, most_targets).astype(int)]
+    taken = np.isin(code, targets)
+    n_groups = max(1, len(np.unique(group[taken])))
+    left = limit - int((control & (rank < limit // 5 // n_controls)).sum())
+    chosen = (taken & (rank < max(1, left // n_groups))) | (control & (rank < limit // 5 // n_controls))
+    return np.flatnonzero(chosen)
+
+
+def _read(matrix: Matrix, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Block]]:
+    """The cells at ``rows``, ascending, some hundreds at a time."""
+    gaps = np.flatnonzero(np.diff(rows) > _GAP) + 1
+    for span in np.split(rows, gaps):
+        for start in range(0, len(span), _ROWS_AT_A_TIME):
+            part = span[start : start + _ROWS_AT_A_TIME]
+            yield part, matrix.block(int(part[0]), int(part[-1]) + 1).take(part - part[0])

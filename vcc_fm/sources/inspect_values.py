@@ -1,0 +1,277 @@
+"""What a matrix of a file holds, and why: told from some cells, or from every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vcc_fm.sources.evidence import CountEvidence, Evidence, ScaledEvidence
+from vcc_fm.sources.inspect_scale import BY_COLUMN, Told, TotalsFacts, tell, try_totals
+from vcc_fm.sources.matrix import Block, CscMatrix, DenseMatrix, Matrix, whole_cells
+from vcc_fm.sources.reading import BASES
+from vcc_fm.sources.scaled import PROVED, Reading, fit
+from vcc_fm.sources.values import NotCountsError, check, recover
+
+Progress = Callable[[int, int], None]
+
+SAMPLE_CELLS = 256
+VALUES_AT_A_TIME = 1 << 22
+_NEIGHBOURS = 16  # cells of a dense sample that stand side by side: they share the chunks that have to be unpacked
+_TURNED_VALUES = 1 << 25  # a matrix by column of so many values is turned by row within seconds
+_PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+@dataclass(frozen=True)
+class MatrixFacts:
+    """What one matrix holds."""
+
+    name: str
+    """As a recipe writes it: X, raw, layers/NAME."""
+    encoding: str
+    """CSR, CSC or dense."""
+    stored: str
+    """dtype."""
+    cells: int
+    genes: int
+    bytes: int
+    """Size in memory, as stored."""
+    looked_at: int
+    """Number of cells that the following was told from."""
+    values_per_cell: float
+    """Mean number of non-zero values."""
+    found: str | None
+    """What ``values`` of a recipe is to be; None where nothing is proved."""
+    told: bool
+    """False for a large matrix by column that may hold scaled cells: some columns do not tell."""
+    sentence: str
+    evidence: dict[str, Any] | None
+    proved: float
+    """Share of the cells whose counts are proved, with ``totals`` where that is given; 0 where nothing is found."""
+    totals_tried: list[TotalsFacts]
+    totals: str | None
+    """The obs column that is worth giving as ``totals_column``."""
+    doubts: list[str]
+    depth: dict[str, float] | None
+    """Percentiles of a cell's counts (UMI), or of the sum of its stored values where there are no counts."""
+    genes_per_cell: dict[str, float] | None
+
+
+class _Tally:
+    """What is added up over cells that are read in one way."""
+
+    def __init__(self, reading: Reading | float | None) -> None:
+        self.reading = reading
+        self.evidence: Evidence = ScaledEvidence(reading) if isinstance(reading, Reading) else CountEvidence()
+        self.cells = self.stored = self.missing = self.negative = 0
+        self.lowest, self.highest = np.inf, -np.inf
+        self._depth: list[np.ndarray] = []
+        self._genes: list[np.ndarray] = []
+        self._least: list[np.ndarray] = []
+
+    def add(self, block: Block, totals: np.ndarray | None) -> None:
+        """Add cells, with their depths ([cells] int64) where the reading uses them.
+
+        Raises:
+            NotCountsError: a value is no count on the scale that was found.
+        """
+        values = block.data
+        finite = values[np.isfinite(values)]
+        self.cells += len(block.indptr) - 1
+        self.stored += int(np.count_nonzero(values))
+        self.missing += len(values) - len(finite)
+        self.negative += int((finite < 0).sum())
+        self.lowest = min(self.lowest, float(finite.min(initial=np.inf)))
+        self.highest = max(self.highest, float(finite.max(initial=-np.inf)))
+        self._genes.append(_per_cell(values != 0, block.indptr))
+        if isinstance(self.reading, Reading):
+            check(values)
+            cells = fit(values, block.indptr, self.reading, totals)
+            assert isinstance(self.evidence, ScaledEvidence)
+            self.evidence.add(cells, totals)
+            self._depth.append(cells.depth[(cells.code == PROVED) & (cells.unit > 0)])
+        elif self.reading is None:
+            self._depth.append(_per_cell(values, block.indptr))
+        else:
+            counts, residual = recover(values, self.reading)
+            assert isinstance(self.evidence, CountEvidence)
+            self.evidence.add(len(block.indptr) - 1, values, counts, residual)
+            self._depth.append(_per_cell(counts, block.indptr))
+            filled = np.flatnonzero(np.diff(block.indptr))
+            if len(filled):
+                above = np.where(counts > 0, counts, np.iinfo(np.int32).max)
+                self._least.append(np.minimum.reduceat(above, block.indptr[filled]))
+
+    @property
+    def depth(self) -> np.ndarray:
+        """Sum of each cell."""
+        return np.concatenate([*self._depth, np.zeros(0)])
+
+    @property
+    def genes(self) -> np.ndarray:
+        """Number of non-zero values of each cell."""
+        return np.concatenate([*self._genes, np.zeros(0)])
+
+    @property
+    def share(self) -> float:
+        """Share of the cells whose counts are proved."""
+        if isinstance(self.evidence, ScaledEvidence):
+            return self.evidence.share
+        return 0.0 if self.reading is None else 1.0
+
+    def doubts(self) -> list[str]:
+        """What speaks against counts although every value is one."""
+        depth, least = self.depth, np.concatenate([*self._least, np.zeros(0)])
+        if self.reading != 0.0 or isinstance(self.reading, Reading) or len(least) < 20:
+            return []
+        if self.highest == 1:
+            return ["no value is above 1: counts made binary, or of a few genes only; compare with another matrix"]
+        if depth.std() < 0.01 * depth.mean():
+            return ["integers, but all cells add up to nearly the same: rounded after normalisation, so no counts"]
+        if (least > 1).mean() > 0.5:
+            return ["integers, but most cells hold no 1: multiples of counts, or rounded values, rather than counts"]
+        return []
+
+
+def look(
+    name: str, stored: Any, matrix: Matrix, totals: dict[str, np.ndarray], progress: Progress | None
+) -> tuple[MatrixFacts, Reading | float | None]:
+    """Tell what a matrix holds.
+
+    Args:
+        name: of the matrix, as a recipe writes it.
+        stored: the same in the open file.
+        matrix: opened for reading by row.
+        totals: obs column -> [cells] int64, what may be each cell's depth before normalisation (UMI).
+        progress: told (rows done, rows); every value is read where it is given, a sample of cells where not.
+
+    Returns:
+        The facts, and how the values give counts (base of the log or 0, or the reading of scaled cells, or None).
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    kept = stored if isinstance(matrix, DenseMatrix) else stored["data"]
+    cells, genes = matrix.shape
+    n_stored = int(np.prod(kept.shape))
+    by_column = isinstance(matrix, CscMatrix)
+    whole = not by_column or progress is not None or n_stored <= _TURNED_VALUES
+    rows = spread(cells, SAMPLE_CELLS, _NEIGHBOURS if isinstance(matrix, DenseMatrix) else 1)
+    block = whole_cells(matrix, rows) if whole and len(rows) else matrix.sample(rows) if len(rows) else _nothing()
+    told = tell(block, genes, whole)
+    tried, best = try_totals(block, rows, told.reading, totals)
+    reading = told.reading if best is None else best[1]
+    column = None if best is None else best[0]
+    tally, error = _tally([(rows, block)], reading, totals.get(column or ""))
+    assert error is None
+    if progress is not None:
+        parts = _every(matrix, progress)
+        tally, error = _tally(parts, reading, totals.get(column or ""))
+    if error is not None:
+        told, reading, tried, column = Told(None, f"{told.sentence}, in the sample; {error}"), None, [], None
+    found, evidence, sentence = _explained(told, tally)
+    facts = MatrixFacts(
+        name=name,
+        encoding="dense" if isinstance(matrix, DenseMatrix) else "CSC" if by_column else "CSR",
+        stored=str(kept.dtype),
+        cells=cells,
+        genes=genes,
+        bytes=n_stored * kept.dtype.itemsize + (0 if isinstance(matrix, DenseMatrix) else n_stored * 4),
+        looked_at=tally.cells,
+        values_per_cell=tally.stored / max(tally.cells, 1) if whole else n_stored / max(cells, 1),
+        found=found,
+        told=told.sentence != BY_COLUMN,
+        sentence=sentence,
+        evidence=evidence,
+        proved=tally.share if found else 0.0,
+        totals_tried=tried,
+        totals=column,
+        doubts=tally.doubts() if whole else [],
+        depth=_percentiles(tally.depth) if whole and not tally.missing and not tally.negative else None,
+        genes_per_cell=_percentiles(tally.genes) if whole and found else None,
+    )
+    return facts, reading
+
+
+def spread(cells: int, number: int, neighbours: int) -> np.ndarray:
+    """Rows of up to ``number`` cells spread over ``cells``, in runs of ``neighbours``; [n] int64, sorted."""
+    if cells <= number:
+        return np.arange(cells, dtype=np.int64)
+    starts = np.linspace(0, cells - neighbours, number // neighbours).astype(np.int64)
+    return np.unique((starts[:, None] + np.arange(neighbours)).ravel())
+
+
+def _nothing() -> Block:
+    return Block(np.zeros(0), np.zeros(0, np.int64), np.zeros(1, np.int64))
+
+
+def _every(matrix: Matrix, progress: Progress) -> Iterable[tuple[np.ndarray, Block]]:
+    for start, stop in matrix.ranges(VALUES_AT_A_TIME):
+        yield np.arange(start, stop), matrix.block(start, stop)
+        progress(stop, matrix.shape[0])
+
+
+def _tally(
+    parts: Iterable[tuple[np.ndarray, Block]], reading: Reading | float | None, totals: np.ndarray | None
+) -> tuple[_Tally, str | None]:
+    """Add all parts up, until one holds what contradicts the reading: what that is."""
+    tally = _Tally(reading)
+    for rows, block in parts:
+        try:
+            tally.add(block, None if totals is None else totals[rows])
+        except NotCountsError as error:
+            row = rows[int(np.searchsorted(block.indptr, error.position, side="right")) - 1]
+            return tally, (
+                f"row {row}, column {block.indices[error.position]} holds {block.data[error.position]:.9g}: "
+                f"{error.reason}"
+            )
+    return tally, None
+
+
+def _explained(told: Told, tally: _Tally) -> tuple[str | None, dict[str, Any] | None, str]:
+    """What was found, the evidence, and both in a sentence."""
+    if told.reading is None:
+        said = told.sentence
+        if tally.missing:
+            said += f"; {tally.missing:,} of {tally.missing + tally.stored:,} values are missing or infinite"
+        if tally.negative:
+            said += f"; {tally.negative:,} values are negative"
+        if np.isfinite(tally.lowest) and tally.stored:
+            said += f"; values from {tally.lowest:.4g} to {tally.highest:.4g}"
+        return None, None, said
+    if isinstance(tally.evidence, ScaledEvidence):
+        evidence = tally.evidence.summary()
+        said = evidence["sentence"]
+        for reason, number in evidence["cells_unproved"].items():
+            said += f"; {number} not: {reason.partition(': ')[2]}"
+        return (
+            evidence["found"],
+            evidence,
+            said
+            + (f"; largest residual {evidence['largest_residual']:.1g}, largest count {evidence['largest_count']:,}"),
+        )
+    assert not isinstance(told.reading, Reading)
+    evidence = tally.evidence.summary()
+    base = {value: name for name, value in BASES.items()}.get(told.reading)
+    said = told.sentence + (f", to base {base}: each of " if base else ": each of ")
+    said += f"{evidence['n_values']:,} values " + ("gives an integer back" if base else "is an integer")
+    if evidence["largest_residual"]:
+        said += f" (to {evidence['largest_residual']:.1g})"
+    said += f"; largest count {evidence['largest_count']:,}"
+    return "log1p-counts" if base else "counts", evidence | {"base": base}, said
+
+
+def _per_cell(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """[cells] float64, sum of the values of each cell."""
+    cells = len(indptr) - 1
+    return np.bincount(np.repeat(np.arange(cells), np.diff(indptr)), weights=values, minlength=cells)
+
+
+def _percentiles(numbers: np.ndarray) -> dict[str, float] | None:
+    if not len(numbers):
+        return None
+    return {
+        str(at): float(value) for at, value in zip(_PERCENTILES, np.percentile(numbers, _PERCENTILES), strict=True)
+    }
