@@ -108,6 +108,41 @@ def test_epochs_and_seeds_differ(data):
         assert len(together[0] & together[1]) < len(first) / 2
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=QUIET)
+@given(
+    weight=st.sampled_from([0.01, 0.3, 0.5, 1.0, 1.7, 2.0, 3.25]),
+    set_size=st.integers(1, 25),
+    seed=st.integers(0, 3),
+)
+def test_a_weighed_group_goes_through_its_cells_in_whole_passes(data, weight, set_size, seed):
+    groups, heavy = data.split.groups("train"), ("K", "a")
+    plain = SetSampler(data, groups, set_size, seed)
+    sampler = SetSampler(data, groups, set_size, seed, weights={heavy: weight})
+    cells = data.cells.rows(*heavy)
+    parts = -(-len(cells) // set_size)
+    taken = max(1, round(parts * weight))
+    assert len(sampler) - len(plain) == taken - parts
+    epochs = [[one for one in sampler.epoch_sets(epoch)] for epoch in range(3 * parts)]
+    mine = [[one for one in sets if (one.context, one.perturbation) == heavy] for sets in epochs]
+    assert {len(sets) for sets in mine} == {taken}
+    # After as many epochs as a pass has sets, each cell has been seen as often as any other.
+    seen = np.bincount(np.concatenate([rows for sets in mine for rows in of(sets, "measured_rows")]))[cells]
+    assert set(seen) == {3 * taken}
+    for sets in epochs[:2]:
+        others = [one for one in sets if (one.context, one.perturbation) != heavy]
+        rows = np.concatenate(of(others, "measured_rows"))
+        expected = np.concatenate([data.cells.rows(*group) for group in groups if group != heavy])
+        np.testing.assert_array_equal(np.sort(rows), np.sort(expected))
+    if weight == 1.0:
+        same([sampler[i] for i in range(2 * len(sampler))], [plain[i] for i in range(2 * len(plain))])
+
+
+def test_batches_with_too_few_controls_are_named(data):
+    assert SetSampler(data, [("K", "a"), ("K", "b")], 9, 0).scarce_controls() == {"K:2": 7}
+    assert SetSampler(data, [("K", "a")], 9, 0).scarce_controls() == {}
+    assert SetSampler(data, [("K", "a"), ("K", "b")], 7, 0).scarce_controls() == {}
+
+
 def test_codes_and_responses_are_hidden_as_often_as_asked(data):
     sampler = SetSampler(data, data.split.groups("train"), 1, 0, 0.3, 0.6)
     sets = [sampler[i] for i in range(2000)]

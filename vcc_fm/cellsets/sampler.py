@@ -1,13 +1,14 @@
 """Which cells go into which set, and the sets' assembly into batches.
 
-Every measured cell of the chosen groups stands in exactly one set an epoch. Nothing is drawn with replacement, except
-control cells where a batch has fewer of them than a set needs. All randomness follows from (seed, epoch, number of the
-set), so that any step can be assembled on any process without the ones before it.
+Every measured cell of the chosen groups stands in exactly one set an epoch, unless the recipe weighs its group.
+Nothing is drawn with replacement, except control cells where a batch has fewer of them than a set needs. All
+randomness follows from (seed, epoch, number of the set), so that any step can be assembled on any process without the
+ones before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,7 +217,9 @@ class Assembler:
 class SetSampler:
     """An endless, addressable stream of cell sets over the measured cells of some groups.
 
-    Position ``i`` of the stream is set ``i % len(self)`` of epoch ``i // len(self)``.
+    Position ``i`` of the stream is set ``i % len(self)`` of epoch ``i // len(self)``. Each group goes through its
+    cells in passes, every cell once a pass. An epoch is one pass; of a group of weight w it is w passes, to the
+    nearest set and one set at the least, and where one epoch ends the next one goes on.
     """
 
     def __init__(
@@ -227,8 +230,18 @@ class SetSampler:
         seed: int,
         code_dropout: float = 0.0,
         response_dropout: float = 0.0,
+        weights: Mapping[tuple[str, str], float] | None = None,
     ):
         """Sample sets of ``set_size`` from ``groups`` of (context, perturbation).
+
+        Args:
+            data: where cells are.
+            groups: whose measured cells the sets hold.
+            set_size: S, most cells in a set.
+            seed: of everything drawn.
+            code_dropout: share of the sets whose context and batch codes are hidden.
+            response_dropout: share of the sets whose response in other contexts is hidden.
+            weights: of groups, above 0; 1 where none is given.
 
         Raises:
             UserError: there are no groups.
@@ -243,8 +256,10 @@ class SetSampler:
         self.response_dropout = response_dropout
         self._rows = [data.cells.rows(context, perturbation) for context, perturbation in groups]
         # A group of n cells gives ceil(n / S) sets of nearly equal size: no cell is left out or drawn twice.
-        parts = [-(-len(rows) // set_size) for rows in self._rows]
-        self._sets = [(group, part, number) for group, number in enumerate(parts) for part in range(number)]
+        self._parts = [-(-len(rows) // set_size) for rows in self._rows]
+        weight = [1.0 if weights is None else weights.get(group, 1.0) for group in groups]
+        taken = [max(1, round(parts * w)) for parts, w in zip(self._parts, weight, strict=True)]
+        self._sets = [(group, item, number) for group, number in enumerate(taken) for item in range(number)]
         self._epoch = -1
 
     def __len__(self) -> int:
@@ -257,25 +272,27 @@ class SetSampler:
             number = len(self._sets)
             self._epoch = epoch
             self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(number)
-            self._row_order: dict[int, np.ndarray] = {}
+            self._row_order: dict[tuple[int, int], np.ndarray] = {}
             rng = np.random.default_rng([self.seed, epoch, 2])
             self._hidden = rng.random((number, 2)) < [self.code_dropout, self.response_dropout]
             self._noise_seed = rng.integers(2**62, size=number)
             self._place = rng.random(number)
             self._pools: dict[int, np.ndarray] = {}
 
-    def _rows_in_order(self, epoch: int, group: int) -> np.ndarray:
-        if group not in self._row_order:
-            rng = np.random.default_rng([self.seed, epoch, 1, group])
-            self._row_order[group] = rng.permutation(self._rows[group])
-        return self._row_order[group]
+    def _rows_in_order(self, pass_: int, group: int) -> np.ndarray:
+        key = pass_, group
+        if key not in self._row_order:
+            rng = np.random.default_rng([self.seed, pass_, 1, group])
+            self._row_order[key] = rng.permutation(self._rows[group])
+        return self._row_order[key]
 
     def __getitem__(self, position: int) -> CellSet:
         """The set at ``position`` of the stream."""
         epoch, offset = divmod(position, len(self._sets))
         self._begin(epoch)
-        group, part, parts = self._sets[self._set_order[offset]]
-        measured = _part(self._rows_in_order(epoch, group), part, parts)
+        group, item, taken = self._sets[self._set_order[offset]]
+        pass_, part = divmod(epoch * taken + item, self._parts[group])
+        measured = _part(self._rows_in_order(pass_, group), part, self._parts[group])
         context, perturbation = self.groups[group]
         return CellSet(
             context,
@@ -304,6 +321,15 @@ class SetSampler:
             start = int(place * len(pool))
             controls[here] = pool.take(np.arange(start, start + n), mode="wrap")
         return controls
+
+    def scarce_controls(self) -> dict[str, int]:
+        """Batches with fewer control cells than a set may need, and how many; a set then shows some of them twice."""
+        cells, most = self.data.cells, dict[int, int]()
+        for rows in self._rows:
+            for batch, number in zip(*np.unique(cells.batch[rows], return_counts=True), strict=True):
+                most[int(batch)] = max(most.get(int(batch), 0), min(int(number), self.set_size))
+        own = {batch: len(self.data.control_rows[batch]) for batch in most if batch in self.data.control_rows}
+        return {cells.batches[batch]: number for batch, number in own.items() if number < most[batch]}
 
     def step(self, step: int, batch_sets: int, share: slice) -> list[CellSet]:
         """The sets of optimiser step ``step`` that fall to one device: ``share`` of its ``batch_sets`` sets."""

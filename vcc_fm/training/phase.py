@@ -57,8 +57,14 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
     if accelerator.is_main_process:
         total, trainable = count_parameters(model)
         console.print(f"{phase}: {trainable:,} of {total:,} parameters train, {accelerator.num_processes} process(es)")
+        if scarce := samplers[0].scarce_controls():
+            fewest = min(scarce, key=scarce.__getitem__)
+            notes.append(
+                f"{len(scarce)} batches have fewer control cells than a set needs ({fewest!r}: {scarce[fewest]}); "
+                "a set of theirs shows some controls more than once"
+            )
         for note in notes:
-            console.print(f"note: {note}")
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
     trained = trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -103,8 +109,27 @@ def _samplers(recipe: Recipe, data: Dataset, config: TrainConfig) -> tuple[SetSa
     # Validation is not narrowed to the phase's contexts: a base is chosen by how well it serves where it will be used.
     validation = data.split.groups("validation")
     dropout = recipe.decoder.code_dropout, recipe.decoder.response_dropout
-    sampler = SetSampler(data, training, config.set_size, recipe.seed, *dropout)
+    sampler = SetSampler(data, training, config.set_size, recipe.seed, *dropout, _weights(config, training))
     return sampler, SetSampler(data, validation, config.set_size, recipe.seed) if validation else None
+
+
+def _weights(config: TrainConfig, groups: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """The weights of training groups.
+
+    Raises:
+        UserError: a weight is given to what no training group has.
+    """
+    for given, known, what in (
+        (config.context_weights, {context for context, _ in groups}, "context"),
+        (config.perturbation_weights, {perturbation for _, perturbation in groups}, "perturbation"),
+    ):
+        if unknown := sorted(given.keys() - known):
+            raise UserError(f"train.{what}_weights: no training group has the {what}s {unknown}; take them out")
+    return {
+        (context, perturbation): config.context_weights.get(context, 1.0)
+        * config.perturbation_weights.get(perturbation, 1.0)
+        for context, perturbation in groups
+    }
 
 
 def _assembler(data: Dataset, model: nn.Module, config: TrainConfig, device: torch.device) -> Assembler:
