@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
+from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.split import make_splits
+from vcc_fm.processes import process_state
 from vcc_fm.recipe import DataConfig, DecoderSettings, Recipe, SourceConfig, SplitConfig, TrainConfig
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore, write_embeddings
@@ -66,8 +68,9 @@ def write_screen(folder: Path, size: Size, train: TrainConfig) -> Screen:
         batch_column="batch",
     )
     store_folder = folder / "cells"
-    store_folder.mkdir()
-    write_cell_store(store_folder, DataConfig(sources=[source]), [source], 0, "c" * 64, True, lambda *_: None)
+    write_cell_store(
+        store_folder, DataConfig(sources=[source]), [source], 0, "c" * 64, True, process_state(), Console(quiet=True)
+    )
     cells = CellStore(store_folder)
     targets = np.array(cells.labels)
     rule = SplitConfig(hold_out="few-shot", contexts=cells.contexts[-1:], test=0.5)

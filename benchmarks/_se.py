@@ -18,11 +18,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from vcc_fm.encoders.state_se import SeSettings, StateSeEncoder
 from vcc_fm.encoders.state_se_model import TIED, SeGeometry
 from vcc_fm.encoders.state_se_weights import SeCheckpoint
+from vcc_fm.processes import process_state
 from vcc_fm.recipe import DataConfig, SourceConfig
 from vcc_fm.store.prepare import write_cell_store
 
@@ -77,7 +79,8 @@ def write_cells(folder: Path, matrix: sp.csr_matrix) -> None:
         context_column="context",
         batch_column="batch",
     )
-    write_cell_store(folder, DataConfig(sources=[source]), [source], 0, "c" * 64, True, lambda *_: None)
+    data, quiet = DataConfig(sources=[source]), Console(quiet=True)
+    write_cell_store(folder / "cells", data, [source], 0, "c" * 64, True, process_state(), quiet)
     path.unlink()
 
 

@@ -220,9 +220,8 @@ def _part(part: str, of: str) -> float:
     if part == "memory":
         model = CellEncoderConfig(encoder="state-se", model=str(folder.parent / "se"), pad_length=128)
         with own_memory() as peak:
-            embed_cells(
-                folder / "embedded", CellStore(folder), model, "e" * 64, PartialState(cpu=True), Console(stderr=True)
-            )
+            cells, console = CellStore(folder / "cells"), Console(stderr=True)
+            embed_cells(folder / "embedded", cells, model, "e" * 64, PartialState(cpu=True), console)
         return peak[0]
     threads = torch.get_num_threads()
     cells = counts(3 * threads, TOKEN_GENES, EXPRESSED)

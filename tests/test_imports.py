@@ -31,7 +31,7 @@ FLOORS = [
     {"calibrate"},
     {"train"},
     {"stages"},
-    {"embeddings", "plan_decoder", "export"},
+    {"embeddings", "prepare", "plan_decoder", "export"},
     {"plan", "plan_text"},
     {"cli", "__main__"},
 ]

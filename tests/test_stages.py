@@ -50,7 +50,7 @@ def outputs(recipe: Recipe) -> dict[str, str]:
         ("data.simulate.cells=13", EVERYTHING),
         ("data.minimum_cells=2", EVERYTHING),
         ("data.genes=intersection", EVERYTHING),
-        ("data.chunk_cells=8", []),
+        ("data.memory_mb=8", []),
         ("embed.cells.width=5", ["cell-embeddings", *TRAINED]),
         ("embed.cells.target_sum=5000.0", ["cell-embeddings", *TRAINED]),
         ("embed.proteins.kmer=2", ["proteins", *TRAINED]),

@@ -3,20 +3,25 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.split import Role, Split
+from vcc_fm.processes import process_state
 from vcc_fm.recipe import DataConfig, SourceConfig
+from vcc_fm.store import prepare
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore, write_embeddings
 from vcc_fm.store.prepare import write_cell_store
 
 CONTROL = "control"
+QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,17 @@ def write_screen(folder: Path, name: str, one: Screen) -> SourceConfig:
     )
 
 
-def write_store(folder: Path, configs: list[SourceConfig], seed: int = 0, **data: Any) -> CellStore:
-    """Write the cell store of ``configs`` into ``folder`` and open it; further keywords are those of ``data``."""
-    folder.mkdir(parents=True)
-    write_cell_store(folder, DataConfig(sources=configs, **data), configs, seed, "f" * 64, False, lambda *_: None)
+def write_store(
+    folder: Path, configs: list[SourceConfig], seed: int = 0, chunk_values: int = 10**7, **data: Any
+) -> CellStore:
+    """Write the cell store of ``configs`` as ``folder`` and open it.
+
+    ``chunk_values`` stored values are read at a time; further keywords are those of ``data``.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = DataConfig(sources=configs, **data)
+    with mock.patch.object(prepare, "READING_BYTES", max(1, (config.memory_mb << 20) // chunk_values)):
+        write_cell_store(folder, config, configs, seed, "f" * 64, False, process_state(), QUIET)
     return CellStore(folder)
 
 

@@ -103,7 +103,7 @@ def _judge(name: str, codes: list[int], said: Sequence[TextIO]) -> None:
     if killed is not None:
         raise UserError(
             f"{name}: a process was ended by {signal.Signals(-killed).name}; if memory ran out, lower "
-            "train.micro_sets or --processes, then run the same command again to go on"
+            "train.micro_sets, data.memory_mb or --processes, then run the same command again to go on"
         )
     if any(codes):
         raise RuntimeError(f"{name} failed in one of {len(codes)} processes" + (f": {text[-400:]}" if text else ""))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -21,11 +19,10 @@ from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.errors import UserError
 from vcc_fm.plan_decoder import plan_decoder
 from vcc_fm.recipe import Recipe, SourceConfig, TrainConfig, expand
+from vcc_fm.sources.alignment import open_sources
 from vcc_fm.sources.fasta import read_proteins
-from vcc_fm.sources.genes import gene_axis
-from vcc_fm.sources.h5ad import H5adSource
 from vcc_fm.stages import protein_fasta, source_configs, stages_of
-from vcc_fm.store.prepare import unified_labels
+from vcc_fm.store.cell_table import unified_labels
 
 DENSITY = 0.15
 """Share of non-zero counts that the size of a store is guessed with before its counts are read."""
@@ -87,6 +84,8 @@ def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str
     wanted = [(f"data.sources {c.name}", c.path, c.get, "cells") for c in configs]
     if recipe.data.genes not in ("union", "intersection"):
         wanted.append(("data.genes", recipe.data.genes, None, "cells"))
+    if recipe.data.symbols is not None:
+        wanted.append(("data.symbols", recipe.data.symbols, None, "cells"))
     if recipe.split.table is not None:
         wanted.append(("split.table", recipe.split.table, None, "split"))
     if recipe.embed.proteins.fasta is not None:
@@ -100,7 +99,7 @@ def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str
         if "://" in path:
             continue  # asking for it would fetch it; its stage says when it cannot be had
         try:
-            found = expand(path).is_file()
+            found = expand(path).exists()
             problem = f"{key}: {path} is missing" + (f"; get it from {get}" if get else "")
         except UserError as error:
             found, problem = False, f"{key}: {error}"
@@ -112,27 +111,26 @@ def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str
 def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> dict[str, Any] | None:
     """Labels and genes of all sources."""
     try:
-        with ExitStack() as stack:
-            sources = [stack.enter_context(H5adSource(config)) for config in configs]
-            axis = gene_axis([source.genes for source in sources], recipe.data.genes)
+        with open_sources(recipe.data, configs) as aligned:
+            sources, axis = aligned.opened, aligned.axis
             tables = [
                 source.cells.assign(
                     perturbation=unified_labels(source.cells["perturbation"], config, configs[0]), source=source.name
                 )
                 for source, config in zip(sources, configs, strict=True)
             ]
-            measured = np.stack([np.isin(axis, source.genes) for source in sources])
+            measured = aligned.measured
             described = [
                 {
                     "name": source.name,
                     "cells": len(source.cells),
                     "genes": len(source.genes),
-                    "genes_off_axis": int((~np.isin(source.genes, axis)).sum()),
+                    "genes_off_axis": int((columns < 0).sum()),
                     "values": source.evidence,
                     "dropped": source.dropped,
                     "repairs": source.repairs,
                 }
-                for source in sources
+                for source, columns in zip(sources, aligned.columns, strict=True)
             ]
     except UserError as error:
         problems.append(str(error))

@@ -17,11 +17,10 @@ from rich.console import Console
 
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, is_done, mark_done
-from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.script import script_main
 from vcc_fm.store.cells import CellStore
-from vcc_fm.store.folder import whole_folder, write_json
+from vcc_fm.store.folder import write_json
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Stage:
 
 
 def stages_of(recipe: Recipe, console: Console, processes: int = 1) -> list[Stage]:
-    """All stages of a recipe, in order; ``processes`` take part in training and prediction."""
+    """All stages of a recipe, in order; ``processes`` take part in reading cells, training and prediction."""
     layout = Layout(recipe)
     folds = range(recipe.split.folds)
     phases = (["pretrain"] if recipe.pretrain else []) + ["train"]
@@ -56,7 +55,7 @@ def stages_of(recipe: Recipe, console: Console, processes: int = 1) -> list[Stag
     calibrated = [(layout.calibration(fold), layout.calibration_fingerprint(fold)) for fold in folds]
     predicted = (layout.truth, *(layout.prediction(name) for name in recipe.score.baselines))
     stages = [
-        Stage("prepare", [(layout.cells, layout.cells_fingerprint)], lambda: _prepare(recipe, console)),
+        Stage("prepare", [(layout.cells, layout.cells_fingerprint)], lambda: _prepare(recipe, console, processes)),
         Stage(
             "embed proteins",
             [(layout.proteins, layout.proteins_fingerprint)],
@@ -123,23 +122,27 @@ def stage_script(name: str, description: str | None) -> int:
     return script_main(description, action)
 
 
-def _prepare(recipe: Recipe, console: Console) -> None:
+def _prepare(recipe: Recipe, console: Console, processes: int) -> None:
+    if processes > 1:
+        _launch("prepare.py", recipe, console, processes)
+        return
+    from vcc_fm.processes import process_state
+    from vcc_fm.sources.simulate import simulated_sources
     from vcc_fm.store.prepare import write_cell_store
 
-    layout, started = Layout(recipe), time.perf_counter()
-    sources = source_configs(recipe, layout.simulated)
-    with whole_folder(layout.cells) as partial:
-        progress = ProgressLines("prepare", "cells", console)
-        write_cell_store(
-            partial,
-            recipe.data,
-            sources,
-            recipe.seed,
-            layout.cells_fingerprint,
-            recipe.data.simulate is not None,
-            progress,
-        )
-    mark_done(layout.cells, layout.cells_fingerprint, time.perf_counter() - started)
+    layout, started, state = Layout(recipe), time.perf_counter(), process_state()
+    # Others read the files of a simulated screen, which the first process alone draws.
+    if state.is_main_process:
+        sources = source_configs(recipe, layout.simulated)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        simulate = recipe.data.simulate
+        sources = recipe.data.sources if simulate is None else simulated_sources(simulate, layout.simulated)
+    fingerprint, simulated = layout.cells_fingerprint, recipe.data.simulate is not None
+    write_cell_store(layout.cells, recipe.data, sources, recipe.seed, fingerprint, simulated, state, console)
+    if state.is_main_process:
+        mark_done(layout.cells, fingerprint, time.perf_counter() - started)
+    state.wait_for_everyone()
     store = CellStore(layout.cells)
     for source in store.meta["sources"]:
         for kind in ("dropped", "repairs"):

@@ -161,7 +161,7 @@ def test_half_precision_takes_half_the_room(made: Any, small: CellStore, checkpo
     assert half.take(np.array([7, 3])).tobytes() == half.vectors[[7, 3]].tobytes()
     np.testing.assert_allclose(both(half.folder), both(made[0].folder), rtol=2**-11, atol=2**-25)
     # 16 + 10 numbers of 2 bytes less, give or take what aligns buffers
-    assert made[0].meta["bytes"] - half.meta["bytes"] == pytest.approx(90 * 26 * 2, abs=128)
+    assert made[0].meta["shards"][0]["bytes"] - half.meta["shards"][0]["bytes"] == pytest.approx(90 * 26 * 2, abs=128)
 
 
 # ------------------------------------------------------------------------------------------- what must not change it

@@ -15,7 +15,7 @@ from tiny_screens import CONTROL, Screen, screen, store_of, write_screen, write_
 
 from vcc_fm.errors import UserError
 from vcc_fm.sources.genes import gene_axis
-from vcc_fm.store import prepare
+from vcc_fm.store import merge
 from vcc_fm.store.arrow import DATA_FILE
 from vcc_fm.store.cells import CellStore
 
@@ -45,17 +45,18 @@ def screens(draw: st.DrawFn, number: int) -> Screen:
     parts=st.tuples(screens(0), screens(1)),
     rule=st.sampled_from(["union", "intersection", "file"]),
     rows_per_batch=st.sampled_from([1, 3, 8192]),
+    shard_bytes=st.sampled_from([1, 60, 10**6]),
     seed=st.integers(0, 5),
 )
-def test_what_is_read_is_what_the_sources_hold(tmp_path, parts, rule, rows_per_batch, seed):
+def test_what_is_read_is_what_the_sources_hold(tmp_path, parts, rule, rows_per_batch, shard_bytes, seed):
     folder = tmp_path / str(next(FOLDERS))
     folder.mkdir()
     (folder / "axis.txt").write_text("z\nf\na\nc\n")
     if rule == "intersection" and not set(parts[0].genes) & set(parts[1].genes):
         rule = "union"
     axis_rule = str(folder / "axis.txt") if rule == "file" else rule
-    with mock.patch.object(prepare, "ROWS_PER_BATCH", rows_per_batch):
-        store = store_of(folder, *parts, genes=axis_rule, seed=seed, chunk_cells=5)
+    with mock.patch.multiple(merge, BATCH_ROWS=rows_per_batch, SHARD_BYTES=shard_bytes):
+        store = store_of(folder, *parts, genes=axis_rule, seed=seed, chunk_values=20)
 
     axis = gene_axis([np.array(part.genes) for part in parts], axis_rule).tolist()
     assert store.genes == axis
@@ -151,7 +152,9 @@ def test_the_seed_shuffles_cells_inside_their_group_only(tmp_path):
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_chunk(tmp_path):
     configs = [write_screen(tmp_path, name, plain(30)) for name in ("one", "two")]
-    stores = [write_store(tmp_path / f"{i}", configs, chunk_cells=chunk) for i, chunk in enumerate((7, 7, 1, 10**6))]
+    stores = [
+        write_store(tmp_path / f"{i}", configs, chunk_values=chunk) for i, chunk in enumerate((20, 20, 1, 10**6))
+    ]
     files = [{path.name: path.read_bytes() for path in store.folder.iterdir()} for store in stores]
     assert set(files[0]) == {DATA_FILE, "store.json", "state.json", "dataset_info.json"}
     assert files[1:] == files[:1] * 3
@@ -171,7 +174,7 @@ def test_a_damaged_store_is_refused(tmp_path):
     (folder / DATA_FILE).write_bytes(data)
     text = (folder / "store.json").read_text()
     (folder / "store.json").write_text(json.dumps(json.loads(text) | {"schema": 0}))
-    with pytest.raises(UserError, match="store schema 0, this program reads 2; prepare it again"):
+    with pytest.raises(UserError, match="store schema 0, this program reads 3; prepare it again"):
         CellStore(folder)
     (folder / "store.json").write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"store.json: damaged .* run the stage again"):

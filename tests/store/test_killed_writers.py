@@ -4,14 +4,16 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_screens import CONTROL, screen, write_screen, write_store
+from tiny_screens import CONTROL, QUIET, Screen, screen, write_screen, write_store
 
 from vcc_fm.errors import UserError
+from vcc_fm.processes import process_state
 from vcc_fm.recipe import DataConfig
-from vcc_fm.store.arrow import DATA_FILE
+from vcc_fm.store import merge, prepare
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.folder import one_writer, sha256_file, whole_folder, write_json
 from vcc_fm.store.prepare import write_cell_store
@@ -35,42 +37,87 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.002)
 
 
-def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path):
+def sixty_cells() -> Screen:
     labels = np.array([CONTROL, "A", "B"])[np.arange(60) % 3]
-    config = write_screen(tmp_path, "s0", screen(np.random.default_rng(0).poisson(2.0, (60, 8)), "K", "1", labels))
-    whole = {write_store(tmp_path / f"seed{seed}", [config], seed).meta["sha256"]: seed for seed in (0, 1)}
+    return screen(np.random.default_rng(0).poisson(2.0, (60, 8)), "K", "1", labels)
+
+
+def digests(store: CellStore) -> tuple[str, ...]:
+    """SHA-256 of the shards, as they are on disk."""
+    return tuple(sha256_file(store.folder / shard["file"]) for shard in store.meta["shards"])
+
+
+def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeypatch):
+    """Several chunks and several shards, killed at any moment 24 times, while two recipes write over each other."""
+    monkeypatch.setattr(merge, "BATCH_ROWS", 10)
+    monkeypatch.setattr(merge, "SHARD_BYTES", 400)
+    monkeypatch.setattr(prepare, "READING_BYTES", (1 << 30) // 60)
+    config = write_screen(tmp_path, "s0", sixty_cells())
+    whole = {digests(write_store(tmp_path / f"seed{seed}", [config], seed, 60)): seed for seed in (0, 1)}
+    assert {len(files) for files in whole} == {6}
     final, log = tmp_path / "cells", tmp_path / "log"
 
     def write(seed: int) -> None:
-        with one_writer(final), whole_folder(final) as partial:
-            data = DataConfig(sources=[config])
-            write_cell_store(partial, data, [config], seed, str(seed), False, lambda *_: None)
+        data = DataConfig(sources=[config])
+        with one_writer(final):
+            write_cell_store(final, data, [config], seed, str(seed), False, process_state(), QUIET)
 
     def write_for_ever() -> None:
         for number in range(10_000):
             write(number % 2)
             log.write_text(str(number))
 
-    found = []
+    found, resumed = [], 0
     rng = np.random.default_rng(0)
-    for _ in range(8):
+    for _ in range(24):
         log.unlink(missing_ok=True)
         process = child(write_for_ever)
         wait_until(log.exists)
-        time.sleep(rng.uniform(0, 0.06))
+        time.sleep(rng.uniform(0, 0.1))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
+        resumed += len(list(tmp_path.glob("cells.shards/chunk-*.safetensors"))) > 0
         if final.exists():
             store = CellStore(final)
-            digest = sha256_file(final / DATA_FILE)
-            assert store.meta["sha256"] == digest
+            digest = digests(store)
+            assert [shard["sha256"] for shard in store.meta["shards"]] == list(digest)
             assert store.fingerprint == str(whole[digest])
             found.append(digest)
-    assert found
+    assert len(found) > 10
+    assert resumed > 5  # killed with chunks on disk, which the next writer of that recipe went on from
     # The lock of a killed writer is free, and what it left behind is in nobody's way.
     write(1)
-    assert CellStore(final).meta["sha256"] in whole
+    assert digests(CellStore(final)) in whole
     assert {path.name for path in tmp_path.glob("cells*")} == {"cells"}
+
+
+@pytest.mark.parametrize("stop", ["chunk-000003", "data-00002"])
+def test_a_writer_goes_on_where_it_was_stopped(tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(merge, "BATCH_ROWS", 10)
+    monkeypatch.setattr(merge, "SHARD_BYTES", 400)
+    config = write_screen(tmp_path, "s0", sixty_cells())
+    expected = digests(write_store(tmp_path / "whole", [config], 0, 60))
+    replace, made = Path.replace, []
+
+    def interrupt(self: Path, target: Path) -> Path:
+        if Path(target).name.startswith(stop):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    def watch(self: Path, target: Path) -> Path:
+        made.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "cells", [config], 0, 60)
+    done = {path.name for path in (tmp_path / "cells.shards").iterdir()}
+    assert not (tmp_path / "cells").exists()
+    assert sum(name.startswith("chunk") for name in done) >= 3
+    monkeypatch.setattr(Path, "replace", watch)
+    assert digests(write_store(tmp_path / "cells", [config], 0, 60)) == expected
+    assert not {name for name in made if name.startswith(("chunk", "data"))} & done
+    assert any(name.startswith(stop) for name in made)
 
 
 def test_a_writer_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):

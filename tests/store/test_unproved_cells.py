@@ -39,7 +39,7 @@ def a_screen():
 
 def test_the_store_holds_the_proved_cells_and_says_what_is_missing(tmp_path):
     counts, obs, thin = a_screen()
-    store = write_store(tmp_path / "store", [scaled_source(tmp_path, "s", counts, obs)], chunk_cells=13)
+    store = write_store(tmp_path / "store", [scaled_source(tmp_path, "s", counts, obs)], chunk_values=300)
     assert sorted(store.barcodes) == sorted(obs.index[~thin])
     assert store.perturbations == ["A", "C", CONTROL]
     rows = obs.index.get_indexer(list(store.barcodes))
@@ -55,7 +55,7 @@ def test_what_is_left_of_a_perturbation_may_be_too_few(tmp_path):
     counts, obs, thin = a_screen()
     proved_a = int((~thin & (obs["perturbation"] == "A")).sum())
     store = write_store(
-        tmp_path / "store", [scaled_source(tmp_path, "s", counts, obs)], minimum_cells=proved_a + 1, chunk_cells=50
+        tmp_path / "store", [scaled_source(tmp_path, "s", counts, obs)], minimum_cells=proved_a + 1, chunk_values=1500
     )
     assert store.perturbations == [CONTROL]
     n_c = int((obs["perturbation"] == "C").sum())

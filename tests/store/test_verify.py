@@ -51,7 +51,8 @@ def test_a_store_cut_short_is_found(store: Path) -> None:
 def meant(store: Path, **changes: object) -> None:
     """Another ``store.json`` whose checksum is right: what a faulty writer would leave."""
     meta = read_json(store / "store.json") | changes
-    write_json(store / "store.json", meta | {"sha256": sha256_file(store / DATA_FILE)})
+    shard = meta["shards"][0] | {"sha256": sha256_file(store / DATA_FILE)}
+    write_json(store / "store.json", meta | {"shards": [shard]})
 
 
 def test_groups_that_do_not_fit_are_found(tiny_run: Recipe, tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.store.arrow import MappedTable
 from vcc_fm.store.folder import read_json
 
-SCHEMA = 2
-ROWS_PER_BATCH = 8192
+SCHEMA = 3
 _NARROW = 1 << 16
 
 
@@ -119,7 +118,7 @@ class CellStore:
         self.contexts: list[str] = self.meta["contexts"]
         self.batches: list[str] = self.meta["batches"]
         self.perturbations: list[str] = self.meta["perturbations"]
-        self._table = MappedTable(folder, self.meta["bytes"])
+        self._table = MappedTable(folder, self.meta["shards"])
         self.depth = self._table.column("depth")
         self.context = self._table.column("context")
         self.batch = self._table.column("batch")

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from vcc_fm.errors import UserError
-from vcc_fm.store.arrow import DATA_FILE, MappedTable, write_dataset
-from vcc_fm.store.folder import read_json, sha256_file, write_json
+from vcc_fm.store.arrow import DATA_FILE, MappedTable, write_description, write_shard
+from vcc_fm.store.folder import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def write_embeddings(
@@ -64,15 +64,14 @@ def write_embeddings(
             first = [pa.array(keys, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
             yield pa.RecordBatch.from_arrays([*first, *columns], schema=features.arrow_schema)
 
-    size = write_dataset(folder, features, batches(), fingerprint, meta["licence"], meta["citation"])
-    data_sha256 = sha256_file(folder / DATA_FILE)
+    shard = write_shard(folder / DATA_FILE, features, batches())
+    write_description(folder, features, [DATA_FILE], fingerprint, meta["licence"], meta["citation"])
     described = {
         "schema": SCHEMA,
         "key": key,
         "rows": rows,
         "width": width,
-        "bytes": size,
-        "sha256": data_sha256,
+        "shards": [shard],
         "missing": missing,
     }
     write_json(folder / "store.json", described | {"fingerprint": fingerprint} | meta)
@@ -108,7 +107,7 @@ class EmbeddingStore:
             raise UserError(
                 f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; embed it again"
             )
-        self._table = MappedTable(folder, self.meta["bytes"])
+        self._table = MappedTable(folder, self.meta["shards"])
         self.keys = self._table.column(self.meta["key"])
         self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 

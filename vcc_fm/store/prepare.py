@@ -1,242 +1,265 @@
-"""From checked sources to a cell store: align the genes, order the cells, write them in one pass.
+"""From checked sources to a cell store: align the genes, order the cells, write them, in bounded memory.
 
-Counts pass through a spill file on disk in the order of the sources and are gathered from it in group order, so that
-memory holds the labels of all cells but the counts of one chunk.
+Two passes, and both are shared by all processes that take part. The first reads each source once, range of rows by
+range of rows, and leaves chunks on disk: verified counts, sorted by the place that a cell will have. The second puts
+the shards together from them. What is done survives an interruption. Memory holds the labels of all cells, and of the
+counts as much as ``data.memory_mb`` says.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import scipy.sparse as sp
+from accelerate import PartialState
+from rich.console import Console
 
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import DataConfig, SourceConfig
-from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask
-from vcc_fm.sources.h5ad import H5adSource
-from vcc_fm.store.arrow import DATA_FILE, write_dataset
-from vcc_fm.store.cells import ROWS_PER_BATCH, SCHEMA, _gather, cell_features
-from vcc_fm.store.folder import sha256_file, write_json
+from vcc_fm.recipe import DataConfig, SourceConfig, fingerprint
+from vcc_fm.sources.alignment import Sources, open_sources
+from vcc_fm.store.arrow import shard_name, write_description, write_shard
+from vcc_fm.store.cell_table import LABELS, CellTable, cell_table
+from vcc_fm.store.cells import SCHEMA, cell_features
+from vcc_fm.store.chunks import Chunk, write_chunk
+from vcc_fm.store.filters import SourceFilters
+from vcc_fm.store.folder import read_json, whole_folder, write_json
+from vcc_fm.store.merge import Rows, plan_shards, shard_batches
+from vcc_fm.store.work import WorkFolder
+
+READING_BYTES = 100  # a stored value at the peak of reading a chunk: as stored, checked in float64, sorted, as saved
+WRITING_SHARE = 2  # of the memory for a shard's counts: they, and as much again of a chunk's
 
 
 def write_cell_store(
-    folder: Path,
+    final: Path,
     data: DataConfig,
     configs: list[SourceConfig],
     seed: int,
-    fingerprint: str,
+    fingerprint_: str,
     simulated: bool,
-    progress: Callable[[int, int], None],
+    state: PartialState,
+    console: Console,
 ) -> None:
-    """Write the cell store of ``configs`` into ``folder``, which exists and is the caller's to rename.
+    """Write the cell store of ``configs`` as the folder ``final``, whole or not at all.
 
     Args:
-        folder: where the dataset and ``store.json`` go.
-        data: gene axis rule, minimum cells, chunk size.
+        final: where the dataset and ``store.json`` go.
+        data: gene axis rule, minimum cells, memory.
         configs: the sources, simulated ones included.
         seed: of the order inside groups.
-        fingerprint: of everything the store depends on.
+        fingerprint_: of everything the store depends on.
         simulated: whether the cells are simulated; kept in ``store.json``.
-        progress: called with (cells done, cells in all).
+        state: who takes part.
+        console: where progress goes.
 
     Raises:
         UserError: a source is refused, sources disagree on the control label, or no cell is left.
     """
-    with ExitStack() as stack:
-        sources = [stack.enter_context(H5adSource(config)) for config in configs]
-        controls = sorted({config.control for config in configs})
-        axis = gene_axis([source.genes for source in sources], data.genes)
-        cells = _cell_table(sources, configs)
-        spill_folder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        spill = _Spill(Path(spill_folder), len(cells))
-        for number, source in enumerate(sources):
-            columns = axis_columns(source.genes, axis)
-            rows = np.flatnonzero(cells["source"].to_numpy() == number)
-            for positions, counts in source.counts(data.chunk_cells):
-                spill.add(rows[positions], _on_axis(counts, columns, len(axis)))
-                if len(positions):
-                    progress(int(rows[positions[-1]]) + 1, len(cells))
-        spill.close()
-        # Cells whose counts could not be proved were never added, and do not count towards a perturbation's cells.
-        cells, few = _without_few(cells[spill.added], configs, data.minimum_cells)
-        dropped = [source.dropped | left_out for source, left_out in zip(sources, few, strict=True)]
-        labels = {name: sorted(cells[name].unique()) for name in ("context", "batch", "perturbation")}
-        for name, known in labels.items():
-            cells[f"{name}_code"] = pd.Index(known).get_indexer(cells[name]).astype(np.int32)
-        order = _group_order(cells, seed)
-        features = cell_features(len(axis), spill.largest)
-        size = write_dataset(folder, features, _batches(cells, order, spill, features), fingerprint, "", "")
-        meta = {
-            "schema": SCHEMA,
-            "fingerprint": fingerprint,
-            "bytes": size,
-            "sha256": sha256_file(folder / DATA_FILE),
-            "cells": len(cells),
-            "simulated": simulated,
-            "order_seed": seed,
-            "genes": axis.tolist(),
-            "control": configs[0].control,
-            **{f"{name}s" if name != "batch" else "batches": known for name, known in labels.items()},
-            "batch_source": cells.groupby("batch_code")["source"].first().tolist(),
-            "groups": _groups(cells.iloc[order]),
-            "sources": [
-                _provenance(source, config, axis, drops)
-                for source, config, drops in zip(sources, configs, dropped, strict=True)
-            ],
-            "relabelled_controls": [label for label in controls if label != configs[0].control],
-        }
-        write_json(folder / "store.json", meta)
+    memory = data.memory_mb << 20
+    with open_sources(data, configs) as aligned:
+        sources, axis = aligned.opened, aligned.axis
+        table = cell_table(sources, configs, seed)
+        values = memory // READING_BYTES
+        work = WorkFolder(final, fingerprint([fingerprint_, values]), state)
+        ranges = [(n, *rows) for n, source in enumerate(sources) for rows in source.ranges(values)]
+        filters = [SourceFilters(source, config) for source, config in zip(sources, configs, strict=True)]
+        chunks = _chunks(work, ranges, aligned, filters, table, console)
+        by_source = [[c for c, (of, _, _) in zip(chunks, ranges, strict=True) if of == n] for n in range(len(sources))]
+        for source, mine in zip(sources, by_source, strict=True):
+            source.conclude(chunk.notes["evidence"] for chunk in mine)
+        kept = _Kept(table, by_source, filters, configs, data.minimum_cells)
+        features = cell_features(len(axis), max(chunk.notes["largest"] for chunk in chunks))
+        plan = plan_shards(kept.rows.length, features)
+        _shards(work, plan, kept.rows, chunks, features, memory // WRITING_SHARE, console)
+        if state.is_main_process:
+            meta = {
+                "schema": SCHEMA,
+                "fingerprint": fingerprint_,
+                "cells": len(kept.rows.rank),
+                "simulated": simulated,
+                "order_seed": seed,
+                "genes": axis.tolist(),
+                "control": configs[0].control,
+                **{f"{name}s" if name != "batch" else "batches": kept.names[name] for name in LABELS},
+                "batch_source": kept.batch_source,
+                "groups": kept.groups,
+                "sources": [_provenance(aligned, number, config, kept) for number, config in enumerate(configs)],
+                "relabelled_controls": sorted({c.control for c in configs if c.control != configs[0].control}),
+            }
+            _assemble(final, work.path, len(plan), features, meta)
+            work.remove()
+        state.wait_for_everyone()
 
 
-def _cell_table(sources: list[H5adSource], configs: list[SourceConfig]) -> pd.DataFrame:
-    """All kept cells of all sources; the index is a cell's row in the spill file."""
-    tables = []
-    for number, (source, config) in enumerate(zip(sources, configs, strict=True)):
-        table = source.cells.copy()
-        table["source"] = number
-        table["perturbation"] = unified_labels(table["perturbation"], config, configs[0])
-        if len(sources) > 1:
-            # Two files may both have a batch "1": these differ, and a batch has one set of measured genes.
-            table["batch"] = source.name + ":" + table["batch"].astype(str)
-            table["barcode"] = source.name + ":" + table["barcode"].astype(str)
-        tables.append(table)
-    cells = pd.concat(tables, ignore_index=True)
-    # A lane that holds several contexts is a batch in each of them: controls of one are no controls of another.
-    shared = cells.groupby("batch")["context"].transform("nunique") > 1
-    cells.loc[shared, "batch"] = cells["context"] + ":" + cells["batch"]
-    return cells
+def _chunks(
+    work: WorkFolder,
+    ranges: list[tuple[int, int, int]],
+    aligned: Sources,
+    filters: list[SourceFilters],
+    table: CellTable,
+    console: Console,
+) -> list[Chunk]:
+    """First pass: a chunk of each range of rows of each source."""
 
+    def path(number: int) -> Path:
+        return work.path / f"chunk-{number:06d}.safetensors"
 
-def _without_few(
-    cells: pd.DataFrame, configs: list[SourceConfig], minimum_cells: int
-) -> tuple[pd.DataFrame, list[dict[str, int]]]:
-    """The cells without perturbations of too few in a context (index kept), and per source how many go and why."""
-    size = cells.groupby(["context", "perturbation"])["source"].transform("size")
-    few = (size < minimum_cells) & (cells["perturbation"] != configs[0].control)
-    dropped = [
-        {f"perturbation with fewer than {minimum_cells} cells": count} if count else {}
-        for count in np.bincount(cells.loc[few, "source"], minlength=len(configs)).tolist()
-    ]
-    cells = cells[~few].copy()
-    if cells.empty:
-        raise UserError("no cell is left after the filters (keep, minimum_cells); loosen them")
-    return cells, dropped
+    def make(number: int, progress: Callable[[int], None]) -> None:
+        of, start, stop = ranges[number]
+        cells = aligned.opened[of].read(start, stop)
+        positions, counts, dropped = filters[of].sufficient(cells)
+        further, whole = filters[of].measure(positions, counts)
+        rank = table.rank[table.first[of] + positions]
+        notes = {"evidence": cells.evidence.state(), "dropped": dropped}
+        write_chunk(
+            path(number), rank, _on_axis(counts, aligned.columns[of], len(aligned.axis)), further, whole, notes
+        )
 
-
-def unified_labels(labels: pd.Series, config: SourceConfig, first: SourceConfig) -> pd.Series:
-    """The perturbation labels of a source in the words of the first source: its control label, its separator.
-
-    Args:
-        labels: [n] str perturbation labels as the source has them.
-        config: of the source.
-        first: of the first source, whose words the store uses.
-
-    Raises:
-        UserError: the first source's control label is a perturbation here, or a target gene holds its separator.
-    """
-    known = {}
-    for label in labels.unique():
-        parts = [first.control] if label == config.control else label.split(config.separator)
-        if label == first.control != config.control:
-            raise UserError(
-                f"source {config.name!r}: {label!r} is a perturbation here (control is {config.control!r}) and the "
-                f"control of source {first.name!r}; correct control, or leave these cells out with keep"
-            )
-        if config.separator != first.separator and label != config.control and first.separator in "\n".join(parts):
-            raise UserError(
-                f"source {config.name!r}: perturbation {label!r} holds {first.separator!r}, which joins target genes "
-                f"in source {first.name!r}; rename it in the file, or list this source first"
-            )
-        known[label] = first.separator.join(parts)
-    return labels.map(known)
-
-
-def _group_order(cells: pd.DataFrame, seed: int) -> np.ndarray:
-    """Row order: by context, batch and perturbation, shuffled inside a group."""
-    shuffle = np.random.default_rng([seed, len(cells)]).permutation(len(cells))
-    return np.lexsort((shuffle, cells["perturbation_code"], cells["batch_code"], cells["context_code"]))
-
-
-def _groups(ordered: pd.DataFrame) -> list[list[int]]:
-    """[context, batch, perturbation, start, end] of each run of rows."""
-    codes = ordered[["context_code", "batch_code", "perturbation_code"]].to_numpy()
-    starts = np.flatnonzero(np.r_[True, (np.diff(codes, axis=0) != 0).any(axis=1)])
-    ends = np.r_[starts[1:], len(codes)]
-    return np.column_stack([codes[starts], starts, ends]).tolist()
+    sizes = [stop - start for _, start, stop in ranges]
+    # A matrix by column is turned as a whole before it is read: by one process, not by all.
+    turns = [of if aligned.opened[of].by_column else number for number, (of, _, _) in enumerate(ranges)]
+    work.share(sizes, path, make, "cells", "prepare: read", console, turns)
+    return [Chunk(path(number)) for number in range(len(ranges))]
 
 
 def _on_axis(counts: sp.csr_matrix, columns: np.ndarray, width: int) -> sp.csr_matrix:
     """The same cells with their genes renamed to axis positions; genes that are not on the axis are left out."""
-    mapped = columns[counts.indices]
-    on = mapped >= 0
-    indptr = np.concatenate([[0], np.cumsum(on)])[counts.indptr]
-    moved = sp.csr_matrix((counts.data[on], mapped[on], indptr), shape=(counts.shape[0], width))
+    mapped, data, indptr = columns[counts.indices], counts.data, counts.indptr
+    if (columns < 0).any():
+        on = mapped >= 0
+        indptr = np.concatenate([[0], np.cumsum(on)])[indptr]
+        mapped, data = mapped[on], data[on]
+    moved = sp.csr_matrix((data, mapped, indptr), shape=(counts.shape[0], width))
     moved.sort_indices()
     return moved
 
 
-class _Spill:
-    """Counts of all cells on disk, in the order in which they were added."""
+class _Kept:
+    """The cells that stay, and what became of the others.
 
-    def __init__(self, folder: Path, cells: int):
-        self._paths = (folder / "genes", folder / "counts")
-        self._files = [path.open("wb") for path in self._paths]
-        self.start = np.zeros(cells, np.int64)
-        self.length = np.zeros(cells, np.int64)
-        self.depth = np.zeros(cells, np.int64)
-        self.added = np.zeros(cells, bool)
-        self._at = 0
-        self.largest = 0
+    Attributes:
+        rows: in the order of the store.
+        names: label -> those that stay.
+        batch_source: number of the source of each batch.
+        groups: [context, batch, perturbation, start, end] of each run of rows.
+        dropped: per source, reason -> number of cells that were left out after their labels had been read.
+        knock_down: per source, the report of that filter; None where it was not asked for.
+    """
 
-    def add(self, cells: np.ndarray, counts: sp.csr_matrix) -> None:
-        self._files[0].write(counts.indices.astype(np.int32).tobytes())
-        self._files[1].write(counts.data.astype(np.int32).tobytes())
-        self.start[cells] = self._at + counts.indptr[:-1]
-        self.length[cells] = np.diff(counts.indptr)
-        self.depth[cells] = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
-        self.added[cells] = True
-        self._at += counts.nnz
-        self.largest = max(self.largest, int(counts.data.max(initial=0)))
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._at == 0:
+    def __init__(
+        self,
+        table: CellTable,
+        chunks: list[list[Chunk]],
+        filters: list[SourceFilters],
+        configs: list[SourceConfig],
+        minimum_cells: int,
+    ):
+        """Decide, from the chunks of each source."""
+        length, depth = np.full(len(table.rank), -1, np.int32), np.zeros(len(table.rank), np.int32)
+        cell = np.argsort(table.rank)
+        self.dropped: list[Counter[str]] = [Counter() for _ in configs]
+        self.knock_down: list[dict[str, list[Any]] | None] = []
+        for number, mine in enumerate(chunks):
+            for chunk in mine:
+                length[chunk.rank], depth[chunk.rank] = chunk.length, chunk.depth
+                self.dropped[number].update(chunk.notes["dropped"])
+            rank = np.concatenate([chunk.rank for chunk in mine])
+            judged = filters[number].knocked_down(cell[rank] - table.first[number], mine)
+            self.knock_down.append(None if judged is None else judged.report)
+            if judged is not None:
+                length[rank[~judged.keep]] = -1
+                self.dropped[number].update(judged.dropped)
+        cell = cell[length >= 0]  # what has been dropped so far counts for no perturbation
+        few = self._few(table, cell, configs, minimum_cells)
+        for number, left_out in enumerate(np.bincount(table.source[cell[few]], minlength=len(configs)).tolist()):
+            if left_out:
+                self.dropped[number][f"perturbation with fewer than {minimum_cells} cells"] = left_out
+        cell = cell[~few]
+        if not len(cell):
+            raise UserError("no cell is left after the filters (keep, quality, minimum_cells); loosen them")
+        rank = table.rank[cell]
+        if not length[rank].any():
             raise UserError("no gene of any source is on the gene axis with a count above zero")
-        genes, counts = (np.memmap(path, np.int32, "r") for path in self._paths)
-        return genes, counts
+        self.names, codes = {}, {}
+        for label in LABELS:
+            present, codes[label] = np.unique(table.codes[label][cell], return_inverse=True)
+            codes[label] = codes[label].astype(np.int32)
+            self.names[label] = table.names[label][present].tolist()
+        self.rows = Rows(rank, length[rank].astype(np.int64), depth[rank], codes, table.barcode[cell])
+        _, first = np.unique(codes["batch"], return_index=True)
+        self.batch_source = table.source[cell[first]].tolist()
+        self.groups = _groups(np.column_stack([codes[label] for label in LABELS]))
+
+    @staticmethod
+    def _few(table: CellTable, cell: np.ndarray, configs: list[SourceConfig], minimum_cells: int) -> np.ndarray:
+        """Which cells ([n] places in the table) are of a perturbation with too few of them in its context."""
+        context, perturbation = (table.codes[label][cell].astype(np.int64) for label in ("context", "perturbation"))
+        _, group, size = np.unique(
+            context * len(table.names["perturbation"]) + perturbation, return_inverse=True, return_counts=True
+        )
+        return (size[group] < minimum_cells) & (table.names["perturbation"][perturbation] != configs[0].control)
 
 
-def _batches(
-    cells: pd.DataFrame, order: np.ndarray, spill: _Spill, features: datasets.Features
-) -> Iterator[pa.RecordBatch]:
-    kinds = [np.dtype(features[name].feature.dtype) for name in ("genes", "counts")]
-    genes, counts = spill.arrays()
-    for start in range(0, len(order), ROWS_PER_BATCH):
-        part = cells.iloc[order[start : start + ROWS_PER_BATCH]]
-        rows = part.index.to_numpy()
-        offsets = np.concatenate([[0], np.cumsum(spill.length[rows])])
-        values = [np.empty(offsets[-1], kind) for kind in kinds]
-        for source, target in zip((genes, counts), values, strict=True):
-            _gather(source, spill.start, spill.length, rows, target)
-        lists = [pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(value)) for value in values]
-        flat = [part[f"{name}_code"].to_numpy() for name in ("context", "batch", "perturbation")]
-        columns = [*lists, pa.array(spill.depth[rows].astype(np.int32)), *map(pa.array, flat)]
-        columns.append(pa.array(part["barcode"].to_numpy(), pa.string()))
-        yield pa.RecordBatch.from_arrays(columns, schema=features.arrow_schema)
+def _groups(codes: np.ndarray) -> list[list[int]]:
+    """[context, batch, perturbation, start, end] of each run of rows ([N, 3])."""
+    starts = np.flatnonzero(np.r_[True, (np.diff(codes, axis=0) != 0).any(axis=1)])
+    return np.column_stack([codes[starts], starts, np.r_[starts[1:], len(codes)]]).tolist()
 
 
-def _provenance(source: H5adSource, config: SourceConfig, axis: np.ndarray, dropped: dict[str, int]) -> dict[str, Any]:
+def _shards(
+    work: WorkFolder,
+    plan: list[list[tuple[int, int]]],
+    rows: Rows,
+    chunks: list[Chunk],
+    features: datasets.Features,
+    memory: int,
+    console: Console,
+) -> None:
+    """Second pass: the shards, each with a note beside it of what it is."""
+
+    def path(number: int) -> Path:
+        return work.path / f"{shard_name(number, len(plan))}.json"
+
+    def make(number: int, progress: Callable[[int], None]) -> None:
+        partial = work.path / f"{shard_name(number, len(plan))}.partial"
+        start = plan[number][0][0]
+
+        def batches() -> Any:
+            for (_, stop), batch in zip(
+                plan[number], shard_batches(plan[number], rows, chunks, features, memory), strict=True
+            ):
+                yield batch
+                progress(stop - start)
+
+        note = write_shard(partial, features, batches())
+        final = partial.with_suffix("")
+        partial.replace(final)
+        write_json(path(number), note | {"file": final.name})
+
+    sizes = [batches[-1][1] - batches[0][0] for batches in plan]
+    work.share(sizes, path, make, "cells", "prepare: write", console)
+
+
+def _assemble(final: Path, work: Path, shards: int, features: datasets.Features, meta: dict[str, Any]) -> None:
+    """Move the shards where they belong and describe them."""
+    names = [shard_name(number, shards) for number in range(shards)]
+    with whole_folder(final) as partial:
+        notes = [read_json(work / f"{name}.json") for name in names]
+        for name in names:
+            # The note goes first: a shard without one is written again.
+            (work / f"{name}.json").unlink()
+            (work / name).rename(partial / name)
+        write_description(partial, features, names, meta["fingerprint"], "", "")
+        write_json(partial / "store.json", meta | {"shards": notes})
+
+
+def _provenance(aligned: Sources, number: int, config: SourceConfig, kept: _Kept) -> dict[str, Any]:
+    source = aligned.opened[number]
     return {
         "name": source.name,
         "file": Path(config.path).name,
@@ -244,9 +267,10 @@ def _provenance(source: H5adSource, config: SourceConfig, axis: np.ndarray, drop
         "matrix": config.matrix,
         "values": source.evidence,
         "genes": len(source.genes),
-        "genes_off_axis": int((axis_columns(source.genes, axis) < 0).sum()),
-        "missing_genes": np.flatnonzero(~measured_mask(source.genes, axis)).tolist(),
+        "genes_off_axis": int((aligned.columns[number] < 0).sum()),
+        "missing_genes": np.flatnonzero(~aligned.measured[number]).tolist(),
         "cells": len(source.cells),
-        "dropped": dropped,
+        "dropped": source.dropped | kept.dropped[number],
         "repairs": source.repairs,
+        "knock_down": kept.knock_down[number],
     }

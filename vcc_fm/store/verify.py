@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vcc_fm.errors import UserError
-from vcc_fm.store.arrow import DATA_FILE
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.store.folder import read_json, sha256_file
@@ -27,7 +26,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
         progress: told how many rows are done, of how many.
 
     Returns:
-        Kind, rows and SHA-256.
+        Kind, and numbers of rows and shards.
 
     Raises:
         UserError: something is missing, damaged, or does not fit together; the message says what.
@@ -35,18 +34,20 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
     meta = read_json(folder / "store.json")
     # Opening a store checks its schema and the size of its file.
     store = CellStore(folder) if "groups" in meta else EmbeddingStore(folder)
-    found = sha256_file(folder / DATA_FILE)
-    if found != meta["sha256"]:
-        raise UserError(
-            f"{folder / DATA_FILE}: SHA-256 {found[:12]}…, but store.json says {meta['sha256'][:12]}…; it was damaged "
-            f"or replaced: remove {folder} and run the stage that makes it again"
-        )
+    for shard in meta["shards"]:
+        found = sha256_file(folder / shard["file"])
+        if found != shard["sha256"]:
+            raise UserError(
+                f"{folder / shard['file']}: SHA-256 {found[:12]}…, but store.json says {shard['sha256'][:12]}…; "
+                f"it was damaged or replaced: remove {folder} and run the stage that makes it again"
+            )
     check = _check_cells if isinstance(store, CellStore) else _check_vectors
     wrong = check(store, progress)  # type: ignore[arg-type]
     if wrong is not None:
         raise UserError(f"{folder}: {wrong}; remove it and run the stage that makes it again")
     rows = len(store) if isinstance(store, CellStore) else len(store.keys)
-    return {"store": str(folder), "kind": "cells" if "groups" in meta else meta["key"], "rows": rows, "sha256": found}
+    kind = "cells" if "groups" in meta else meta["key"]
+    return {"store": str(folder), "kind": kind, "rows": rows, "shards": len(meta["shards"])}
 
 
 def _check_cells(store: CellStore, progress: Callable[[int, int], None]) -> str | None:

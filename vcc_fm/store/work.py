@@ -1,0 +1,85 @@
+"""Work that several processes share, kept piece by piece in a folder beside the output until that is whole.
+
+The pieces follow from the input alone. So neither the number of processes nor an interruption changes what comes out,
+and nothing that is done is done again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from rich.console import Console
+
+from vcc_fm.progress import ProgressLines
+from vcc_fm.store.folder import read_json, write_json
+
+
+class WorkFolder:
+    """The pieces of an output; those of anything else are thrown away.
+
+    Attributes:
+        path: of the folder.
+        state: who takes part.
+
+    Args:
+        final: the output that they will become.
+        fingerprint: of everything that they depend on.
+        state: who takes part; all wait here for the first.
+    """
+
+    def __init__(self, final: Path, fingerprint: str, state: PartialState):
+        self.path = final.with_name(f"{final.name}.shards")
+        self.state = state
+        owner = self.path / "owner.json"
+        if state.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            write_json(owner, {"fingerprint": fingerprint})
+        state.wait_for_everyone()
+
+    def share(
+        self,
+        sizes: Sequence[int],
+        path: Callable[[int], Path],
+        make: Callable[[int, Callable[[int], None]], None],
+        unit: str,
+        stage: str,
+        console: Console,
+        turns: Sequence[int] | None = None,
+    ) -> None:
+        """Make this process's part of the pieces that are missing, and wait for the others.
+
+        Args:
+            sizes: of each piece, in ``unit``.
+            path: of a piece, by its number; it is there once it is whole.
+            make: makes a piece, and tells its second argument how much of it is done.
+            unit: in which progress is told (cells, residues).
+            stage: its name.
+            console: where progress goes.
+            turns: pieces of one number are made by one process; None: each has a number of its own.
+        """
+        turn_of = range(len(sizes)) if turns is None else turns
+        me, processes = self.state.process_index, self.state.num_processes
+        numbers = [number for number, turn in enumerate(turn_of) if turn % processes == me]
+        left = [number for number in numbers if not path(number).exists()]
+        total = sum(sizes[number] for number in numbers)
+        done = total - sum(sizes[number] for number in left)
+        lines = ProgressLines(stage, unit, console, done)
+        for number in left:
+            make(number, _from(done, total, lines))
+            done += sizes[number]
+        if left:
+            lines(total, total)
+        self.state.wait_for_everyone()
+
+    def remove(self) -> None:
+        """Take the pieces away, once the output is whole."""
+        shutil.rmtree(self.path)
+
+
+def _from(done: int, total: int, lines: ProgressLines) -> Callable[[int], None]:
+    """Progress of a piece, told as that of the whole part; its end is that of the part only once."""
+    return lambda part: lines(min(done + part, total - 1), total)
