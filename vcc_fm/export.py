@@ -13,7 +13,7 @@ from anndata.io import write_elem
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done
 from vcc_fm.progress import ProgressLines
-from vcc_fm.recipe import Recipe, SourceConfig
+from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.sources.h5ad import H5adSource
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -40,7 +40,7 @@ def export_obsm(
         File, number of cells, width, and number of cells without a vector.
 
     Raises:
-        UserError: the cells are not embedded, there is no such source, or its file has that key already.
+        UserError: the cells are not embedded, there is no such source, or its file is no h5ad or has that key already.
     """
     layout = Layout(recipe)
     if not is_done(layout.cell_embeddings, layout.cell_embeddings_fingerprint):
@@ -48,6 +48,11 @@ def export_obsm(
             f"{layout.cell_embeddings} is missing or of another recipe; run `vcc-fm embed cells RECIPE` first"
         )
     config = _source(configs, name)
+    path = expand(config.path)
+    if path.exists() and not h5py.is_hdf5(path):
+        raise UserError(
+            f"{path}: is a zarr store, and the copy is an h5ad; write it as one first (anndata.read_zarr, write_h5ad)"
+        )
     store = EmbeddingStore(layout.cell_embeddings)
     columns = ["embedding"]
     if store.meta["encoder"] == "state-se":
@@ -58,7 +63,7 @@ def export_obsm(
         prefix = f"{source.name}:" if len(configs) > 1 else ""
         # A cell may have been dropped after the source was read: for want of others with its perturbation.
         rows = np.array([row_of.get(prefix + barcode, -1) for barcode in source.cells["barcode"]], np.int64)
-        places, path = source.rows, source.path
+        places = source.rows
     partial = file.with_name(f".{file.name}.partial")
     try:
         shutil.copyfile(path, partial)

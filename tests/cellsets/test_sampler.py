@@ -99,6 +99,32 @@ def test_devices_share_a_step_without_overlap(data):
         same(whole, [sampler[6 * step + i] for i in range(6)])
 
 
+@settings(max_examples=30, deadline=None, suppress_health_check=QUIET)
+@given(
+    processes=st.integers(1, 5),
+    per_process=st.integers(1, 4),
+    first=st.integers(0, 40),
+    set_size=st.integers(1, 9),
+    seed=st.integers(0, 3),
+    weight=st.sampled_from([0.4, 1.0, 2.5]),
+)
+def test_ranks_are_disjoint_and_cover_and_any_step_goes_on_the_same(
+    data, processes, per_process, first, set_size, seed, weight
+):
+    def sampler():
+        weights = {("K", "a"): weight}
+        return SetSampler(data, data.split.groups("train"), set_size, seed, 0.3, 0.3, weights)
+
+    batch, whole = processes * per_process, sampler()
+    shares = [slice(rank * per_process, (rank + 1) * per_process) for rank in range(processes)]
+    stream = [whole[position] for position in range(batch * (first + 3))]
+    ranks = [sampler() for _ in range(processes)]  # each begins at step `first`, as a resumed run does
+    for step in range(first, first + 3):
+        parts = [one.step(step, batch, share) for one, share in zip(ranks, shares, strict=True)]
+        assert {len(part) for part in parts} == {per_process}
+        same([one for part in parts for one in part], stream[step * batch : (step + 1) * batch])
+
+
 def test_epochs_and_seeds_differ(data):
     groups = data.split.groups("train")
     streams = [list(SetSampler(data, groups, 4, seed).epoch_sets(epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
