@@ -9,9 +9,12 @@ see. A run that was stopped goes on with the chunks and shards that are done.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from vcc_fm.stages import stage_script
 
 if __name__ == "__main__":
+    # Nothing of it runs on a GPU, and there may be more processes than GPUs.
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     sys.exit(stage_script("prepare", __doc__))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+
+PATIENCE = datetime.timedelta(days=2)
+"""How long processes wait for each other."""
 
 
 def process_state() -> PartialState:
@@ -21,7 +25,10 @@ def process_state() -> PartialState:
         # Accelerate imports DeepSpeed where it is installed, which warns of a missing GPU unless told to expect none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not here))
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not here)
+    # One process may work alone for hours (on a large file, on a slow disk), which is no fault of the others that
+    # wait; one that has died is noticed by whoever launched it.
+    return PartialState(cpu=cpu, **({"timeout": PATIENCE} if several else {}))
 
 
 def leave_a_core_to_the_loader() -> None:

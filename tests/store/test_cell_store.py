@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import pickle
 from unittest import mock
 
+import anndata
 import datasets
 import numpy as np
 import pandas as pd
@@ -14,10 +16,12 @@ from hypothesis.extra import numpy as hnp
 from tiny_screens import CONTROL, Screen, screen, store_of, write_screen, write_store
 
 from vcc_fm.errors import UserError
+from vcc_fm.recipe import SourceConfig
 from vcc_fm.sources.genes import gene_axis
 from vcc_fm.store import merge
 from vcc_fm.store.arrow import DATA_FILE
 from vcc_fm.store.cells import CellStore
+from vcc_fm.store.verify import verify
 
 FOLDERS = itertools.count()
 # Each example has a folder of its own; how fast they are drawn says how busy the machine is.
@@ -141,7 +145,8 @@ def test_a_lane_of_two_contexts_is_a_batch_in_each(tmp_path):
 def test_the_seed_shuffles_cells_inside_their_group_only(tmp_path):
     config = write_screen(tmp_path, "s0", plain(200))
     first, other = (write_store(tmp_path / f"store{seed}", [config], seed) for seed in (0, 1))
-    assert first.meta["groups"] == other.meta["groups"]
+    for name in ("context", "batch", "perturbation", "start", "end"):
+        np.testing.assert_array_equal(getattr(first.groups, name), getattr(other.groups, name))
     start, end = first.groups.start, first.groups.end
     for a, b in zip(start, end, strict=True):
         assert set(first.barcodes[a:b]) == set(other.barcodes[a:b])
@@ -218,3 +223,43 @@ def test_labels_that_mean_another_thing_elsewhere_are_refused(tmp_path):
 def test_a_store_without_a_count_is_refused(tmp_path):
     with pytest.raises(UserError, match="no gene of any source is on the gene axis with a count above zero"):
         store_of(tmp_path, screen(np.zeros((2, 2)), "K", "1", [CONTROL, "A"]))
+
+
+def test_batches_of_one_name_stay_apart(tmp_path):
+    """Lane 1 holds two contexts, and a lane of a third is called as a part of it will be."""
+    lanes = ["1", "1", "K:1", "1", "1", "K:1"]
+    store = store_of(tmp_path, screen(np.eye(6) + 1, ["K", "H", "J"] * 2, lanes, [CONTROL] * 3 + ["A"] * 3))
+    assert store.batches == ["H:1", "K:1", "K:1 (2)"]
+    for batch in range(3):
+        assert len(set(store.context[store.batch == batch])) == 1
+    assert verify(store.folder)["rows"] == 6
+
+
+def test_a_source_has_no_colon_in_its_name(tmp_path):
+    config = write_screen(tmp_path, "s0", plain())
+    with pytest.raises(ValueError, match="name"):
+        SourceConfig(**config.model_dump() | {"name": "a:b"})
+
+
+def test_a_cell_too_deep_for_the_store_is_refused(tmp_path):
+    config = write_screen(tmp_path, "s0", screen(np.ones((4, 4)), "K", "1", [CONTROL, "A", "A", CONTROL]))
+    data = anndata.read_h5ad(config.path)
+    data.X = data.X.astype(np.int64)
+    data.X[2] = 2**29
+    data.write_h5ad(config.path)
+    with pytest.raises(UserError, match=r"the counts of cell 'cell2' add up to 2,147,483,648; no cell is so deep"):
+        write_store(tmp_path / "store", [config])
+
+
+def test_a_store_travels_to_another_process(tmp_path):
+    store = store_of(tmp_path, plain())
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.dense(np.arange(40)), store.dense(np.arange(40)))
+
+
+def test_labels_have_names_in_the_dataset(tmp_path):
+    store = store_of(tmp_path, plain())
+    read = datasets.load_from_disk(str(store.folder))
+    for label, names in (("context", store.contexts), ("batch", store.batches), ("perturbation", store.perturbations)):
+        assert read.features[label].names == names
+        assert read.features[label].int2str(read[label][:]) == [names[code] for code in getattr(store, label)]

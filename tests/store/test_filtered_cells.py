@@ -75,7 +75,9 @@ def test_cells_are_dropped_by_name_and_none_is_lost(tmp_path):
 def test_chunks_change_no_byte(tmp_path):
     one = a_screen()[0]
     rule = KnockDownConfig(minimum_cells=5, perturbation=0.6)
-    stores = [write(tmp_path, one, "s", values, minimum_depth=100, knock_down=rule) for values in (10**7, 500, 23)]
+    quality = {"minimum_depth": 100, "minimum_genes": 23, "knock_down": rule}
+    stores = [write(tmp_path, one, "s", values, **quality) for values in (10**7, 500, 23)]
+    assert len(stores[0].meta["sources"][0]["dropped"]) > 3
     files = [{path.name: sha256_file(path) for path in store.folder.iterdir()} for store in stores]
     assert files[1:] == files[:1] * 2
 
@@ -85,5 +87,14 @@ def test_without_filters_everything_stays_and_too_hard_filters_say_so(tmp_path):
     store = write(tmp_path, one, "s")
     assert len(store) == 400
     assert store.meta["sources"][0]["knock_down"] is None
-    with pytest.raises(UserError, match=r"no cell is left after the filters \(keep, quality, minimum_cells\)"):
+    with pytest.raises(UserError, match=r"no cell is left after the filters \(depth below 1000000 UMI: 400\)"):
         write(tmp_path, one, "hard", minimum_depth=10**6)
+
+
+def test_controls_that_a_filter_took_away_are_missed(tmp_path):
+    _, counts, labels, context = a_screen()
+    counts[(labels == CONTROL) & (context == "H")] //= 6
+    with pytest.raises(
+        UserError, match=r"no control cell \('control'\) of 'H' is left after the filters \(depth below 100"
+    ):
+        write(tmp_path, screen(counts, context, "1", labels, GENES), "s", minimum_depth=100)

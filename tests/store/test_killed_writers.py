@@ -12,7 +12,7 @@ from tiny_screens import CONTROL, QUIET, Screen, screen, write_screen, write_sto
 
 from vcc_fm.errors import UserError
 from vcc_fm.processes import process_state
-from vcc_fm.recipe import DataConfig
+from vcc_fm.recipe import DataConfig, SourceConfig
 from vcc_fm.store import merge, prepare
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.folder import one_writer, sha256_file, whole_folder, write_json
@@ -91,33 +91,94 @@ def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeyp
     assert {path.name for path in tmp_path.glob("cells*")} == {"cells"}
 
 
-@pytest.mark.parametrize("stop", ["chunk-000003", "data-00002"])
-def test_a_writer_goes_on_where_it_was_stopped(tmp_path, monkeypatch, stop):
+class Renames:
+    """Watches what gets its final name, and interrupts at the ``at``-th that begins with ``prefix``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        self.prefix, self.at = "nothing", 0
+        replace = Path.replace
+
+        def watched(path: Path, target: Path) -> Path:
+            name = Path(target).name
+            if name.startswith(self.prefix) and sum(one.startswith(self.prefix) for one in self.made) == self.at:
+                raise KeyboardInterrupt
+            self.made.append(name)
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", watched)
+
+    def pieces(self) -> set[str]:
+        return {name for name in self.made if name.startswith(("chunk", "data")) and not name.endswith(".json")}
+
+
+@pytest.fixture
+def renames(monkeypatch):
     monkeypatch.setattr(merge, "BATCH_ROWS", 10)
     monkeypatch.setattr(merge, "SHARD_BYTES", 400)
-    config = write_screen(tmp_path, "s0", sixty_cells())
-    expected = digests(write_store(tmp_path / "whole", [config], 0, 60))
-    replace, made = Path.replace, []
+    return Renames(monkeypatch)
 
-    def interrupt(self: Path, target: Path) -> Path:
-        if Path(target).name.startswith(stop):
-            raise KeyboardInterrupt
-        return replace(self, target)
 
-    def watch(self: Path, target: Path) -> Path:
-        made.append(Path(target).name)
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", interrupt)
+def stopped(folder: Path, renames: Renames, prefix: str, at: int) -> tuple[SourceConfig, tuple[str, ...], set[str]]:
+    """A source, what its store holds, and the pieces of a writer that was stopped."""
+    config = write_screen(folder, "s0", sixty_cells())
+    expected = digests(write_store(folder / "whole", [config], 0, 60))
+    renames.prefix, renames.at, renames.made = prefix, at, []
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "cells", [config], 0, 60)
-    done = {path.name for path in (tmp_path / "cells.shards").iterdir()}
-    assert not (tmp_path / "cells").exists()
-    assert sum(name.startswith("chunk") for name in done) >= 3
-    monkeypatch.setattr(Path, "replace", watch)
+        write_store(folder / "cells", [config], 0, 60)
+    assert not (folder / "cells").exists()
+    done = renames.pieces()
+    # A shard and its note are two renames.
+    assert len(done) == (at if prefix == "chunk" else 8 + at // 2)
+    renames.prefix, renames.made = "nothing", []
+    return config, expected, done
+
+
+@pytest.mark.parametrize(("prefix", "at"), [("chunk", 0), ("chunk", 3), ("data-", 0), ("data-", 4)])
+def test_a_writer_goes_on_where_it_was_stopped(tmp_path, renames, prefix, at):
+    config, expected, done = stopped(tmp_path, renames, prefix, at)
     assert digests(write_store(tmp_path / "cells", [config], 0, 60)) == expected
-    assert not {name for name in made if name.startswith(("chunk", "data"))} & done
-    assert any(name.startswith(stop) for name in made)
+    assert not renames.pieces() & done
+    assert {path.name for path in tmp_path.glob("cells*")} == {"cells"}
+
+
+@pytest.mark.parametrize("values", [25, 200])
+def test_with_other_memory_a_writer_keeps_what_is_done(tmp_path, renames, values):
+    config, expected, done = stopped(tmp_path, renames, "chunk", 3)
+    assert digests(write_store(tmp_path / "cells", [config], 0, values)) == expected
+    assert not renames.pieces() & done
+
+
+def test_pieces_that_a_failing_machine_left_damaged_are_made_again(tmp_path, renames):
+    config, expected, done = stopped(tmp_path, renames, "data-", 4)
+    work = tmp_path / "cells.shards"
+    chunks = sorted(work.glob("chunk-*"))
+    chunks[0].write_bytes(b"")
+    chunks[1].write_bytes(chunks[1].read_bytes()[:-1])
+    shards = sorted(work.glob("data-*.arrow"))
+    shards[0].write_bytes(b"")
+    shards[1].unlink()
+    assert digests(write_store(tmp_path / "cells", [config], 0, 60)) == expected
+    assert renames.pieces() & done == {path.name for path in [*chunks[:2], *shards[:2]]}
+
+
+def test_a_source_that_changed_in_between_is_read_anew(tmp_path, renames):
+    config, expected, _ = stopped(tmp_path, renames, "chunk", 3)
+    one = sixty_cells()
+    write_screen(tmp_path, "s0", Screen(one.counts + 1, one.obs, one.genes))
+    store = write_store(tmp_path / "cells", [config], 0, 60)
+    assert store.depth.sum() == (one.counts + 1).sum()
+    assert digests(store) != expected
+
+
+def test_a_store_that_is_whole_is_not_written_again(tmp_path, renames):
+    config = write_screen(tmp_path, "s0", sixty_cells())
+    store = write_store(tmp_path / "cells", [config], 0, 60)
+    (tmp_path / "cells.shards").mkdir()  # a writer that was stopped after the last rename
+    before, renames.made = digests(store), []
+    assert digests(write_store(tmp_path / "cells", [config], 0, 60)) == before
+    assert not renames.made
+    assert {path.name for path in tmp_path.glob("cells*")} == {"cells"}
 
 
 def test_a_writer_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):
@@ -134,6 +195,14 @@ def test_a_writer_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
     assert (final / "content").read_text() == "old"
+
+
+def test_an_old_folder_that_a_killed_writer_left_behind_goes(tmp_path):
+    final = tmp_path / "cells"
+    (tmp_path / "cells.old").mkdir()  # killed between the two renames
+    with whole_folder(final) as partial:
+        (partial / "content").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
 
 
 def test_of_two_writers_one_waits(tmp_path):

@@ -1,8 +1,10 @@
 """Several processes prepare one store; a store in several files is one to everybody who reads it."""
 
+import anndata
 import datasets
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import yaml
 from program import TINY, vcc_fm
 from tiny_screens import CONTROL, screen, write_screen, write_store
@@ -31,7 +33,12 @@ def sources(folder, cells=1500, genes=40):
         screen(rng.poisson(0.8, (cells, genes)), "K", rng.integers(2, size=cells).astype(str), labels, names)
         for _ in range(2)
     ]
-    return [write_screen(folder, f"s{number}", one) for number, one in enumerate(screens)]
+    configs = [write_screen(folder, f"s{number}", one) for number, one in enumerate(screens)]
+    # The second one is stored by column: one process turns it, and the others wait for that and read it as well.
+    data = anndata.read_h5ad(configs[1].path)
+    data.X = sp.csc_matrix(data.X)
+    data.write_h5ad(configs[1].path)
+    return configs
 
 
 def test_the_number_of_processes_changes_no_byte(tmp_path):

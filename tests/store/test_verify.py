@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from tiny_screens import CONTROL, screen, store_of
 
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout
@@ -55,16 +57,42 @@ def meant(store: Path, **changes: object) -> None:
     write_json(store / "store.json", meta | {"shards": [shard]})
 
 
-def test_groups_that_do_not_fit_are_found(tiny_run: Recipe, tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_are_found(tiny_run: Recipe, tmp_path: Path) -> None:
     cells = Path(shutil.copytree(Layout(tiny_run).cells, tmp_path / "cells"))
-    groups = read_json(cells / "store.json")["groups"]
-    meant(cells, groups=groups[1:])
-    with pytest.raises(UserError, match="groups leave rows out"):
+    meta = read_json(cells / "store.json")
+    meant(cells, perturbations=meta["perturbations"][:-1])
+    with pytest.raises(UserError, match=r"perturbations that store\.json does not name"):
         verify(cells)
-    swapped = [[*groups[0][:2], groups[1][2], *groups[0][3:]], *groups[1:]]
-    meant(cells, groups=swapped)
-    with pytest.raises(UserError, match="the perturbation of some cells"):
+    meant(cells, perturbations=meta["perturbations"], cells=meta["cells"] - 1)
+    with pytest.raises(UserError, match=r"cells, but store\.json says"):
         verify(cells)
+
+
+@pytest.mark.parametrize(
+    ("codes", "wrong"),
+    [
+        ([(0, 0, 0), (0, 0, 1), (0, 0, 0)], "not in order of context, batch and perturbation"),
+        ([(0, 1, 0), (0, 0, 0), (0, 0, 1)], "not in order of context, batch and perturbation"),
+        ([(0, 0, 0), (0, 0, 1), (1, 0, 0)], "a technical batch is in several contexts"),
+        ([(0, 0, 0), (0, 0, 1), (1, 1, 1)], None),
+    ],
+)
+def test_cells_out_of_order_are_found(tmp_path, codes, wrong):
+    store = store_of(tmp_path, screen(np.ones((3, 2)), ["K", "K", "H"], ["1", "1", "2"], [CONTROL, "A", CONTROL]))
+    table = pa.ipc.open_stream((store.folder / DATA_FILE).read_bytes()).read_all()
+    for name, values in zip(("context", "batch", "perturbation"), zip(*codes, strict=True), strict=True):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    with pa.OSFile(str(store.folder / DATA_FILE), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    shard = store.meta["shards"][0] | {"bytes": (store.folder / DATA_FILE).stat().st_size}
+    write_json(store.folder / "store.json", store.meta | {"shards": [shard]})
+    meant(store.folder)
+    if wrong is None:
+        verify(store.folder)
+    else:
+        with pytest.raises(UserError, match=wrong):
+            verify(store.folder)
 
 
 def test_vectors_that_are_not_finite_are_found(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,15 +32,24 @@ class Sources(NamedTuple):
 
 
 @contextmanager
-def open_sources(data: DataConfig, configs: list[SourceConfig]) -> Iterator[Sources]:
+def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | None = None) -> Iterator[Sources]:
     """Open ``configs`` and align their genes as ``data`` says; closed at the end of the block.
+
+    Args:
+        data: gene axis rule, other names of genes.
+        configs: the sources.
+        scratch: folder for what is kept of them between processes and runs; None: nothing is.
 
     Raises:
         UserError: a source is refused, or the axis cannot be made.
     """
     names = None if data.symbols is None else read_symbols(data.symbols)
     with ExitStack() as stack:
-        opened = [stack.enter_context(H5adSource(config, names, data.pins)) for config in configs]
+        folders = [None if scratch is None else scratch / f"turned-{n:04d}" for n in range(len(configs))]
+        opened = [
+            stack.enter_context(H5adSource(config, names, data.pins, folder))
+            for config, folder in zip(configs, folders, strict=True)
+        ]
         axis = gene_axis([source.genes for source in opened], data.genes)
         # An axis out of a file keeps its spelling, and is met under approved symbols as the sources are.
         spelled = axis if names is None else approved_symbols(axis, names, data.pins).symbols

@@ -120,6 +120,12 @@ def matrices(file: File) -> list[str]:
     return names + (sorted(f"layers/{name}" for name in file["layers"]) if "layers" in file else [])
 
 
+def changed_at(path: Path) -> int:
+    """When a file, or anything in a folder, was last written, ns since the epoch; 0 where there is nothing."""
+    inside = path.rglob("*") if path.is_dir() else []
+    return max((part.stat().st_mtime_ns for part in [path, *inside] if part.exists()), default=0)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of a file; of a folder, that of a list of all files in it: name, newline, SHA-256, newline.
 

@@ -80,7 +80,7 @@ class ScaledEvidence:
             self._whole.append(reading.target / cells.unit[proved])
 
     def state(self) -> dict[str, Any]:
-        """All there is, as JSON values, which give every number back."""
+        """All there is: JSON values, and arrays of one number a cell."""
         return {
             "n_cells": self.cells,
             "unproved": dict(self.unproved),
@@ -88,8 +88,8 @@ class ScaledEvidence:
             "largest_count": self._largest,
             "largest_residual": self._residual,
             "chance": self._chance,
-            "depth": np.concatenate([*self._depth, np.zeros(0, np.int64)]).tolist(),
-            "whole": np.concatenate([*self._whole, np.zeros(0)]).tolist(),
+            "depth": np.concatenate([*self._depth, np.zeros(0, np.int64)]),
+            "whole": np.concatenate([*self._whole, np.zeros(0)]),
         }
 
     def absorb(self, state: dict[str, Any]) -> None:
@@ -100,8 +100,8 @@ class ScaledEvidence:
         self._largest = max(self._largest, state["largest_count"])
         self._residual = max(self._residual, state["largest_residual"])
         self._chance += state["chance"]
-        self._depth.append(np.array(state["depth"], np.int64))
-        self._whole.append(np.array(state["whole"], float))
+        self._depth.append(state["depth"])
+        self._whole.append(state["whole"])
 
     @property
     def share(self) -> float:
@@ -136,11 +136,12 @@ class ScaledEvidence:
             "totals": reading.totals,
             "n_cells": self.cells,
             "cells_proved": self.cells - self.unproved.total(),
-            "cells_unproved": dict(self.unproved),
+            "cells_unproved": dict(sorted(self.unproved.items())),
             "n_values": self._values,
             "largest_residual": self._residual,
             "largest_count": self._largest,
-            "expected_common_factors": self._chance if reading.totals == "none" else None,
+            # A sum of floats follows the order of the chunks in its last digits.
+            "expected_common_factors": float(f"{self._chance:.6g}") if reading.totals == "none" else None,
             "subset": subset,
             "depth_share": share,
             "sentence": said,

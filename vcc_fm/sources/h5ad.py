@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +19,7 @@ from vcc_fm.sources.anndata_file import locate, matrices, open_file, read_table,
 from vcc_fm.sources.evidence import CountEvidence, Evidence, ScaledEvidence
 from vcc_fm.sources.genes import approved_targets, gene_columns
 from vcc_fm.sources.labels import read_labels
-from vcc_fm.sources.matrix import Block, CscMatrix, open_matrix, whole_cells
+from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
 from vcc_fm.sources.reading import BASES, ScaledValues, TotalsError, find_reading
 from vcc_fm.sources.scaled import PROVED, Reading, fit
 from vcc_fm.sources.symbols import SymbolTable
@@ -68,7 +69,11 @@ class H5adSource:
     """
 
     def __init__(
-        self, config: SourceConfig, names: SymbolTable | None = None, pins: Mapping[str, str] | None = None
+        self,
+        config: SourceConfig,
+        names: SymbolTable | None = None,
+        pins: Mapping[str, str] | None = None,
+        scratch: Path | None = None,
     ) -> None:
         """Open a file, read its labels and genes, and tell the scale of its values from a sample of cells.
 
@@ -76,6 +81,8 @@ class H5adSource:
             config: of the source.
             names: other names of genes; genes and target genes go under their approved symbols.
             pins: symbol -> gene that it stands for, before ``names``.
+            scratch: folder where a matrix by column is turned by row, once for all processes that open it there; None:
+                a temporary one.
 
         Raises:
             UserError: the file is missing, damaged or not written by anndata, the matrix is absent, or labels, genes
@@ -101,8 +108,8 @@ class H5adSource:
                     self.repairs["target genes brought to their approved symbol"] = changed
                 self.cells["perturbation"] = approved
             # Temporary files come later: a stack inside the stack, so that pop_all moves them too.
-            scratch = stack.enter_context(ExitStack())
-            self._matrix = open_matrix(stored, f"{self._where}, {config.matrix}", scratch)
+            temporary = stack.enter_context(ExitStack())
+            self._matrix = open_matrix(stored, f"{self._where}, {config.matrix}", temporary, scratch)
             expected = (len(obs), len(named.columns))
             if self._matrix.shape != expected:
                 raise UserError(
@@ -128,19 +135,25 @@ class H5adSource:
         """Close the file and remove temporary files."""
         self._stack.close()
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file, or of all files of a zarr store."""
+        parts = self.path.rglob("*") if self.path.is_dir() else [self.path]
+        return sum(part.stat().st_size for part in parts if part.is_file())
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 (hex) of the file, or of all files of a zarr store in a folder, wherever that lies."""
         return sha256_of(self.path)
 
-    @property
-    def by_column(self) -> bool:
-        """Whether the matrix is stored by column, so that the first :meth:`read` has to turn it as a whole."""
-        return isinstance(self._matrix, CscMatrix)
+    def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Cut rows of the file into ranges [start, stop) of at most so many stored values, or of one row."""
+        return self._matrix.ranges(values, start, stop)
 
-    def ranges(self, values: int) -> list[tuple[int, int]]:
-        """Cut the rows of the file into ranges [start, stop) of at most so many stored values, or of one row."""
-        return self._matrix.ranges(values)
+    @property
+    def rows_of_file(self) -> int:
+        """Rows of the file, kept or not."""
+        return self._matrix.shape[0]
 
     def read(self, start: int, stop: int) -> SourceCells:
         """Read the kept cells among the rows ``start`` to ``stop`` of the file; every value is verified.
@@ -182,7 +195,7 @@ class H5adSource:
         if isinstance(whole, ScaledEvidence):
             if whole.share < self._config.recovered:
                 raise self._too_few(whole, "cells")
-            self.dropped = self._dropped | dict(whole.unproved)
+            self.dropped = self._dropped | dict(sorted(whole.unproved.items()))
         self.evidence = self.evidence | {"checked": "all"} | whole.summary()
 
     def counts(self, chunk_cells: int) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:

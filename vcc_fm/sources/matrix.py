@@ -15,9 +15,10 @@ from typing import NamedTuple, TypeAlias
 import h5py
 import numpy as np
 import zarr
+from filelock import FileLock
 
 from vcc_fm.errors import UserError
-from vcc_fm.sources.turned import row_lengths, turn
+from vcc_fm.sources.turned import row_lengths, turn, turned_arrays
 from vcc_fm.sources.zarr_array import ChunkReader, Rows, check_chunks
 
 Stored: TypeAlias = h5py.Dataset | h5py.Group | zarr.Array | zarr.Group
@@ -76,10 +77,10 @@ class DenseMatrix:
         rows, columns = np.nonzero(dense)
         return Block(dense[rows, columns], columns, _starts(rows, stop - start))
 
-    def ranges(self, values: int) -> list[tuple[int, int]]:
-        """Ranges of rows of at most so many values, zeros among them, or of one row."""
-        rows = max(1, values // max(self.shape[1], 1))
-        return [(start, min(start + rows, self.shape[0])) for start in range(0, self.shape[0], rows)]
+    def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Rows ``start`` to ``stop`` in ranges of at most so many values, zeros among them, or of one row."""
+        rows, stop = max(1, values // max(self.shape[1], 1)), self.shape[0] if stop is None else stop
+        return [(first, min(first + rows, stop)) for first in range(start, stop, rows)]
 
     def sample(self, rows: np.ndarray) -> Block:
         """The cells at ``rows`` ([k] int64)."""
@@ -102,9 +103,9 @@ class CsrMatrix:
         _check_range(indices, self.shape[1], self._where)
         return Block(data, indices, self._indptr[start : stop + 1] - low)
 
-    def ranges(self, values: int) -> list[tuple[int, int]]:
-        """Ranges of rows of at most so many stored values, or of one row."""
-        return _ranges(self._indptr, values)
+    def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Rows ``start`` to ``stop`` in ranges of at most so many stored values, or of one row."""
+        return _ranges(self._indptr, values, start, self.shape[0] if stop is None else stop)
 
     def sample(self, rows: np.ndarray) -> Block:
         """The cells at ``rows`` ([k] int64)."""
@@ -122,19 +123,20 @@ class CscMatrix:
         shape: tuple[int, ...],
         where: str,
         stack: ExitStack,
+        folder: Path | None,
     ) -> None:
         self.shape = shape
         self._data, self._indices, self._indptr, self._where = data, indices, indptr, where
-        self._stack = stack
+        self._stack, self._folder = stack, folder
         _check_compressed(data, indices, indptr, shape[1], where)
 
     def block(self, start: int, stop: int) -> Block:
         """Stored values of the rows from ``start`` to ``stop``."""
         return self._turned.block(start, stop)
 
-    def ranges(self, values: int) -> list[tuple[int, int]]:
-        """Ranges of rows of at most so many stored values, or of one row."""
-        return _ranges(self._by_row, values)
+    def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Rows ``start`` to ``stop`` in ranges of at most so many stored values, or of one row."""
+        return self._turned.ranges(values, start, stop)
 
     def sample(self, rows: np.ndarray) -> Block:
         """Some of the values of the cells at ``rows`` ([k] int64), from up to 64 columns: turning costs too much."""
@@ -161,38 +163,52 @@ class CscMatrix:
         return data, cells
 
     @cached_property
-    def _by_row(self) -> np.ndarray:
-        """Where each row begins once the matrix is turned, [rows + 1] int64."""
-        lengths = row_lengths(self._entries, self._data.shape[0], self.shape[0], _ENTRIES)
-        return np.concatenate([[0], np.cumsum(lengths)])
-
-    @cached_property
     def _turned(self) -> CsrMatrix:
+        folder = self._folder
+        if folder is None:
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vcc-fm-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of several processes that share a folder, one turns and the others wait.
+        with FileLock(folder / "lock"):
+            if not (folder / "starts.npy").exists():
+                self._turn(folder)
+        starts = np.load(folder / "starts.npy")
+        data, columns = turned_arrays(folder, self._data.dtype.newbyteorder("="), self._data.shape[0])
+        return CsrMatrix(data, columns, starts, self.shape, self._where)
+
+    def _turn(self, folder: Path) -> None:
         n_values = self._data.shape[0]
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vcc-fm-")))
         # Values, columns, and rows while it is being turned.
         needed, free = n_values * (self._data.dtype.itemsize + 12), shutil.disk_usage(folder).free
         if needed > free:
             raise UserError(
                 f"{self._where}: stored by column; turning it by row takes {needed / 1e9:.1f} GB in {folder.parent}, "
-                f"which has {free / 1e9:.1f} GB; set TMPDIR to a larger disk, or store the matrix as CSR"
+                f"which has {free / 1e9:.1f} GB; "
+                + ("set TMPDIR to a larger disk" if self._folder is None else "make room there")
+                + ", or store the matrix as CSR"
             )
+        lengths = row_lengths(self._entries, n_values, self.shape[0], _ENTRIES)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
         dtype = self._data.dtype.newbyteorder("=")
-        buckets = _ranges(self._by_row, _ENTRIES)
-        data, columns = turn(self._entries, self._indptr, dtype, self._by_row, buckets, _ENTRIES, folder)
-        return CsrMatrix(data, columns, self._by_row, self.shape, self._where)
+        buckets = _ranges(starts, _ENTRIES, 0, self.shape[0])
+        turn(self._entries, self._indptr, dtype, starts, buckets, _ENTRIES, folder)
+        partial = folder / "starts.partial"
+        with partial.open("wb") as file:
+            np.save(file, starts)
+        partial.replace(folder / "starts.npy")  # says that the turn is done
 
 
 Matrix = DenseMatrix | CsrMatrix | CscMatrix
 
 
-def open_matrix(stored: Stored, where: str, stack: ExitStack) -> Matrix:
+def open_matrix(stored: Stored, where: str, stack: ExitStack, folder: Path | None = None) -> Matrix:
     """Open a matrix for reading by row.
 
     Args:
         stored: the matrix in an open file, as anndata writes it.
         where: source, file and matrix, for messages.
         stack: closes the temporary files.
+        folder: where a matrix by column is turned by row, and kept; None: in temporary files.
 
     Raises:
         UserError: the encoding is none of CSR, CSC and dense, the values are no real numbers, the index arrays
@@ -216,7 +232,7 @@ def open_matrix(stored: Stored, where: str, stack: ExitStack) -> Matrix:
     _check_kind(data.dtype, where)
     if encoding.startswith("csr"):
         return CsrMatrix(data, indices, indptr, shape, where)
-    return CscMatrix(data, indices, indptr, shape, where, stack)
+    return CscMatrix(data, indices, indptr, shape, where, stack, folder)
 
 
 def _by_rows(stored: h5py.Dataset | zarr.Array, where: str) -> Rows:
@@ -258,11 +274,11 @@ def _native(values: np.ndarray) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _ranges(indptr: np.ndarray, values: int) -> list[tuple[int, int]]:
-    ranges, start, rows = [], 0, len(indptr) - 1
-    while start < rows:
-        stop = int(np.searchsorted(indptr, indptr[start] + values, side="right")) - 1
-        ranges.append((start, min(max(stop, start + 1), rows)))
+def _ranges(indptr: np.ndarray, values: int, start: int, stop: int) -> list[tuple[int, int]]:
+    ranges = []
+    while start < stop:
+        end = int(np.searchsorted(indptr, indptr[start] + values, side="right")) - 1
+        ranges.append((start, min(max(end, start + 1), stop)))
         start = ranges[-1][1]
     return ranges
 

@@ -56,8 +56,8 @@ def turn(
     buckets: list[tuple[int, int]],
     portion: int,
     folder: Path,
-) -> tuple[FileArray, FileArray]:
-    """Turn a matrix.
+) -> None:
+    """Turn a matrix into the arrays of :func:`turned_arrays`.
 
     Args:
         entries: of the matrix, column after column.
@@ -67,12 +67,9 @@ def turn(
         buckets: ranges of rows, which cover all.
         portion: entries dealt out at a time.
         folder: for the files.
-
-    Returns:
-        Values and columns, row after row, columns rising in each.
     """
     size = int(indptr[-1])
-    data, columns = FileArray(folder / "data", dtype, size), FileArray(folder / "columns", np.dtype(np.int32), size)
+    data, columns = turned_arrays(folder, dtype, size)
     rows = FileArray(folder / "rows", np.dtype(np.int64), size)
     first_row = np.array([start for start, _ in buckets], np.int64)
     free = by_row[first_row]
@@ -94,4 +91,8 @@ def turn(
         for file in (data, columns):
             file.write([(part.start, file[part][order])])
     rows.path.unlink()
-    return data, columns
+
+
+def turned_arrays(folder: Path, dtype: np.dtype, size: int) -> tuple[FileArray, FileArray]:
+    """Values and columns of a turned matrix, row after row, columns rising in each."""
+    return FileArray(folder / "data", dtype, size), FileArray(folder / "columns", np.dtype(np.int32), size)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from vcc_fm.sources.h5ad import H5adSource
 LABELS = ("context", "batch", "perturbation")
 
 
-@dataclass
+@dataclass(frozen=True)
 class CellTable:
     """All labelled cells of all sources, a source after the other. Arrays are [N].
 
@@ -22,27 +23,33 @@ class CellTable:
     shuffled inside a group. What is dropped later changes nothing about the order of the others.
     """
 
-    barcode: np.ndarray
-    source: np.ndarray
-    """int32 number of the source."""
     codes: dict[str, np.ndarray]
     """context, batch, perturbation: int32 places in ``names``."""
     names: dict[str, np.ndarray]
     """context, batch, perturbation: sorted labels."""
     first: np.ndarray
     """[sources + 1] int64, where the cells of each source begin."""
-    rank: np.ndarray = field(init=False)
+    rank: np.ndarray
     """int64."""
+    sources: tuple[str, ...]
+    """Names of the sources."""
+    barcode: np.ndarray
+    """As the source has it."""
 
-    def set_ranks(self, seed: int) -> None:
-        """Draw the order inside groups from ``seed``."""
-        shuffle = np.random.default_rng([seed, len(self.source)]).permutation(len(self.source))
-        order = np.lexsort((shuffle, self.codes["perturbation"], self.codes["batch"], self.codes["context"]))
-        self.rank = np.empty(len(order), np.int64)
-        self.rank[order] = np.arange(len(order))
+    def source(self, cells: np.ndarray) -> np.ndarray:
+        """Number of the source of each of ``cells`` [n]."""
+        return np.searchsorted(self.first, cells, side="right") - 1
+
+    def barcodes(self, cells: np.ndarray) -> np.ndarray:
+        """Barcodes of ``cells`` [n]; behind the name of their source where there are several."""
+        found = self.barcode[cells]
+        if len(self.sources) == 1:
+            return found
+        prefix = np.array([f"{name}:" for name in self.sources], dtype=object)
+        return prefix[self.source(cells)] + found
 
 
-def cell_table(sources: list[H5adSource], configs: list[SourceConfig], seed: int) -> CellTable:
+def cell_table(sources: Sequence[H5adSource], configs: Sequence[SourceConfig], seed: int) -> CellTable:
     """Bring the labels of all sources together.
 
     Args:
@@ -53,28 +60,66 @@ def cell_table(sources: list[H5adSource], configs: list[SourceConfig], seed: int
     Raises:
         UserError: a label of one source means something else in another.
     """
-    tables = []
-    for number, (source, config) in enumerate(zip(sources, configs, strict=True)):
-        table = source.cells.copy()
-        table["source"] = np.int32(number)
-        table["perturbation"] = unified_labels(table["perturbation"], config, configs[0])
-        if len(sources) > 1:
-            # Two files may both have a batch "1": these differ, and a batch has one set of measured genes.
-            table["batch"] = source.name + ":" + table["batch"].astype(str)
-            table["barcode"] = source.name + ":" + table["barcode"].astype(str)
-        tables.append(table)
-    cells = pd.concat(tables, ignore_index=True)
-    # A lane that holds several contexts is a batch in each of them: controls of one are no controls of another.
-    shared = cells.groupby("batch")["context"].transform("nunique") > 1
-    cells.loc[shared, "batch"] = cells["context"] + ":" + cells["batch"]
-    codes, names = {}, {}
-    for label in LABELS:
-        found, known = pd.factorize(cells[label], sort=True)
-        codes[label], names[label] = found.astype(np.int32), np.asarray(known, dtype=object)
-    first = np.concatenate([[0], np.cumsum([len(table) for table in tables])])
-    made = CellTable(cells["barcode"].to_numpy(), cells["source"].to_numpy(), codes, names, first)
-    made.set_ranks(seed)
-    return made
+    contexts, perturbations = [], []
+    for source, config in zip(sources, configs, strict=True):
+        contexts.append(_factorised(source.cells["context"]))
+        label, known = _factorised(source.cells["perturbation"])
+        perturbations.append((label, unified_labels(pd.Series(known), config, configs[0]).to_numpy(object)))
+    parts = (contexts, _batches(sources, contexts), perturbations)
+    joined = {label: _joined(part) for label, part in zip(LABELS, parts, strict=True)}
+    codes = {label: of for label, (of, _) in joined.items()}
+    names = {label: known for label, (_, known) in joined.items()}
+    shuffle = np.random.default_rng([seed, len(codes["batch"])]).permutation(len(codes["batch"]))
+    order = np.lexsort((shuffle, codes["perturbation"], codes["batch"], codes["context"]))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    first = np.concatenate([[0], np.cumsum([len(source.cells) for source in sources])])
+    barcode = np.concatenate([source.cells["barcode"].to_numpy(object) for source in sources])
+    return CellTable(codes, names, first, rank, tuple(source.name for source in sources), barcode)
+
+
+def _factorised(labels: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    codes, names = pd.factorize(labels, sort=True)
+    return codes.astype(np.int32), np.asarray(names, dtype=object)
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and names of several sources as those of all; equal names are one."""
+    names = np.array(sorted({name for _, known in parts for name in known}), dtype=object)
+    index = pd.Index(names)
+    return np.concatenate([index.get_indexer(known).astype(np.int32)[codes] for codes, known in parts]), names
+
+
+def _batches(
+    sources: Sequence[H5adSource], contexts: list[tuple[np.ndarray, np.ndarray]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Technical batches: a lane of one source, and of one context where it holds several. All names differ.
+
+    Two files may both have a lane "1"; these differ, and a batch has one set of measured genes. A lane that holds
+    several contexts is a batch in each of them: controls of one are no controls of another.
+    """
+    parts, taken = [], set[str]()
+    for source, (context, context_names) in zip(sources, contexts, strict=True):
+        lane, lane_names = _factorised(source.cells["batch"])
+        pairs, codes = np.unique(lane.astype(np.int64) * len(context_names) + context, return_inverse=True)
+        of, within = np.divmod(pairs, len(context_names))
+        shared = np.bincount(of, minlength=len(lane_names))[of] > 1
+        names = []
+        for one, name, both in zip(context_names[within], lane_names[of], shared, strict=True):
+            label = f"{source.name}:{name}" if len(sources) > 1 else str(name)
+            names.append(_distinct(f"{one}:{label}" if both else label, taken))
+        parts.append((codes.astype(np.int32), np.array(names, dtype=object)))
+    return parts
+
+
+def _distinct(name: str, taken: set[str]) -> str:
+    """The name, with a number where another batch has it: lane "1" of context K, beside a lane called "K:1"."""
+    number, one = 1, name
+    while one in taken:
+        number += 1
+        one = f"{name} ({number})"
+    taken.add(one)
+    return one
 
 
 def unified_labels(labels: pd.Series, config: SourceConfig, first: SourceConfig) -> pd.Series:

@@ -1,8 +1,8 @@
 """The cell store: one row a cell, sparse integer counts, in group order, mapped into memory.
 
 Rows are ordered by (context, batch, perturbation) and shuffled inside a group by a recorded seed, so that any slice of
-a group is a random cell set. ``store.json`` beside the data says the rest: gene axis, labels, groups with their
-offsets, which genes each source measured, where everything came from and what was dropped.
+a group is a random cell set. ``store.json`` beside the data says the rest: gene axis, labels, which genes each source
+measured, where everything came from and what was dropped.
 """
 
 from __future__ import annotations
@@ -26,10 +26,15 @@ SCHEMA = 3
 _NARROW = 1 << 16
 
 
-def cell_features(genes: int, largest_count: int) -> datasets.Features:
+def cell_features(genes: int, largest_count: int, names: dict[str, list[str]]) -> datasets.Features:
     """The columns of a cell store; a cell's genes and counts take two bytes each wherever they fit.
 
     How fast cells are read is how fast their bytes come from memory.
+
+    Args:
+        genes: on the axis.
+        largest_count: of all cells.
+        names: of the labels context, batch and perturbation.
     """
     narrow = {True: datasets.List(datasets.Value("uint16")), False: datasets.List(datasets.Value("int32"))}
     return datasets.Features(
@@ -37,9 +42,7 @@ def cell_features(genes: int, largest_count: int) -> datasets.Features:
             "genes": narrow[genes <= _NARROW],
             "counts": narrow[largest_count < _NARROW],
             "depth": datasets.Value("int32"),
-            "context": datasets.Value("int32"),
-            "batch": datasets.Value("int32"),
-            "perturbation": datasets.Value("int32"),
+            **{label: datasets.ClassLabel(names=names[label]) for label in ("context", "batch", "perturbation")},
             "barcode": datasets.Value("string"),
         }
     )
@@ -120,9 +123,10 @@ class CellStore:
         self.perturbations: list[str] = self.meta["perturbations"]
         self._table = MappedTable(folder, self.meta["shards"])
         self.depth = self._table.column("depth")
-        self.context = self._table.column("context")
-        self.batch = self._table.column("batch")
-        self.perturbation = self._table.column("perturbation")
+        # datasets keeps labels as int64.
+        self.context = self._table.column("context").astype(np.int32)
+        self.batch = self._table.column("batch").astype(np.int32)
+        self.perturbation = self._table.column("perturbation").astype(np.int32)
         self._index()
 
     def _index(self) -> None:
@@ -133,6 +137,10 @@ class CellStore:
 
     def __len__(self) -> int:
         return len(self.depth)
+
+    def __reduce__(self) -> tuple[type[CellStore], tuple[Path]]:
+        """Another process opens the folder anew: addresses of mapped files mean nothing there."""
+        return CellStore, (self.folder,)
 
     @property
     def fingerprint(self) -> str:
@@ -156,9 +164,12 @@ class CellStore:
 
     @cached_property
     def groups(self) -> Groups:
-        """The group table of ``store.json``."""
-        table = np.asarray(self.meta["groups"], np.int64).reshape(-1, 5)
-        return Groups(*table.T)
+        """The runs of rows with one context, batch and perturbation."""
+        codes = self.context, self.batch, self.perturbation
+        begins = np.r_[True, np.logical_or.reduce([np.diff(code) != 0 for code in codes])]
+        start = np.flatnonzero(begins)
+        context, batch, perturbation = (code[start].astype(np.int64) for code in codes)
+        return Groups(context, batch, perturbation, start, np.r_[start[1:], len(self)])
 
     @cached_property
     def measured_by_source(self) -> np.ndarray:
@@ -190,13 +201,26 @@ class CellStore:
 
     def rows(self, context: str | None = None, perturbation: str | None = None) -> np.ndarray:
         """Rows [n] int64 of a context, a perturbation, or both, in row order."""
-        keep = np.ones(len(self.groups.start), bool)
-        if context is not None:
-            keep &= self.groups.context == self.contexts.index(context)
-        if perturbation is not None:
-            keep &= self.groups.perturbation == self.perturbations.index(perturbation)
-        runs = [np.arange(a, b) for a, b in zip(self.groups.start[keep], self.groups.end[keep], strict=True)]
+        groups = self.groups
+        if context is not None and perturbation is not None:
+            keys, order = self._pairs
+            key = self.contexts.index(context) * len(self.perturbations) + self.perturbations.index(perturbation)
+            chosen = order[slice(*np.searchsorted(keys, [key, key + 1]))]
+        elif context is not None:
+            chosen = np.flatnonzero(groups.context == self.contexts.index(context))
+        elif perturbation is not None:
+            chosen = np.flatnonzero(groups.perturbation == self.perturbations.index(perturbation))
+        else:
+            return np.arange(len(self))
+        runs = [np.arange(a, b) for a, b in zip(groups.start[chosen], groups.end[chosen], strict=True)]
         return np.concatenate(runs) if runs else np.empty(0, np.int64)
+
+    @cached_property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The groups by (context, perturbation), in row order inside: sorted keys, and places in ``groups``."""
+        keys = self.groups.context * len(self.perturbations) + self.groups.perturbation
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
 
     def dense(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Counts of ``rows`` [n] as a dense [n, G] float32 array; written into ``out`` where it is given."""

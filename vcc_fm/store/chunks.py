@@ -13,8 +13,11 @@ from typing import Any
 import numba
 import numpy as np
 import scipy.sparse as sp
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from vcc_fm.sources.evidence import Evidence
+from vcc_fm.store.folder import whole_file
 
 NARROW = 1 << 16
 """Numbers below fit in two bytes."""
@@ -26,7 +29,8 @@ def write_chunk(
     counts: sp.csr_matrix,
     further: dict[str, np.ndarray],
     whole: dict[str, np.ndarray],
-    notes: dict[str, Any],
+    evidence: Evidence,
+    dropped: dict[str, int],
 ) -> None:
     """Write a chunk.
 
@@ -36,7 +40,8 @@ def write_chunk(
         counts: [m, G] int32 CSR with sorted indices, on the gene axis.
         further: [m, ...] what else is kept of each cell, by name.
         whole: arrays of the chunk as a whole, by name.
-        notes: of the chunk as a whole, JSON values.
+        evidence: for the counts of these cells, and of those that were not proved.
+        dropped: reason -> number of cells that a filter left out.
     """
     order = np.argsort(rank)
     counts = counts[order]
@@ -51,8 +56,13 @@ def write_chunk(
     arrays |= {f"further.{name}": np.ascontiguousarray(values[order]) for name, values in further.items()}
     arrays |= {f"whole.{name}": np.ascontiguousarray(values) for name, values in whole.items()}
     partial = path.with_suffix(".partial")
-    save_file(arrays, partial, metadata={"notes": json.dumps(notes | {"largest": int(counts.data.max(initial=0))})})
-    partial.replace(path)
+    # One number a cell is too much for the header of the file.
+    state = evidence.state()
+    arrays |= {f"evidence.{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
+    said = {name: value for name, value in state.items() if not isinstance(value, np.ndarray)}
+    notes = {"evidence": said, "dropped": dropped, "largest": int(counts.data.max(initial=0))}
+    save_file(arrays, partial, metadata={"notes": json.dumps(notes)})
+    whole_file(partial, path)
 
 
 class Chunk:
@@ -64,7 +74,8 @@ class Chunk:
         depth: [m] int64, UMI over the gene axis.
         further: [m, ...] arrays by name.
         whole: arrays of the chunk as a whole.
-        notes: of the chunk as a whole.
+        notes: ``dropped``: reason -> number of cells; ``largest``: count.
+        evidence: its state.
     """
 
     def __init__(self, path: Path):
@@ -73,10 +84,20 @@ class Chunk:
             self.notes: dict[str, Any] = json.loads(file.metadata()["notes"])
             self.rank, self.length, self.depth = (file.get_tensor(name) for name in ("rank", "length", "depth"))
             self._start = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)])
-            self.further, self.whole = (
+            self.further, self.whole, evidence = (
                 {name.removeprefix(kind): file.get_tensor(name) for name in file.keys() if name.startswith(kind)}
-                for kind in ("further.", "whole.")
+                for kind in ("further.", "whole.", "evidence.")
             )
+        self.evidence: dict[str, Any] = self.notes["evidence"] | evidence
+
+    @staticmethod
+    def is_whole(path: Path) -> bool:
+        """Whether a file is as long as its header says, and has one."""
+        try:
+            with safe_open(path, framework="numpy"):
+                return True
+        except SafetensorError:
+            return False
 
     def place(self, low: int, high: int, place: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
         """Put the values of the cells of some ranks where they belong.

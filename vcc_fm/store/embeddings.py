@@ -111,6 +111,10 @@ class EmbeddingStore:
         self.keys = self._table.column(self.meta["key"])
         self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
+    def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[Path]]:
+        """Another process opens the folder anew: addresses of mapped files mean nothing there."""
+        return EmbeddingStore, (self.folder,)
+
     @property
     def fingerprint(self) -> str:
         """Fingerprint of what the store was made from."""

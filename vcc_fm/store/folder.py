@@ -36,15 +36,13 @@ def whole_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    # The old folder moves away first: at no instant does `final` name a mixture of old and new files.
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        # The old folder moves away first: at no instant does `final` name a mixture of old and new files.
-        old = final.with_name(final.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old)
-    else:
-        partial.rename(final)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -63,6 +61,13 @@ def one_writer(final: Path, wait_seconds: float = 24 * 3600) -> Iterator[None]:
         raise UserError(
             f"{final}: another run has been writing it for {wait_seconds:.0f} s; wait for it or stop it"
         ) from None
+
+
+def whole_file(partial: Path, final: Path) -> None:
+    """Give a finished file its name, after its content is on the disk: no name stands before data that was lost."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(final)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,14 +9,16 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from vcc_fm.store.cell_table import LABELS
+from vcc_fm.store.cell_table import LABELS, CellTable
 from vcc_fm.store.chunks import Chunk
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 64 << 20
 """Of the genes and counts of a record batch."""
 SHARD_BYTES = 512 << 20
-"""Of the genes and counts of a shard. Neither depends on how much memory there is, so that files do not either."""
+"""Of the genes and counts of a shard; more where there would be over MOST_SHARDS of them."""
+MOST_SHARDS = 512
+"""Each is an open file to every reader. None of these depends on how much memory there is, and so no file does."""
 
 Ranges = list[tuple[int, int]]
 
@@ -33,7 +35,10 @@ class Rows:
     """int32, UMI."""
     codes: dict[str, np.ndarray]
     """context, batch, perturbation: int32."""
-    barcode: np.ndarray
+    cell: np.ndarray
+    """int64, place in ``table``."""
+    table: CellTable
+    """Of all labelled cells."""
 
 
 def cut(sizes: np.ndarray, most: int, most_items: int) -> Ranges:
@@ -58,7 +63,9 @@ def plan_shards(length: np.ndarray, features: datasets.Features) -> list[Ranges]
     size = value_bytes(features)
     batches = cut(length * size, BATCH_BYTES, BATCH_ROWS)
     bytes_of_batch = np.array([length[start:stop].sum() * size for start, stop in batches])
-    return [batches[start:stop] for start, stop in cut(bytes_of_batch, SHARD_BYTES, len(batches))]
+    total = int(bytes_of_batch.sum())
+    most = SHARD_BYTES if total <= SHARD_BYTES * MOST_SHARDS else total // MOST_SHARDS + BATCH_BYTES
+    return [batches[start:stop] for start, stop in cut(bytes_of_batch, most, len(batches))]
 
 
 def shard_batches(
@@ -89,7 +96,7 @@ def shard_batches(
             bounds = offsets[start - begin : stop - begin + 1]
             inner = pa.array((bounds - bounds[0]).astype(np.int32))
             lists = [pa.ListArray.from_arrays(inner, pa.array(v[bounds[0] : bounds[-1]])) for v in (genes, counts)]
-            flat = [rows.depth, *(rows.codes[label] for label in LABELS)]
-            columns = [*lists, *(pa.array(values[start:stop]) for values in flat)]
-            columns.append(pa.array(rows.barcode[start:stop], pa.string()))
+            columns = [*lists, pa.array(rows.depth[start:stop])]
+            columns += [pa.array(rows.codes[label][start:stop].astype(np.int64)) for label in LABELS]
+            columns.append(pa.array(rows.table.barcodes(rows.cell[start:stop]), pa.string()))
             yield pa.RecordBatch.from_arrays(columns, schema=features.arrow_schema)

@@ -8,7 +8,6 @@ counts as much as ``data.memory_mb`` says.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,20 @@ from accelerate import PartialState
 from rich.console import Console
 
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import DataConfig, SourceConfig, fingerprint
+from vcc_fm.recipe import DataConfig, SourceConfig, expand, fingerprint
 from vcc_fm.sources.alignment import Sources, open_sources
+from vcc_fm.sources.anndata_file import changed_at
+from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.values import COUNT_LIMIT
 from vcc_fm.store.arrow import shard_name, write_description, write_shard
 from vcc_fm.store.cell_table import LABELS, CellTable, cell_table
 from vcc_fm.store.cells import SCHEMA, cell_features
 from vcc_fm.store.chunks import Chunk, write_chunk
 from vcc_fm.store.filters import SourceFilters
-from vcc_fm.store.folder import read_json, whole_folder, write_json
-from vcc_fm.store.merge import Rows, plan_shards, shard_batches
-from vcc_fm.store.work import WorkFolder
+from vcc_fm.store.folder import read_json, whole_file, whole_folder, write_json
+from vcc_fm.store.kept import Kept
+from vcc_fm.store.merge import Ranges, Rows, plan_shards, shard_batches
+from vcc_fm.store.work import WorkFolder, remove_work
 
 READING_BYTES = 100  # a stored value at the peak of reading a chunk: as stored, checked in float64, sorted, as saved
 WRITING_SHARE = 2  # of the memory for a shard's counts: they, and as much again of a chunk's
@@ -60,22 +63,32 @@ def write_cell_store(
     Raises:
         UserError: a source is refused, sources disagree on the control label, or no cell is left.
     """
+    if _is_whole(final, fingerprint_):
+        # A run that was stopped after the last rename: its pieces are all that is left to do.
+        _clear(final, state)
+        return
     memory = data.memory_mb << 20
-    with open_sources(data, configs) as aligned:
+    # Should a source change between two runs, nothing that was read before may be mixed with it.
+    changed = [changed_at(expand(config.path)) for config in configs]
+    work = WorkFolder(final, fingerprint([fingerprint_, changed]), state)
+    if state.is_main_process:
+        _forget_damaged(work.path)
+    state.wait_for_everyone()
+    with open_sources(data, configs, work.path) as aligned:
         sources, axis = aligned.opened, aligned.axis
         table = cell_table(sources, configs, seed)
-        values = memory // READING_BYTES
-        work = WorkFolder(final, fingerprint([fingerprint_, values]), state)
-        ranges = [(n, *rows) for n, source in enumerate(sources) for rows in source.ranges(values)]
+        ranges = _ranges(work, sources, memory // READING_BYTES)
         filters = [SourceFilters(source, config) for source, config in zip(sources, configs, strict=True)]
-        chunks = _chunks(work, ranges, aligned, filters, table, console)
-        by_source = [[c for c, (of, _, _) in zip(chunks, ranges, strict=True) if of == n] for n in range(len(sources))]
-        for source, mine in zip(sources, by_source, strict=True):
-            source.conclude(chunk.notes["evidence"] for chunk in mine)
-        kept = _Kept(table, by_source, filters, configs, data.minimum_cells)
-        features = cell_features(len(axis), max(chunk.notes["largest"] for chunk in chunks))
+        _checksums(work, sources, console)
+        by_source = _chunks(work, ranges, aligned, filters, table, console)
+        for source, chunks in zip(sources, by_source, strict=True):
+            source.conclude(chunk.evidence for chunk in chunks)
+        kept = Kept(table, by_source, filters, configs, data.minimum_cells)
+        everything = [chunk for chunks in by_source for chunk in chunks]
+        names = {label: kept.names[label] for label in LABELS}
+        features = cell_features(len(axis), max(chunk.notes["largest"] for chunk in everything), names)
         plan = plan_shards(kept.rows.length, features)
-        _shards(work, plan, kept.rows, chunks, features, memory // WRITING_SHARE, console)
+        _shards(work, plan, kept.rows, everything, features, memory // WRITING_SHARE, console)
         if state.is_main_process:
             meta = {
                 "schema": SCHEMA,
@@ -85,46 +98,121 @@ def write_cell_store(
                 "order_seed": seed,
                 "genes": axis.tolist(),
                 "control": configs[0].control,
-                **{f"{name}s" if name != "batch" else "batches": kept.names[name] for name in LABELS},
+                "contexts": names["context"],
+                "batches": names["batch"],
+                "perturbations": names["perturbation"],
                 "batch_source": kept.batch_source,
-                "groups": kept.groups,
-                "sources": [_provenance(aligned, number, config, kept) for number, config in enumerate(configs)],
+                "sources": [
+                    _provenance(aligned, number, config, kept, _checksum(work.path, number))
+                    for number, config in enumerate(configs)
+                ],
                 "relabelled_controls": sorted({c.control for c in configs if c.control != configs[0].control}),
             }
             _assemble(final, work.path, len(plan), features, meta)
-            work.remove()
         state.wait_for_everyone()
+    _clear(final, state)
+
+
+def _is_whole(final: Path, fingerprint_: str) -> bool:
+    return (final / "store.json").exists() and read_json(final / "store.json").get("fingerprint") == fingerprint_
+
+
+def _clear(final: Path, state: PartialState) -> None:
+    """Take the pieces away, when all are past them."""
+    state.wait_for_everyone()
+    if state.is_main_process:
+        remove_work(final)
+
+
+def _forget_damaged(work: Path) -> None:
+    """Remove chunks and notes of shards that a failing machine left damaged: they are made again."""
+    for path in work.glob("chunk-*.safetensors"):
+        if not Chunk.is_whole(path):
+            path.unlink()
+    for note in work.glob("data-*.json"):
+        said, shard = read_json(note), note.with_suffix("")
+        if not shard.exists() or shard.stat().st_size != said["bytes"]:
+            note.unlink()
+
+
+def _ranges(work: WorkFolder, sources: list[H5adSource], values: int) -> list[Ranges]:
+    """Ranges of rows of each source: those of the chunks that are there, and what is left, cut to ``values`` each."""
+    there = sorted(_rows_of(path) for path in work.path.glob("chunk-*.safetensors"))
+    work.state.wait_for_everyone()  # all have looked before anybody adds to them
+    found: list[Ranges] = []
+    for number, source in enumerate(sources):
+        ranges: Ranges = []
+        at = 0
+        for of, start, stop in [*there, (number, source.rows_of_file, source.rows_of_file)]:
+            if of == number:
+                ranges += source.ranges(values, at, start)
+                ranges += [(start, stop)] if stop > start else []
+                at = stop
+        found.append(ranges)
+    return found
+
+
+def _chunk_path(work: Path, source: int, start: int, stop: int) -> Path:
+    return work / f"chunk-{source:04d}-{start:012d}-{stop:012d}.safetensors"
+
+
+def _rows_of(path: Path) -> tuple[int, int, int]:
+    """Source, first row, and row after the last of a chunk, by its name."""
+    source, start, stop = (int(part) for part in path.stem.split("-")[1:])
+    return source, start, stop
+
+
+def _checksums(work: WorkFolder, sources: list[H5adSource], console: Console) -> None:
+    """SHA-256 of each source, in a file."""
+
+    def make(number: int, progress: Callable[[int], None]) -> None:
+        write_json(_checksum_path(work.path, number), sources[number].sha256)
+
+    sizes = [source.bytes >> 20 for source in sources]
+    work.share(sizes, lambda number: _checksum_path(work.path, number), make, "MB", "prepare: checksum", console)
+
+
+def _checksum_path(work: Path, source: int) -> Path:
+    return work / f"source-{source:04d}.json"
+
+
+def _checksum(work: Path, source: int) -> str:
+    return read_json(_checksum_path(work, source))
 
 
 def _chunks(
     work: WorkFolder,
-    ranges: list[tuple[int, int, int]],
+    ranges: list[Ranges],
     aligned: Sources,
     filters: list[SourceFilters],
     table: CellTable,
     console: Console,
-) -> list[Chunk]:
+) -> list[list[Chunk]]:
     """First pass: a chunk of each range of rows of each source."""
-
-    def path(number: int) -> Path:
-        return work.path / f"chunk-{number:06d}.safetensors"
+    pieces = [(of, start, stop) for of, rows in enumerate(ranges) for start, stop in rows]
 
     def make(number: int, progress: Callable[[int], None]) -> None:
-        of, start, stop = ranges[number]
+        of, start, stop = pieces[number]
         cells = aligned.opened[of].read(start, stop)
         positions, counts, dropped = filters[of].sufficient(cells)
         further, whole = filters[of].measure(positions, counts)
+        counts = _on_axis(counts, aligned.columns[of], len(aligned.axis))
+        _check_depth(counts, aligned.opened[of], positions)
         rank = table.rank[table.first[of] + positions]
-        notes = {"evidence": cells.evidence.state(), "dropped": dropped}
-        write_chunk(
-            path(number), rank, _on_axis(counts, aligned.columns[of], len(aligned.axis)), further, whole, notes
-        )
+        write_chunk(_chunk_path(work.path, *pieces[number]), rank, counts, further, whole, cells.evidence, dropped)
 
-    sizes = [stop - start for _, start, stop in ranges]
-    # A matrix by column is turned as a whole before it is read: by one process, not by all.
-    turns = [of if aligned.opened[of].by_column else number for number, (of, _, _) in enumerate(ranges)]
-    work.share(sizes, path, make, "cells", "prepare: read", console, turns)
-    return [Chunk(path(number)) for number in range(len(ranges))]
+    sizes = [stop - start for _, start, stop in pieces]
+    work.share(sizes, lambda n: _chunk_path(work.path, *pieces[n]), make, "cells", "prepare: read", console)
+    return [[Chunk(_chunk_path(work.path, of, *rows)) for rows in mine] for of, mine in enumerate(ranges)]
+
+
+def _check_depth(counts: sp.csr_matrix, source: H5adSource, positions: np.ndarray) -> None:
+    depth = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
+    if depth.max(initial=0) >= COUNT_LIMIT:
+        barcode = source.cells["barcode"].iloc[positions[depth.argmax()]]
+        raise UserError(
+            f"source {source.name!r}: the counts of cell {barcode!r} add up to {depth.max():,}; no cell is so deep"
+        )
 
 
 def _on_axis(counts: sp.csr_matrix, columns: np.ndarray, width: int) -> sp.csr_matrix:
@@ -137,78 +225,6 @@ def _on_axis(counts: sp.csr_matrix, columns: np.ndarray, width: int) -> sp.csr_m
     moved = sp.csr_matrix((data, mapped, indptr), shape=(counts.shape[0], width))
     moved.sort_indices()
     return moved
-
-
-class _Kept:
-    """The cells that stay, and what became of the others.
-
-    Attributes:
-        rows: in the order of the store.
-        names: label -> those that stay.
-        batch_source: number of the source of each batch.
-        groups: [context, batch, perturbation, start, end] of each run of rows.
-        dropped: per source, reason -> number of cells that were left out after their labels had been read.
-        knock_down: per source, the report of that filter; None where it was not asked for.
-    """
-
-    def __init__(
-        self,
-        table: CellTable,
-        chunks: list[list[Chunk]],
-        filters: list[SourceFilters],
-        configs: list[SourceConfig],
-        minimum_cells: int,
-    ):
-        """Decide, from the chunks of each source."""
-        length, depth = np.full(len(table.rank), -1, np.int32), np.zeros(len(table.rank), np.int32)
-        cell = np.argsort(table.rank)
-        self.dropped: list[Counter[str]] = [Counter() for _ in configs]
-        self.knock_down: list[dict[str, list[Any]] | None] = []
-        for number, mine in enumerate(chunks):
-            for chunk in mine:
-                length[chunk.rank], depth[chunk.rank] = chunk.length, chunk.depth
-                self.dropped[number].update(chunk.notes["dropped"])
-            rank = np.concatenate([chunk.rank for chunk in mine])
-            judged = filters[number].knocked_down(cell[rank] - table.first[number], mine)
-            self.knock_down.append(None if judged is None else judged.report)
-            if judged is not None:
-                length[rank[~judged.keep]] = -1
-                self.dropped[number].update(judged.dropped)
-        cell = cell[length >= 0]  # what has been dropped so far counts for no perturbation
-        few = self._few(table, cell, configs, minimum_cells)
-        for number, left_out in enumerate(np.bincount(table.source[cell[few]], minlength=len(configs)).tolist()):
-            if left_out:
-                self.dropped[number][f"perturbation with fewer than {minimum_cells} cells"] = left_out
-        cell = cell[~few]
-        if not len(cell):
-            raise UserError("no cell is left after the filters (keep, quality, minimum_cells); loosen them")
-        rank = table.rank[cell]
-        if not length[rank].any():
-            raise UserError("no gene of any source is on the gene axis with a count above zero")
-        self.names, codes = {}, {}
-        for label in LABELS:
-            present, codes[label] = np.unique(table.codes[label][cell], return_inverse=True)
-            codes[label] = codes[label].astype(np.int32)
-            self.names[label] = table.names[label][present].tolist()
-        self.rows = Rows(rank, length[rank].astype(np.int64), depth[rank], codes, table.barcode[cell])
-        _, first = np.unique(codes["batch"], return_index=True)
-        self.batch_source = table.source[cell[first]].tolist()
-        self.groups = _groups(np.column_stack([codes[label] for label in LABELS]))
-
-    @staticmethod
-    def _few(table: CellTable, cell: np.ndarray, configs: list[SourceConfig], minimum_cells: int) -> np.ndarray:
-        """Which cells ([n] places in the table) are of a perturbation with too few of them in its context."""
-        context, perturbation = (table.codes[label][cell].astype(np.int64) for label in ("context", "perturbation"))
-        _, group, size = np.unique(
-            context * len(table.names["perturbation"]) + perturbation, return_inverse=True, return_counts=True
-        )
-        return (size[group] < minimum_cells) & (table.names["perturbation"][perturbation] != configs[0].control)
-
-
-def _groups(codes: np.ndarray) -> list[list[int]]:
-    """[context, batch, perturbation, start, end] of each run of rows ([N, 3])."""
-    starts = np.flatnonzero(np.r_[True, (np.diff(codes, axis=0) != 0).any(axis=1)])
-    return np.column_stack([codes[starts], starts, np.r_[starts[1:], len(codes)]]).tolist()
 
 
 def _shards(
@@ -238,7 +254,7 @@ def _shards(
 
         note = write_shard(partial, features, batches())
         final = partial.with_suffix("")
-        partial.replace(final)
+        whole_file(partial, final)
         write_json(path(number), note | {"file": final.name})
 
     sizes = [batches[-1][1] - batches[0][0] for batches in plan]
@@ -258,19 +274,19 @@ def _assemble(final: Path, work: Path, shards: int, features: datasets.Features,
         write_json(partial / "store.json", meta | {"shards": notes})
 
 
-def _provenance(aligned: Sources, number: int, config: SourceConfig, kept: _Kept) -> dict[str, Any]:
+def _provenance(aligned: Sources, number: int, config: SourceConfig, kept: Kept, sha256: str) -> dict[str, Any]:
     source = aligned.opened[number]
     return {
         "name": source.name,
         "file": Path(config.path).name,
-        "sha256": source.sha256,
+        "sha256": sha256,
         "matrix": config.matrix,
         "values": source.evidence,
         "genes": len(source.genes),
         "genes_off_axis": int((aligned.columns[number] < 0).sum()),
         "missing_genes": np.flatnonzero(~aligned.measured[number]).tolist(),
         "cells": len(source.cells),
-        "dropped": source.dropped | kept.dropped[number],
+        "dropped": source.dropped | dict(sorted(kept.dropped[number].items())),
         "repairs": source.repairs,
         "knock_down": kept.knock_down[number],
     }

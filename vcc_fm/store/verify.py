@@ -33,7 +33,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
     """
     meta = read_json(folder / "store.json")
     # Opening a store checks its schema and the size of its file.
-    store = CellStore(folder) if "groups" in meta else EmbeddingStore(folder)
+    store = CellStore(folder) if "batches" in meta else EmbeddingStore(folder)
     for shard in meta["shards"]:
         found = sha256_file(folder / shard["file"])
         if found != shard["sha256"]:
@@ -46,7 +46,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
     if wrong is not None:
         raise UserError(f"{folder}: {wrong}; remove it and run the stage that makes it again")
     rows = len(store) if isinstance(store, CellStore) else len(store.keys)
-    kind = "cells" if "groups" in meta else meta["key"]
+    kind = "cells" if "batches" in meta else meta["key"]
     return {"store": str(folder), "kind": kind, "rows": rows, "shards": len(meta["shards"])}
 
 
@@ -55,11 +55,14 @@ def _check_cells(store: CellStore, progress: Callable[[int, int], None]) -> str 
     groups, rows = store.groups, len(store)
     if rows != store.meta["cells"]:
         return f"{rows} cells, but store.json says {store.meta['cells']}"
-    if groups.start[0] != 0 or groups.end[-1] != rows or (groups.start[1:] != groups.end[:-1]).any():
-        return "its groups leave rows out, or hold some twice"
-    for name in ("context", "batch", "perturbation"):
-        if (np.repeat(getattr(groups, name), groups.end - groups.start) != getattr(store, name)).any():
-            return f"the {name} of some cells is not that of their group"
+    keys = np.column_stack([groups.context, groups.batch, groups.perturbation])
+    for name, codes in zip(("contexts", "batches", "perturbations"), keys.T, strict=True):
+        if codes.min() < 0 or codes.max() >= len(store.meta[name]):
+            return f"its cells have {name} that store.json does not name"
+    if (np.lexsort(keys.T[::-1]) != np.arange(len(keys))).any() or len(np.unique(keys, axis=0)) < len(keys):
+        return "its cells are not in order of context, batch and perturbation"
+    if len(np.unique(keys[:, :2], axis=0)) > len(np.unique(keys[:, 1])):
+        return "a technical batch is in several contexts"
     if len(set(store.barcodes)) != rows:
         return "barcodes repeat"
     for start in range(0, rows, ROWS):

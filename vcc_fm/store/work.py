@@ -31,10 +31,12 @@ class WorkFolder:
     """
 
     def __init__(self, final: Path, fingerprint: str, state: PartialState):
-        self.path = final.with_name(f"{final.name}.shards")
+        self.path = _folder(final)
         self.state = state
         owner = self.path / "owner.json"
         if state.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
+            # First of all the owner: a stop in the middle must not leave half of the pieces under it.
+            owner.unlink(missing_ok=True)
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
             write_json(owner, {"fingerprint": fingerprint})
@@ -48,7 +50,6 @@ class WorkFolder:
         unit: str,
         stage: str,
         console: Console,
-        turns: Sequence[int] | None = None,
     ) -> None:
         """Make this process's part of the pieces that are missing, and wait for the others.
 
@@ -59,11 +60,8 @@ class WorkFolder:
             unit: in which progress is told (cells, residues).
             stage: its name.
             console: where progress goes.
-            turns: pieces of one number are made by one process; None: each has a number of its own.
         """
-        turn_of = range(len(sizes)) if turns is None else turns
-        me, processes = self.state.process_index, self.state.num_processes
-        numbers = [number for number, turn in enumerate(turn_of) if turn % processes == me]
+        numbers = range(len(sizes))[self.state.process_index :: self.state.num_processes]
         left = [number for number in numbers if not path(number).exists()]
         total = sum(sizes[number] for number in numbers)
         done = total - sum(sizes[number] for number in left)
@@ -78,6 +76,15 @@ class WorkFolder:
     def remove(self) -> None:
         """Take the pieces away, once the output is whole."""
         shutil.rmtree(self.path)
+
+
+def remove_work(final: Path) -> None:
+    """Take the pieces of an output away, if there are any."""
+    shutil.rmtree(_folder(final), ignore_errors=True)
+
+
+def _folder(final: Path) -> Path:
+    return final.with_name(f"{final.name}.shards")
 
 
 def _from(done: int, total: int, lines: ProgressLines) -> Callable[[int], None]:
