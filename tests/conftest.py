@@ -9,8 +9,13 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
 
 from vcc_fm.recipe import Recipe, SourceConfig
+
+# How long an example takes says how busy the machine is, not whether the program is right.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture
