@@ -20,7 +20,7 @@ FLOORS = [
     {"errors"},
     {"recipe", "processes", "progress"},
     {"recipe_file", "sources"},
-    {"store"},
+    {"store", "inspection"},
     {"layout", "script", "launch"},
     {"encoders", "cellsets"},
     {"decoder", "baselines"},

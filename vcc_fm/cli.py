@@ -222,18 +222,18 @@ def inspect(
     """Say what is in a file: values, genes, labels, knock-down, problems, and the recipe lines to read it by."""
     import dataclasses
 
+    from vcc_fm.inspection.inspect import inspect_file
+    from vcc_fm.inspection.text import print_inspection
     from vcc_fm.progress import ProgressLines
-    from vcc_fm.sources.inspect import inspect_file
-    from vcc_fm.sources.inspect_text import print_inspection
 
-    console = _console(quiet, as_json)
+    progress = _console(quiet, as_json)
     found = inspect_file(
-        file, perturbation, control, every_value, lambda what: ProgressLines(f"inspect {what}", "cells", console)
+        file, perturbation, control, every_value, lambda what: ProgressLines(f"inspect {what}", "cells", progress)
     )
     if as_json:
         _print_json(dataclasses.asdict(found))
     else:
-        print_inspection(found, console)
+        print_inspection(found, _console(False, as_json))
 
 
 @app.command()

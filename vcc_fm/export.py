@@ -14,7 +14,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done
 from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe, SourceConfig, expand
-from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.store.embeddings import EmbeddingStore
 
 ROWS = 8192
@@ -59,7 +59,7 @@ def export_obsm(
         columns.append("dataset_vector")
     key = key or ("X_state" if store.meta["encoder"] == "state-se" else "X_pca")
     row_of = {str(barcode): row for row, barcode in enumerate(store.keys)}
-    with H5adSource(config) as source:
+    with AnnDataSource(config) as source:
         prefix = f"{source.name}:" if len(configs) > 1 else ""
         # A cell may have been dropped after the source was read: for want of others with its perturbation.
         rows = np.array([row_of.get(prefix + barcode, -1) for barcode in source.cells["barcode"]], np.int64)

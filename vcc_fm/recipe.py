@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vcc_fm.errors import UserError
 
@@ -80,7 +80,7 @@ class QualityConfig(Section):
     unassigned: list[str] = Field(
         _UNASSIGNED,
         description="perturbation labels of cells with no guide or several; capitals do not matter, and _ and - are "
-        "spaces; the control is never one",
+        "spaces; a control is never one; a list that is given replaces this one",
     )
     knock_down: KnockDownConfig | None = Field(
         None, description="CRISPRi: drop what was not knocked down ({}: with cell-load's thresholds); null: keep all"
@@ -96,7 +96,9 @@ class QualityConfig(Section):
 class SourceConfig(Section):
     """One h5ad file, or zarr store of anndata, and where its labels are."""
 
-    name: str = Field(description="short name of the source, used in the store and in messages")
+    name: str = Field(
+        description="short name of the source, used in the store and in messages; without a colon", pattern="^[^:]+$"
+    )
     path: str = Field(description="path of the h5ad file or zarr store (folder or .zip); ${VARIABLE} is expanded")
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
     matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
@@ -114,7 +116,15 @@ class SourceConfig(Section):
     duplicate_genes: Literal["refuse", "sum"] = Field("refuse", description="what to do with a symbol that repeats")
     perturbation_column: str = Field(description="obs column with the perturbation label")
     control: str = Field("non-targeting", description="label of the control cells in that column")
+    also_control: list[str] = Field(
+        [], description="further labels that are read as `control`; a * at the end stands for any text (NTC_*)"
+    )
     separator: str = Field("+", min_length=1, description="what joins the target genes of a combination")
+    target_pattern: str | None = Field(
+        None,
+        description=r"regular expression of a whole part of a label, with one group, the target gene: (.+)_sg\d+; "
+        "controls, and parts that do not match, are left as they are",
+    )
     context_column: str | None = Field(None, description="obs column with the context (cell line or type)")
     context: str | None = Field(None, description="context of all cells, when no column holds it")
     batch_column: str | None = Field(
@@ -130,6 +140,27 @@ class SourceConfig(Section):
         if (self.context_column is None) == (self.context is None):
             raise ValueError(f"source {self.name!r}: give either context_column or context, not both and not neither")
         return self
+
+    @field_validator("also_control")
+    @classmethod
+    def _names_labels(cls, labels: list[str]) -> list[str]:
+        wrong = next((label for label in labels if not label.removesuffix("*").strip()), None)
+        if wrong is not None:
+            raise ValueError(f"also_control: {wrong!r} would be every label; give labels, or how they begin (NTC_*)")
+        return labels
+
+    @field_validator("target_pattern")
+    @classmethod
+    def _has_one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"target_pattern={pattern!r} is no regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(
+                rf"target_pattern={pattern!r} has {groups} groups; put parentheses around the gene alone: (.+)_sg\d+"
+            )
+        return pattern
 
 
 class DataConfig(Section):

@@ -48,6 +48,7 @@ def test_full_cells_are_computed_side_by_side_and_ragged_ones_alone() -> None:
 def test_packed_layers_give_the_same_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = random_tensors(WIDE)
     inputs = torch.arange(200)[None], torch.rand(1, 200, generator=torch.Generator().manual_seed(0)), torch.ones(1)
+    monkeypatch.setattr(state_se_model, "_NATIVE_WIDTH", 0)
     packed = build_state_se(WIDE, tensors)
     assert packed.transformer_encoder.layers[0].linear1._packed is not None
     monkeypatch.setattr(state_se_model, "_PACKED_WIDTH", WIDE.width + 1)

@@ -93,7 +93,7 @@ def test_leaves_the_weights_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("changes", "dtype"),
     [
-        ({"width": state_se_model._NATIVE_WIDTH}, torch.float32),
+        ({"width": 2 * state_se_model._NATIVE_WIDTH}, torch.float32),
         ({"width": 48, "heads": 4}, torch.float32),  # heads of 12 channels
         ({}, torch.bfloat16),
     ],

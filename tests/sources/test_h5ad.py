@@ -15,13 +15,13 @@ from hypothesis.extra import numpy as hnp
 
 from vcc_fm.errors import UserError
 from vcc_fm.sources import matrix as matrix_module
-from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.anndata_source import AnnDataSource
 
 STORED = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
 
 
 def read_all(config, chunk_cells=5):
-    with H5adSource(config) as source:
+    with AnnDataSource(config) as source:
         chunks = list(source.counts(chunk_cells))
         assert all(len(positions) <= chunk_cells for positions, _ in chunks)
         assert all(counts.has_sorted_indices and (counts.data > 0).all() for _, counts in chunks)
@@ -101,7 +101,7 @@ def test_cells_are_labelled_and_dropped_cells_counted(h5ad_file, source_config, 
 
 
 def test_batch_is_the_source_where_no_column_holds_it(h5ad_file, source_config):
-    with H5adSource(source_config(h5ad_file())) as source:
+    with AnnDataSource(source_config(h5ad_file())) as source:
         assert set(source.cells["batch"]) == {"s"}
         assert set(source.cells["context"]) == {"K562"}
 
@@ -111,7 +111,7 @@ def test_duplicate_barcodes_are_numbered(h5ad_file, source_config, screen_obs):
     obs.index = ["a", "a", "a-1", "b", "a", "c"]
     with pytest.warns(UserWarning, match="not unique"):
         path = h5ad_file(np.ones((6, 2)), obs=obs)
-    with H5adSource(source_config(path)) as source:
+    with AnnDataSource(source_config(path)) as source:
         assert source.cells["barcode"].is_unique
         assert source.cells["barcode"][[0, 3, 5]].tolist() == ["a", "b", "c"]
         assert source.repairs["duplicate barcodes numbered"] >= 2
@@ -122,7 +122,7 @@ def test_duplicate_genes_are_summed_where_asked(h5ad_file, source_config):
     var = pd.DataFrame({"symbol": ["A", "B", "A", "C"]}, index=list("wxyz"))
     path = h5ad_file(sp.csr_matrix(counts), var=var)
     with pytest.raises(UserError, match="set duplicate_genes to sum"):
-        H5adSource(source_config(path, symbols="symbol"))
+        AnnDataSource(source_config(path, symbols="symbol"))
     source, found = read_all(source_config(path, symbols="symbol", duplicate_genes="sum"))
     assert source.genes.tolist() == ["A", "B", "C"]
     np.testing.assert_array_equal(found, np.stack([counts[:, 0] + counts[:, 2], counts[:, 1], counts[:, 3]], axis=1))
@@ -135,7 +135,7 @@ def test_a_matrix_by_column_is_turned_in_small_blocks_and_leaves_no_files(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     counts = np.random.default_rng(0).poisson(0.7, (24, 9))
-    with H5adSource(source_config(h5ad_file(sp.csc_matrix(counts)))) as source:
+    with AnnDataSource(source_config(h5ad_file(sp.csc_matrix(counts)))) as source:
         assert not list((tmp_path / "scratch").iterdir())
         np.testing.assert_array_equal(sp.vstack([chunk for _, chunk in source.counts(6)]).toarray(), counts)
         assert list((tmp_path / "scratch").iterdir())
@@ -145,7 +145,7 @@ def test_a_matrix_by_column_is_turned_in_small_blocks_and_leaves_no_files(
 def test_a_matrix_by_column_needs_room(h5ad_file, source_config, monkeypatch):
     monkeypatch.setattr(matrix_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
     path = h5ad_file(sp.csc_matrix(np.ones((24, 6))))
-    with H5adSource(source_config(path)) as source, pytest.raises(UserError, match=r"stored by column.*set TMPDIR"):
+    with AnnDataSource(source_config(path)) as source, pytest.raises(UserError, match=r"stored by column.*set TMPDIR"):
         next(source.counts(10))
 
 
@@ -163,7 +163,7 @@ def test_stored_zeros_and_unsorted_columns_are_put_right(h5ad_file, source_confi
     with h5py.File(path, "r+") as file:
         file["X/indices"][...] = np.tile(np.arange(6)[::-1], 24)
         file["X/data"][...] = counts[:, ::-1].ravel()
-    with H5adSource(source_config(path)) as source:
+    with AnnDataSource(source_config(path)) as source:
         _, found = next(source.counts(24))
     np.testing.assert_array_equal(found.indices[:5], [0, 2, 3, 4, 5])
     np.testing.assert_array_equal(found.toarray(), counts)
@@ -173,14 +173,14 @@ def test_stored_zeros_and_unsorted_columns_are_put_right(h5ad_file, source_confi
 def test_numbers_as_batch_and_context(h5ad_file, source_config, screen_obs):
     obs = screen_obs(4).assign(gem=pd.Categorical([1.0, 2.0, 1.5, 1.0]), line=np.array([3, 4, 3, 4], np.int8))
     path = h5ad_file(np.ones((4, 2)), obs=obs)
-    with H5adSource(source_config(path, context=None, context_column="line", batch_column="gem")) as source:
+    with AnnDataSource(source_config(path, context=None, context_column="line", batch_column="gem")) as source:
         assert source.cells["batch"].tolist() == ["1", "2", "1.5", "1"]
         assert source.cells["context"].tolist() == ["3", "4", "3", "4"]
 
 
 def test_sha256_is_that_of_the_file(h5ad_file, source_config):
     path = h5ad_file()
-    with H5adSource(source_config(path)) as source:
+    with AnnDataSource(source_config(path)) as source:
         assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -204,7 +204,7 @@ def spoilt(value):
 def test_one_bad_value_outside_of_the_sample_is_found(h5ad_file, source_config, value, message, layout):
     path = h5ad_file(STORED[layout](spoilt(value)))
     with (
-        H5adSource(source_config(path, values="counts" if layout == "csc" else "auto")) as source,
+        AnnDataSource(source_config(path, values="counts" if layout == "csc" else "auto")) as source,
         pytest.raises(UserError, match=message),
     ):
         list(source.counts(50))
@@ -215,26 +215,26 @@ def test_what_is_not_counts_is_refused_on_opening(h5ad_file, source_config):
     layers = {"umi": counts, "log1p": np.log1p(counts), "half": np.log1p(counts).astype(np.float16)}
     path = h5ad_file(counts / np.sqrt(np.arange(2, 8)), layers=layers)
     with pytest.raises(UserError, match=r"scVI(.|\n)*file also has layers/half, layers/log1p, layers/umi"):
-        H5adSource(source_config(path))
+        AnnDataSource(source_config(path))
     with pytest.raises(UserError, match=r"look like log1p of raw counts \(set values to log1p-counts\)$"):
-        H5adSource(source_config(path, matrix="layers/log1p", values="counts"))
+        AnnDataSource(source_config(path, matrix="layers/log1p", values="counts"))
     with pytest.raises(UserError, match=r"look like raw counts \(set values to counts\)$"):
-        H5adSource(source_config(path, matrix="layers/umi", values="log1p-counts"))
+        AnnDataSource(source_config(path, matrix="layers/umi", values="log1p-counts"))
     for values in ("normalised", "log-normalised"):
         with pytest.raises(UserError, match=rf"values is {values}, but they look like raw counts"):
-            H5adSource(source_config(path, matrix="layers/umi", values=values))
+            AnnDataSource(source_config(path, matrix="layers/umi", values=values))
     with pytest.raises(UserError, match="a log in float16 cannot tell this count from its neighbours"):
-        H5adSource(source_config(path, matrix="layers/half"))
+        AnnDataSource(source_config(path, matrix="layers/half"))
     with pytest.raises(
         UserError, match="has no matrix 'layers/counts'; set matrix to one of X, layers/half, layers/log1p"
     ):
-        H5adSource(source_config(path, matrix="layers/counts"))
+        AnnDataSource(source_config(path, matrix="layers/counts"))
     centred = counts - counts.mean(0)
     for layout in STORED.values():
         with pytest.raises(UserError, match=r"negative; the values look like z-scored(.|\n)*no other matrix"):
-            H5adSource(source_config(h5ad_file(layout(centred))))
+            AnnDataSource(source_config(h5ad_file(layout(centred))))
     with pytest.raises(UserError, match="holds values of type bool"):
-        H5adSource(source_config(h5ad_file(counts > 2)))
+        AnnDataSource(source_config(h5ad_file(counts > 2)))
 
 
 # ----------------------------------------------------------------------------------------------------- scaled per cell
@@ -261,7 +261,7 @@ def test_scaled_cells_come_back_and_unproved_ones_are_counted(
         path = h5ad_file(np.full((len(counts), 1), 0.5), raw=anndata.AnnData(stored, var=genes))
     else:
         path = h5ad_file(layers={"norm": stored})
-    with H5adSource(source_config(path, matrix=place)) as source:
+    with AnnDataSource(source_config(path, matrix=place)) as source:
         assert source.evidence["checked"] == "sample"
         assert source.dropped == {}
         for _ in range(2):  # reading again counts nothing twice
@@ -303,7 +303,7 @@ def test_depths_prove_every_cell(h5ad_file, source_config, screen_obs):
         ("umis", r"obs has no column 'umis' \(totals_column\); set it to one of target, line"),
     ]:
         with pytest.raises(UserError, match=message):
-            H5adSource(source_config(path, totals_column=column))
+            AnnDataSource(source_config(path, totals_column=column))
 
 
 def test_too_few_proved_cells_are_refused_with_what_would_help(h5ad_file, source_config):
@@ -314,12 +314,12 @@ def test_too_few_proved_cells_are_refused_with_what_would_help(h5ad_file, source
         r"only 50.0% of 256 sampled cells can be proved \(128: fewer than 20 .*\nrecovered asks for 99.0%: set totals"
     )
     with pytest.raises(UserError, match=message):
-        H5adSource(source_config(h5ad_file(thin)))
-    with H5adSource(source_config(h5ad_file(thin), recovered=0.4)) as source:
+        AnnDataSource(source_config(h5ad_file(thin)))
+    with AnnDataSource(source_config(h5ad_file(thin), recovered=0.4)) as source:
         assert sum(len(positions) for positions, _ in source.counts(50)) == 160
     # A few cells less than are asked for: the sample lets it pass, the whole file does not.
     with (
-        H5adSource(source_config(h5ad_file(logged), recovered=0.995)) as source,
+        AnnDataSource(source_config(h5ad_file(logged), recovered=0.995)) as source,
         pytest.raises(UserError, match=r"only 99.1% of 320 cells can be proved \(3: fewer.*\n.*or lower recovered"),
     ):
         list(source.counts(50))
@@ -330,7 +330,7 @@ def test_one_bad_value_among_scaled_ones_is_found(h5ad_file, source_config, valu
     _, logged = scaled_screen(600)
     logged[301, 4] = value
     with (
-        H5adSource(source_config(h5ad_file(logged))) as source,
+        AnnDataSource(source_config(h5ad_file(logged))) as source,
         pytest.raises(UserError, match=f"cell 'cell301', gene 'GENEE' holds {value:g}: {message}"),
     ):
         list(source.counts(50))
@@ -363,24 +363,24 @@ def test_one_bad_value_among_scaled_ones_is_found(h5ad_file, source_config, valu
 def test_labels_that_cannot_be_used(h5ad_file, source_config, screen_obs, change, keys, message):
     path = h5ad_file(obs=screen_obs(24).assign(**change))
     with pytest.raises(UserError, match=message):
-        H5adSource(source_config(path, **keys))
+        AnnDataSource(source_config(path, **keys))
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 def test_files_that_cannot_be_opened(h5ad_file, source_config, tmp_path):
     with pytest.raises(UserError, match=r"no such file; get it from https://x\.org"):
-        H5adSource(source_config(tmp_path / "none.h5ad", get="https://x.org"))
+        AnnDataSource(source_config(tmp_path / "none.h5ad", get="https://x.org"))
     with pytest.raises(UserError, match="is a folder"):
-        H5adSource(source_config(tmp_path))
+        AnnDataSource(source_config(tmp_path))
     content = h5ad_file().read_bytes()
     (tmp_path / "cut.h5ad").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.h5ad").write_text("cell,gene\n")
     h5py.File(tmp_path / "empty.h5ad", "w").close()
     for name in ("cut.h5ad", "text.h5ad"):
         with pytest.raises(UserError, match="cut short or damaged"):
-            H5adSource(source_config(tmp_path / name))
+            AnnDataSource(source_config(tmp_path / name))
     with pytest.raises(UserError, match="not h5ad"):
-        H5adSource(source_config(tmp_path / "empty.h5ad"))
+        AnnDataSource(source_config(tmp_path / "empty.h5ad"))
 
 
 def test_a_group_that_lost_a_part(h5ad_file, source_config):
@@ -388,7 +388,7 @@ def test_a_group_that_lost_a_part(h5ad_file, source_config):
     with h5py.File(path, "r+") as file:
         del file["obs"].attrs["_index"]
     with pytest.raises(UserError, match="obs: cut short or damaged"):
-        H5adSource(source_config(path))
+        AnnDataSource(source_config(path))
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc"])
@@ -425,7 +425,7 @@ def test_a_matrix_that_does_not_fit_its_tables(h5ad_file, source_config):
         del file["X"]
         file["X"] = np.ones((23, 6))
     with pytest.raises(UserError, match=r"shape \(23, 6\), obs and var have 24 and 6"):
-        H5adSource(source_config(path))
+        AnnDataSource(source_config(path))
 
 
 # ----------------------------------------------------------------------------------------------------------- real data
@@ -481,7 +481,7 @@ def test_papalexi_2021_scaled_in_five_ways(real_data, tmp_path, source_config, r
     assert table.X.dtype == dtype
     table.write_h5ad(tmp_path / "scaled.h5ad")
     keys = {"perturbation_column": "target_gene", "context": "THP-1"}
-    with H5adSource(source_config(tmp_path / "scaled.h5ad", **keys)) as source:
+    with AnnDataSource(source_config(tmp_path / "scaled.h5ad", **keys)) as source:
         chunks = list(source.counts(4096))
     proved = np.concatenate([positions for positions, _ in chunks])
     np.testing.assert_array_equal(sp.vstack([chunk for _, chunk in chunks]).toarray(), counts[proved].toarray())
@@ -501,11 +501,11 @@ def test_perturbench_is_read_where_depths_settle_it(real_data: Path, source_conf
     with pytest.raises(
         UserError, match=r"log-normalised, and the counts of only 54.7% of 256(.|\n)*set totals_column"
     ):
-        H5adSource(source_config(path, **keys))
+        AnnDataSource(source_config(path, **keys))
     for values in ("counts", "log1p-counts"):
         with pytest.raises(UserError, match=r"log-normalised counts \(set values to log-normalised\)"):
-            H5adSource(source_config(path, values=values, **keys))
-    with H5adSource(source_config(path, totals_column="ncounts", **keys)) as source:
+            AnnDataSource(source_config(path, values=values, **keys))
+    with AnnDataSource(source_config(path, totals_column="ncounts", **keys)) as source:
         chunks = list(source.counts(1024))
     proved = np.concatenate([positions for positions, _ in chunks])
     counts = sp.vstack([chunk for _, chunk in chunks])

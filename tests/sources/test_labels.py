@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig
@@ -102,3 +103,75 @@ def test_every_lost_cell_has_one_reason() -> None:
 def test_a_column_that_holds_no_numbers_of_guides_is_refused(column: str, stored: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read({"target": LABELS, "guide": stored}, quality={"guides_column": column})
+
+
+# ------------------------------------------------------------------------------------- controls that filters leave out
+def test_a_filter_that_leaves_out_the_controls_is_named() -> None:
+    obs = {"target": ["ctrl", "ctrl", "A", "A_B"], "nperts": [0, 0, 1, 2], "good": [False, False, True, True]}
+    message = (
+        r"quality\.guides=\[1, 2\] of 'nperts' leaves out all 2 cells of the control 'ctrl'; they have 0: add that"
+    )
+    with pytest.raises(UserError, match=message):
+        read(obs, control="ctrl", quality={"guides_column": "nperts", "guides": [1, 2]})
+    with pytest.raises(UserError, match=r"keep=\{'good': True\} leaves out all 2 cells of the control 'ctrl'"):
+        read(obs, control="ctrl", keep={"good": True})
+    kept = read(obs, control="ctrl", quality={"guides_column": "nperts", "guides": [0, 1, 2]}, separator="_")
+    assert kept.cells["perturbation"].tolist() == ["ctrl", "ctrl", "A", "A_B"]
+    with pytest.raises(
+        UserError, match=r"no control label 'no-guide'.*left out by quality\.unassigned: 'No_Guide' \(2\)"
+    ):
+        read({"target": ["No_Guide", "No_Guide", "A", "B"]}, control="no-guide")
+
+
+# --------------------------------------------------------------------------------------------------- further controls
+def test_further_labels_are_read_as_control() -> None:
+    target = ["NTC_1", " NTC_2", "safe", "A", "A+NTC_3", "SAFE", "A+safe+B", "no_guide"]
+    labels = read({"target": target}, control="ctrl", also_control=["NTC_*", "safe", "no_guide"])
+    assert labels.cells["perturbation"].tolist() == ["ctrl", "ctrl", "ctrl", "A", "A", "SAFE", "A+B", "ctrl"]
+    assert labels.repairs == {
+        "labels read as control": 4,
+        "labels stripped of spaces": 1,
+        "combinations with 'ctrl' read without it": 2,
+    }
+    assert labels.dropped == {}
+
+
+def test_a_further_control_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no label 'NTC-\*' \(also_control\) in a kept cell; most frequent labels: A"):
+        read({"target": ["ctrl", "A", "A", "NTC_1"]}, control="ctrl", also_control=["NTC-*"])
+    with pytest.raises(ValidationError, match=r"also_control: '\*' would be every label"):
+        read({"target": ["ctrl", "A"]}, also_control=["*"])
+
+
+# ---------------------------------------------------------------------------------------------------- target patterns
+def test_target_genes_are_read_out_of_labels() -> None:
+    target = ["NTC_sg1", "B_sg1+A_sg12", "A_sg2+ctrl", "A", "A_sg1+A_sg2", "C_sgX+A_sg1", "ctrl"]
+    labels = read({"target": target}, control="ctrl", also_control=["NTC_*"], target_pattern=r"(.+)_sg\d+")
+    assert labels.cells["perturbation"].tolist() == ["ctrl", "A+B", "A", "A", "A", "A+C_sgX", "ctrl"]
+    assert labels.repairs == {
+        "labels read as control": 1,
+        "target genes read by target_pattern": 4,
+        "combinations with 'ctrl' read without it": 1,
+        "repeated combination parts read once": 1,
+        "combination parts sorted": 2,
+        "labels with parts that target_pattern does not match, left as they are": 2,
+    }
+    # The separator comes first: a pattern is of a part.
+    labels = read({"target": ["ctrl", "A-1_B-2"]}, control="ctrl", separator="_", target_pattern=r"([A-Z])-\d")
+    assert labels.cells["perturbation"].tolist() == ["ctrl", "A_B"]
+
+
+def test_a_control_is_never_matched() -> None:
+    labels = read({"target": ["X_KO", "A_KO"]}, control="X_KO", target_pattern="(.+)_KO")
+    assert labels.cells["perturbation"].tolist() == ["X_KO", "A"]
+
+
+def test_a_pattern_that_matches_nothing_or_has_no_group_is_refused() -> None:
+    obs = {"target": ["ctrl", "A_sg1", "B_sg1"]}
+    with pytest.raises(
+        UserError, match=r"target_pattern '\(\.\+\)_KO' matches no part of a label \(parts are joined by '\+'"
+    ):
+        read(obs, control="ctrl", target_pattern="(.+)_KO")
+    for pattern, message in ((".+", "has 0 groups"), ("(.)(.)", "has 2 groups"), ("(", "is no regular expression")):
+        with pytest.raises(ValidationError, match=message):
+            read(obs, control="ctrl", target_pattern=pattern)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcc_fm.recipe import KnockDownConfig, QualityConfig, SourceConfig
-from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.quality import ControlSums, KnockDown, TargetGenes, knocked_down, sufficient
 
 NEEDS_CELL_LOAD = "needs cell-load, the peer: pip install 'vcc-fm[peers]'"
@@ -161,7 +161,7 @@ def test_real_cells_are_kept_as_cell_load_keeps_them(real_data: Path) -> None:
     config = SourceConfig(
         name="papalexi", path=str(path), perturbation_column="target_gene", context="THP-1", keep={"assigned": True}
     )
-    with H5adSource(config) as source:
+    with AnnDataSource(config) as source:
         counts = sp.vstack([counts for _, counts in source.counts(1 << 15)], format="csr")
         labels = source.cells["perturbation"].to_numpy(str)
         screen = Screen(counts, source.genes, labels, np.zeros(len(labels), np.int64))

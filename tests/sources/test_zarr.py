@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vcc_fm.errors import UserError
 from vcc_fm.layout import file_identity
 from vcc_fm.sources.anndata_file import sha256_of
-from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.zarr_array import ChunkReader
 
 STORED = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:zarr", "ignore::Use
 
 def everything(config, chunk_cells=5):
     """All that a source says, so that two can be compared."""
-    with H5adSource(config) as source:
+    with AnnDataSource(config) as source:
         counts = sp.vstack([counts for _, counts in source.counts(chunk_cells)]).toarray()
         evidence = json.dumps(source.evidence, default=str, sort_keys=True)
         return source.cells.to_csv(), source.genes.tolist(), counts.tolist(), evidence, source.dropped, source.repairs
@@ -127,7 +127,7 @@ def test_shards_are_files_and_what_their_index_leaves_out_is_zero(h5ad_file, sou
     assert everything(source_config(store)) == everything(source_config(h5ad))
     shards[1].unlink()
     with pytest.raises(UserError, match="1 of 3 shards are not in the store"):
-        H5adSource(source_config(store))
+        AnnDataSource(source_config(store))
 
 
 # -------------------------------------------------------------------------------------------------------------- damage
@@ -141,7 +141,7 @@ def test_a_chunk_that_is_not_there_is_not_read_as_zeros(h5ad_file, source_config
     files[-1].unlink()
     path = zipped(store) if packed else store
     with pytest.raises(UserError, match=rf"{array}: 1 of {len(files)} chunks are not in the store: lost, or left out"):
-        H5adSource(source_config(path))
+        AnnDataSource(source_config(path))
 
 
 def test_a_block_of_zeros_that_was_left_out_is_refused_until_it_is_written(h5ad_file, source_config):
@@ -149,7 +149,7 @@ def test_a_block_of_zeros_that_was_left_out_is_refused_until_it_is_written(h5ad_
     counts[12:18] = 0
     h5ad = h5ad_file(counts)
     with pytest.raises(UserError, match=r"X: 1 of 4 chunks(.|\n)*array.write_empty_chunks"):
-        H5adSource(source_config(as_zarr(h5ad, 3, (6, 6))))
+        AnnDataSource(source_config(as_zarr(h5ad, 3, (6, 6))))
     with zarr.config.set({"array.write_empty_chunks": True}):
         store = as_zarr(h5ad, 3, (6, 6))
     assert everything(source_config(store)) == everything(source_config(h5ad))
@@ -183,9 +183,9 @@ def test_labels_that_lost_a_chunk(h5ad_file, source_config, screen_obs, lost, ke
     (chunk,) = chunk_files(store, lost)
     chunk.unlink()
     with pytest.raises(UserError, match=rf"{lost.replace('/', '(, |/)')}: 1 of 1 chunks are not in the store"):
-        H5adSource(source_config(store, **keys))
+        AnnDataSource(source_config(store, **keys))
     if keys:  # what is not asked for is no matter
-        H5adSource(source_config(store)).close()
+        AnnDataSource(source_config(store)).close()
 
 
 def test_a_column_that_is_one_value_and_a_mask_of_nothing_need_no_chunk(h5ad_file, source_config, screen_obs):
@@ -225,26 +225,26 @@ def test_folders_and_zips_that_hold_no_anndata(h5ad_file, source_config, tmp_pat
     store = as_zarr(h5ad_file())
     (tmp_path / "plain").mkdir()
     with pytest.raises(UserError, match=r"plain\): is a folder, and no zarr store: no zarr.json and no .zgroup in it"):
-        H5adSource(source_config(tmp_path / "plain"))
+        AnnDataSource(source_config(tmp_path / "plain"))
     with pytest.raises(UserError, match="zarr, but not AnnData: it is a single array"):
-        H5adSource(source_config(store / "obs/_index"))
+        AnnDataSource(source_config(store / "obs/_index"))
     with pytest.raises(UserError, match="zarr, but not AnnData: it has no obs and var"):
-        H5adSource(source_config(store / "obs"))
+        AnnDataSource(source_config(store / "obs"))
     with pytest.raises(UserError, match=r"has no matrix 'raw'; set matrix to one of X$"):
-        H5adSource(source_config(store, matrix="raw"))
+        AnnDataSource(source_config(store, matrix="raw"))
     (tmp_path / "around").mkdir()
     shutil.copytree(store, tmp_path / "around" / store.name)
     with pytest.raises(
         UserError, match=r"no zarr.json and no .zgroup at its root; zip what is in the store's folder, not the fo"
     ):
-        H5adSource(source_config(zipped(tmp_path / "around")))
+        AnnDataSource(source_config(zipped(tmp_path / "around")))
     content = zipped(store).read_bytes()
     (tmp_path / "cut.zarr.zip").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"cut short or damaged \(File is not a zip file\); get it again"):
-        H5adSource(source_config(tmp_path / "cut.zarr.zip"))
+        AnnDataSource(source_config(tmp_path / "cut.zarr.zip"))
     (store / "zarr.json").write_text("{")
     with pytest.raises(UserError, match=r"cut short or damaged .*; get it again"):
-        H5adSource(source_config(store))
+        AnnDataSource(source_config(store))
 
 
 def test_a_zip_checks_what_it_holds(h5ad_file, source_config):
@@ -261,11 +261,11 @@ def test_a_zip_checks_what_it_holds(h5ad_file, source_config):
 def test_identity_and_digest_follow_the_content_wherever_the_store_lies(h5ad_file, source_config, tmp_path):
     store = as_zarr(h5ad_file(sp.csr_matrix(np.random.default_rng(0).poisson(2.0, (24, 6)))))
 
-    with H5adSource(source_config(store)) as source:
+    with AnnDataSource(source_config(store)) as source:
         first = source.sha256, file_identity(str(store))
     moved = tmp_path / "elsewhere" / "other.zarr"
     shutil.copytree(store, moved)
-    with H5adSource(source_config(moved)) as source:
+    with AnnDataSource(source_config(moved)) as source:
         assert (source.sha256, file_identity(str(moved))) == first
     seen = {first[0]}
     for file in sorted(file for file in moved.rglob("*") if file.is_file()):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vcc_fm.recipe import DataConfig, SourceConfig
+from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask
-from vcc_fm.sources.h5ad import H5adSource
 from vcc_fm.sources.symbols import approved_symbols, read_symbols
 
 
@@ -25,7 +25,7 @@ class Sources(NamedTuple):
         measured: [sources, G] bool: whether a source measured a gene of the axis.
     """
 
-    opened: list[H5adSource]
+    opened: list[AnnDataSource]
     axis: np.ndarray
     columns: list[np.ndarray]
     measured: np.ndarray
@@ -47,7 +47,7 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
     with ExitStack() as stack:
         folders = [None if scratch is None else scratch / f"turned-{n:04d}" for n in range(len(configs))]
         opened = [
-            stack.enter_context(H5adSource(config, names, data.pins, folder))
+            stack.enter_context(AnnDataSource(config, names, data.pins, folder))
             for config, folder in zip(configs, folders, strict=True)
         ]
         axis = gene_axis([source.genes for source in opened], data.genes)

@@ -12,12 +12,8 @@ import pandas as pd
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig
+from vcc_fm.sources.perturbations import is_control, read_perturbations
 
-CONTROL_LIKE = re.compile(
-    r"(non|no)?[-_ ]?target(ing|s)?([-_ ]?control)?$|ntc?$|sgNT|ctrl|control|neg|safe|scrambl"
-    r"|dmso|vehicle|unperturbed|wt$",
-    re.IGNORECASE,
-)
 _NO_LABEL = {"", "nan", "NaN", "None", "<NA>"}
 
 
@@ -45,8 +41,8 @@ def read_labels(obs: pd.DataFrame, config: SourceConfig, where: str) -> Labels:
         A dropped cell is counted under the first reason of: keep, number of guides, no label, unassigned label.
 
     Raises:
-        UserError: a column is absent, keep or the number of guides leaves nothing, labels are numbers or all the
-            same, no cell is a control, or a context or batch is missing.
+        UserError: a column is absent, keep or the number of guides leaves nothing or no control, the labels are
+            refused by :func:`read_perturbations`, or a context or batch is missing.
     """
     wanted = [config.perturbation_column, config.context_column, config.batch_column, config.quality.guides_column]
     for column in [*wanted, *config.keep]:
@@ -59,20 +55,28 @@ def read_labels(obs: pd.DataFrame, config: SourceConfig, where: str) -> Labels:
             )
     repairs: Counter[str] = Counter()
     dropped: dict[str, int] = {}
+    controls = _controls(obs[config.perturbation_column], config)
     kept = _keep(obs, config.keep, dropped, where)
+    _check_controls(controls, kept, f"{where}: keep={config.keep}", config)
     if config.quality.guides_column is not None:
         kept &= _with_guides(obs[config.quality.guides_column], kept, config.quality.guides, dropped, where)
-    labelled = ~_missing(obs[config.perturbation_column])
+        found = _found(pd.to_numeric(obs[config.quality.guides_column].astype(object), errors="coerce")[controls])
+        what = f"{where}: quality.guides={config.quality.guides} of {config.quality.guides_column!r}"
+        _check_controls(controls, kept, what, config, f"; they have {found}: add that to quality.guides")
+    labelled = ~missing_labels(obs[config.perturbation_column])
     if (kept & ~labelled).any():
         dropped["no perturbation label"] = int((kept & ~labelled).sum())
     kept &= labelled
-    kept &= _assigned(obs[config.perturbation_column], kept, config, dropped)
+    assigned, left_out = _assigned(obs[config.perturbation_column], kept, config)
+    kept &= assigned
+    dropped |= {f"label {label!r}: no guide or several": number for label, number in left_out.items()}
     rows = np.flatnonzero(kept)
     barcodes, renamed = _unique(pd.Series(obs.index.astype(str)))
     if renamed[rows].any():
         repairs["duplicate barcodes numbered"] = int(renamed[rows].sum())
     chosen = obs.iloc[rows]
-    perturbation = _perturbations(chosen[config.perturbation_column], config, repairs, where)
+    perturbation, read = read_perturbations(chosen[config.perturbation_column], config, left_out, where)
+    repairs.update(read)
     context: Any = config.context
     if config.context_column is not None:
         context = _text(chosen[config.context_column], repairs, where)
@@ -115,7 +119,7 @@ def _with_guides(
     what = f"{where}: quality.guides_column {column.name!r}"
     values = column.astype(object)
     numbers = pd.to_numeric(values, errors="coerce")
-    wrong = (numbers.isna() & ~_missing(column)).to_numpy(bool)
+    wrong = (numbers.isna() & ~missing_labels(column)).to_numpy(bool)
     if wrong.any():
         raise UserError(
             f"{what} holds {values.iloc[wrong.argmax()]!r}, which is no number; give the column with the number of "
@@ -123,8 +127,7 @@ def _with_guides(
         )
     match = numbers.isin(wanted).to_numpy(bool)
     if not (kept & match).any():
-        found = ", ".join(f"{number:g}" for number in numbers[kept].dropna().unique()[:8]) or "no number"
-        raise UserError(f"{what}: no kept cell has {_any_of(wanted)} guides; found {found}")
+        raise UserError(f"{what}: no kept cell has {_any_of(wanted)} guides; found {_found(numbers[kept])}")
     absent = numbers.isna().to_numpy(bool)
     for reason, cells in {
         f"{column.name}: number of guides is not {_any_of(wanted)}": kept & ~match & ~absent,
@@ -135,27 +138,46 @@ def _with_guides(
     return match
 
 
+def _found(numbers: pd.Series) -> str:
+    return ", ".join(f"{number:g}" for number in numbers.dropna().unique()[:8]) or "no number"
+
+
 def _any_of(numbers: list[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-def _assigned(column: pd.Series, kept: np.ndarray, config: SourceConfig, dropped: dict[str, int]) -> np.ndarray:
-    """Which of all cells have a label that does not mean no guide or several; kept cells without one are counted."""
+def _controls(column: pd.Series, config: SourceConfig) -> np.ndarray:
+    """Which of all cells have the label of a control."""
     codes, labels = pd.factorize(column.astype(object))  # missing ones have code -1
+    match = np.array([is_control(str(label).strip(), config) for label in labels] + [False])
+    return match[codes]
+
+
+def _check_controls(controls: np.ndarray, kept: np.ndarray, what: str, config: SourceConfig, do: str = "") -> None:
+    """Refuse what leaves none of the control cells."""
+    if controls.any() and not (controls & kept).any():
+        raise UserError(f"{what} leaves out all {int(controls.sum()):,} cells of the control {config.control!r}{do}")
+
+
+def _assigned(column: pd.Series, kept: np.ndarray, config: SourceConfig) -> tuple[np.ndarray, dict[str, int]]:
+    """Which of all cells have a label that does not mean no guide or several; the other labels, with kept cells."""
+    codes, labels = pd.factorize(column.astype(object))
     texts = [str(label).strip() for label in labels]
-    unassigned = {_folded(text) for text in config.quality.unassigned}
-    match = np.array([text != config.control and _folded(text) in unassigned for text in texts] + [False])
+    unassigned = {folded(text) for text in config.quality.unassigned}
+    match = np.array([not is_control(text, config) and folded(text) in unassigned for text in texts] + [False])
+    left_out: Counter[str] = Counter()
     for code, number in zip(*np.unique(codes[kept & match[codes]], return_counts=True), strict=True):
-        reason = f"label {texts[code]!r}: no guide or several"
-        dropped[reason] = dropped.get(reason, 0) + int(number)
-    return ~match[codes]
+        left_out[texts[code]] += int(number)
+    return ~match[codes], dict(left_out)
 
 
-def _folded(label: str) -> str:
+def folded(label: str) -> str:
+    """A label of unassigned cells in its one form."""
     return re.sub("[-_ ]+", " ", label.strip()).casefold()
 
 
-def _missing(values: pd.Series) -> np.ndarray:
+def missing_labels(values: pd.Series) -> np.ndarray:
+    """[cells] bool: which cells have no label: none is stored, or one that stands for none."""
     return (values.isna() | values.astype(object).astype(str).str.strip().isin(_NO_LABEL)).to_numpy(bool)
 
 
@@ -168,62 +190,8 @@ def _unique(barcodes: pd.Series) -> tuple[pd.Series, np.ndarray]:
     return unique, (unique != barcodes).to_numpy()
 
 
-def _perturbations(column: pd.Series, config: SourceConfig, repairs: Counter[str], where: str) -> np.ndarray:
-    what = f"{where}: obs column {config.perturbation_column!r}"
-    if not len(column):
-        raise UserError(f"{what} has no label for any kept cell; set perturbation_column to the column that has")
-    codes, labels = pd.factorize(column.astype(object))
-    cells = np.bincount(codes)
-    texts = [str(label) for label in labels]
-    if pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").notna().all():
-        raise UserError(
-            f"{what} holds numbers ({', '.join(texts[:5])}); set perturbation_column to target gene labels"
-        )
-    if len(texts) == 1:
-        raise UserError(
-            f"{what} is {texts[0]!r} in all {len(column)} kept cells; controls and perturbations are needed"
-        )
-    parsed = []
-    for text, number in zip(texts, cells.tolist(), strict=True):
-        label, done = _parse(text, config.control, config.separator)
-        parsed.append(label)
-        repairs.update(dict.fromkeys(done, number))
-    if config.control not in parsed:
-        likely = [text for text in texts if CONTROL_LIKE.match(text.strip())]
-        frequent = [texts[place] for place in np.argsort(-cells, kind="stable")[:3]]
-        hint = f"likely: {', '.join(likely[:5])}" if likely else f"most frequent labels: {', '.join(frequent)}"
-        raise UserError(f"{what} has no control label {config.control!r}; set control ({hint})")
-    if len(set(parsed)) == 1:
-        raise UserError(f"{what} holds controls only ({config.control!r}); perturbations are needed too")
-    return np.array(parsed, dtype=object)[codes]
-
-
-def _parse(text: str, control: str, separator: str) -> tuple[str, list[str]]:
-    """A label in its one form, and the names of the repairs that led to it."""
-    label, done = text.strip(), []
-    if label != text:
-        done.append("labels stripped of spaces")
-    if label == control:
-        return label, done
-    parts = label.split(separator)
-    named = [part.strip() for part in parts]
-    if named != parts:
-        done.append("combination parts stripped of spaces")
-    targets = [part for part in named if part and part != control]
-    if "" in named:
-        done.append("empty combination parts left out")
-    if control in named:
-        done.append(f"combinations with {control!r} read without it")
-    distinct = list(dict.fromkeys(targets))
-    if len(distinct) < len(targets):
-        done.append("repeated combination parts read once")
-    if sorted(distinct) != distinct:
-        done.append("combination parts sorted")
-    return separator.join(sorted(distinct)) or control, done
-
-
 def _text(column: pd.Series, repairs: Counter[str], where: str) -> np.ndarray:
-    missing = _missing(column)
+    missing = missing_labels(column)
     if missing.any():
         raise UserError(
             f"{where}: obs column {column.name!r} has no value in {int(missing.sum())} of {len(column)} kept cells; "

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig
-from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.anndata_source import AnnDataSource
 
 LABELS = ("context", "batch", "perturbation")
 
@@ -49,7 +49,7 @@ class CellTable:
         return prefix[self.source(cells)] + found
 
 
-def cell_table(sources: Sequence[H5adSource], configs: Sequence[SourceConfig], seed: int) -> CellTable:
+def cell_table(sources: Sequence[AnnDataSource], configs: Sequence[SourceConfig], seed: int) -> CellTable:
     """Bring the labels of all sources together.
 
     Args:
@@ -91,7 +91,7 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 
 def _batches(
-    sources: Sequence[H5adSource], contexts: list[tuple[np.ndarray, np.ndarray]]
+    sources: Sequence[AnnDataSource], contexts: list[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Technical batches: a lane of one source, and of one context where it holds several. All names differ.
 

@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from vcc_fm.recipe import SourceConfig
-from vcc_fm.sources.h5ad import H5adSource, SourceCells
+from vcc_fm.sources.anndata_source import AnnDataSource, SourceCells
 from vcc_fm.sources.quality import ControlSums, KnockDown, TargetGenes, knocked_down, sufficient
 from vcc_fm.store.chunks import Chunk
 
@@ -22,7 +22,7 @@ class SourceFilters:
         config: of the source.
     """
 
-    def __init__(self, source: H5adSource, config: SourceConfig):
+    def __init__(self, source: AnnDataSource, config: SourceConfig):
         self._quality = config.quality
         self._label, labels = pd.factorize(source.cells["perturbation"], sort=True)
         self._context, self._contexts = pd.factorize(source.cells["context"], sort=True)

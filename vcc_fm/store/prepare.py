@@ -22,7 +22,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import DataConfig, SourceConfig, expand, fingerprint
 from vcc_fm.sources.alignment import Sources, open_sources
 from vcc_fm.sources.anndata_file import changed_at
-from vcc_fm.sources.h5ad import H5adSource
+from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.values import COUNT_LIMIT
 from vcc_fm.store.arrow import shard_name, write_description, write_shard
 from vcc_fm.store.cell_table import LABELS, CellTable, cell_table
@@ -135,7 +135,7 @@ def _forget_damaged(work: Path) -> None:
             note.unlink()
 
 
-def _ranges(work: WorkFolder, sources: list[H5adSource], values: int) -> list[Ranges]:
+def _ranges(work: WorkFolder, sources: list[AnnDataSource], values: int) -> list[Ranges]:
     """Ranges of rows of each source: those of the chunks that are there, and what is left, cut to ``values`` each."""
     there = sorted(_rows_of(path) for path in work.path.glob("chunk-*.safetensors"))
     work.state.wait_for_everyone()  # all have looked before anybody adds to them
@@ -162,7 +162,7 @@ def _rows_of(path: Path) -> tuple[int, int, int]:
     return source, start, stop
 
 
-def _checksums(work: WorkFolder, sources: list[H5adSource], console: Console) -> None:
+def _checksums(work: WorkFolder, sources: list[AnnDataSource], console: Console) -> None:
     """SHA-256 of each source, in a file."""
 
     def make(number: int, progress: Callable[[int], None]) -> None:
@@ -206,7 +206,7 @@ def _chunks(
     return [[Chunk(_chunk_path(work.path, of, *rows)) for rows in mine] for of, mine in enumerate(ranges)]
 
 
-def _check_depth(counts: sp.csr_matrix, source: H5adSource, positions: np.ndarray) -> None:
+def _check_depth(counts: sp.csr_matrix, source: AnnDataSource, positions: np.ndarray) -> None:
     depth = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
     if depth.max(initial=0) >= COUNT_LIMIT:
         barcode = source.cells["barcode"].iloc[positions[depth.argmax()]]

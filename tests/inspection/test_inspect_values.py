@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse as sp
 from inspections import GENES, only, opened, text_of
 
-from vcc_fm.sources import inspect_problems, inspect_values
-from vcc_fm.sources.inspect import inspect_file
+from vcc_fm.inspection import problems, values
+from vcc_fm.inspection.inspect import inspect_file
 
 
 def normalised(counts, target=1e4):
@@ -111,14 +111,14 @@ def test_the_matrix_with_counts_is_read_wherever_it_is(screen, counts):
         ("layers/lognorm", "dense", "log-normalised"),
     ]
     assert found.read == "raw"
-    assert "stored by column (CSC)" in only(found.problems, "CSC")
+    assert "stored by column (CSC)" in only(found.notes, "CSC")
     with opened(found) as source:
         np.testing.assert_array_equal(next(iter(source.counts(200)))[1].toarray(), counts)
 
 
 @pytest.mark.parametrize("scale", ["counts", "log-normalised"])
 def test_a_large_matrix_by_column_is_turned_only_where_asked(screen, counts, scale, monkeypatch):
-    monkeypatch.setattr(inspect_values, "_TURNED_VALUES", 10)
+    monkeypatch.setattr(values, "_TURNED_VALUES", 10)
     stored = counts if scale == "counts" else np.log1p(normalised(counts))
     path = screen(sp.csc_matrix(stored))
     found = inspect_file(path)
@@ -134,20 +134,21 @@ def test_a_large_matrix_by_column_is_turned_only_where_asked(screen, counts, sca
 
 
 def test_all_finds_what_the_sample_does_not_hold(h5ad_file, monkeypatch):
-    monkeypatch.setattr(inspect_values, "SAMPLE_CELLS", 16)
-    monkeypatch.setattr(inspect_values, "VALUES_AT_A_TIME", 64)
+    monkeypatch.setattr(values, "SAMPLE_CELLS", 16)
+    monkeypatch.setattr(values, "VALUES_AT_A_TIME", 64)
     counts = np.random.default_rng(0).poisson(2.0, (24, 6)).astype(float)
     counts[2, 2] = 0.5  # between two cells of the sample
     path = h5ad_file(sp.csr_matrix(counts))
     assert inspect_file(path).matrices[0].found == "counts"
     found = inspect_file(path, every_value=True)
     assert found.matrices[0].found is None
-    assert "raw counts, in the sample; row 2, column 2 holds 0.5: not an integer" in found.matrices[0].sentence
+    assert "integers, except in 1 value of 1 cell (first: cell cell2, gene GENEC, 0.5)" in found.matrices[0].sentence
+    assert found.matrices[0].looked_at == 24
     assert found.recipe is None
 
 
 def test_all_says_how_far_it_is(screen, counts, monkeypatch):
-    monkeypatch.setattr(inspect_values, "VALUES_AT_A_TIME", 2000)
+    monkeypatch.setattr(values, "VALUES_AT_A_TIME", 2000)
     told = []
     found = inspect_file(
         screen(sp.csr_matrix(counts)),
@@ -161,6 +162,94 @@ def test_all_says_how_far_it_is(screen, counts, monkeypatch):
 
 
 def test_a_giant_dense_matrix_is_named(screen, counts, monkeypatch):
-    monkeypatch.setattr(inspect_problems, "_GIANT", 100)
-    assert "stored dense" in only(inspect_file(screen(counts)).problems, "dense")
-    assert "dense" not in str(inspect_file(screen(sp.csr_matrix(counts))).problems)
+    monkeypatch.setattr(problems, "_GIANT", 100)
+    assert "stored dense" in only(inspect_file(screen(counts)).notes, "dense")
+    assert "dense" not in str(inspect_file(screen(sp.csr_matrix(counts))).notes)
+
+
+# ------------------------------------------------------------------------------------------------------- nearly counts
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_counts_of_any_integer_type(screen, counts, dtype, form):
+    counts = np.minimum(counts, 100)
+    found = inspect_file(screen(np.log1p(normalised(counts)), layers={"counts": form(counts.astype(dtype))}))
+    assert found.read == "layers/counts"
+    assert (found.matrices[1].stored, found.matrices[1].found) == (dtype, "counts")
+    with opened(found) as source:
+        np.testing.assert_array_equal(next(iter(source.counts(200)))[1].toarray(), counts)
+
+
+@pytest.mark.parametrize("every_value", [False, True])
+@pytest.mark.parametrize(("value", "said"), [(0.5, "0.5"), (-3.0, "-3"), (np.nan, "nan")])
+def test_integers_but_for_a_few_values(screen, counts, obs, value, said, every_value):
+    # Depths that fit, and a factor of its own for each cell, would make scaled counts of them.
+    obs["n_counts"] = counts.sum(axis=1).astype(int)
+    counts[[7, 30], 3] = value
+    found = inspect_file(screen(counts, obs=obs), every_value=every_value)
+    assert found.matrices[0].found is None
+    expected = f"integers, except in 2 values of 2 cells (first: cell cell7, gene {GENES[3]}, {said})"
+    assert expected in found.matrices[0].sentence
+    assert expected in only(found.problems, "integers")
+    assert (found.recipe, found.read) == (None, None)
+
+
+@pytest.mark.parametrize("every_value", [False, True])
+@pytest.mark.parametrize("raw", [20, 60, 118])
+def test_raw_cells_among_logged_ones(screen, counts, raw, every_value):
+    mixed = np.vstack([counts[:raw], np.log1p(normalised(counts[raw:]))])
+    found = inspect_file(screen(sp.csr_matrix(mixed)), every_value=every_value)
+    assert f"a mix: {raw} of 120 cells hold integers, {120 - raw} hold" in only(found.problems, "mix")
+    assert f"first: cell cell{raw}, gene" in found.matrices[0].sentence
+    assert found.recipe is None
+
+
+def test_all_finds_raw_cells_that_the_sample_does_not_hold(screen, counts, monkeypatch):
+    mixed = counts.copy()
+    mixed[100] = np.log1p(normalised(counts[100:101]))
+    monkeypatch.setattr(values, "SAMPLE_CELLS", 16)
+    path = screen(sp.csr_matrix(mixed))
+    assert inspect_file(path).matrices[0].found == "counts"
+    assert "a mix: 119 of 120 cells hold integers, 1 hold" in inspect_file(path, every_value=True).matrices[0].sentence
+
+
+def test_what_is_lost_is_said_in_cells(screen, counts):
+    stored = np.log1p(normalised(counts))
+    stored[:6] = 0
+    stored[:6, :3] = np.log1p(4.0)
+    found = inspect_file(screen(stored.astype(np.float32)))
+    assert "about 6 of 120 cells would be lost" in only(found.problems, "cannot be proved")
+    assert "about 6 cells are lost" in found.recipe
+
+
+def test_all_tells_of_all_cells_what_a_column_proves(screen, counts, obs, monkeypatch):
+    obs["n_counts"] = counts.sum(axis=1).astype(int)
+    obs.loc["cell5", "n_counts"] += 1  # between two cells of the sample
+    path = screen(sp.csr_matrix(np.log1p(normalised(counts))), obs=obs)
+    monkeypatch.setattr(values, "SAMPLE_CELLS", 16)
+    assert inspect_file(path).matrices[0].totals_tried[0].proved == 1.0
+    (matrix,) = inspect_file(path, every_value=True).matrices
+    assert [one.proved for one in matrix.totals_tried] == [matrix.proved] == [pytest.approx(119 / 120)]
+
+
+# ------------------------------------------------------------------------------------------------ what to read of many
+def test_spliced_counts_are_less_than_what_they_are_a_part_of(screen, counts):
+    spliced = np.floor(0.7 * counts)
+    layers = {"spliced": spliced, "unspliced": counts - spliced}
+    found = inspect_file(screen(np.log1p(normalised(counts)), layers=layers))
+    assert [one.found for one in found.matrices] == ["log-normalised", "counts", "counts"]
+    assert (found.read, found.problems) == ("X", [])
+    # Of the same depth, counts need no proof.
+    assert inspect_file(screen(np.log1p(normalised(counts)), layers={"c": counts})).read == "layers/c"
+    found = inspect_file(screen(layers=layers))
+    assert found.read == "layers/spliced"
+    assert "store the sum of spliced, unspliced and ambiguous" in only(found.problems, "a part of the counts")
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, np.asarray])
+def test_cells_without_a_count_are_counted(screen, counts, form, monkeypatch):
+    counts[[3, 50]] = 0
+    found = inspect_file(screen(form(counts)))
+    assert "2 of 120 cells hold no count" in only(found.notes, "minimum_depth")
+    assert "2 cells without a count" in text_of(found)
+    monkeypatch.setattr(values, "SAMPLE_CELLS", 16)
+    assert inspect_file(screen(sp.csr_matrix(counts))).matrices[0].empty_cells == 2  # not in the sample

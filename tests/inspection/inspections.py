@@ -5,9 +5,9 @@ import io
 import yaml
 from rich.console import Console
 
+from vcc_fm.inspection.text import print_inspection
 from vcc_fm.recipe import DataConfig
-from vcc_fm.sources.h5ad import H5adSource
-from vcc_fm.sources.inspect_text import print_inspection
+from vcc_fm.sources.anndata_source import AnnDataSource
 
 GENES = [f"GENE{chr(65 + i)}{j}" for i in range(6) for j in range(10)]
 
@@ -21,7 +21,7 @@ def text_of(found):
 def opened(found):
     """The source that the suggested lines describe, read through the recipe's own checks."""
     config = DataConfig.model_validate(yaml.safe_load(found.recipe)["data"]).sources[0]
-    return H5adSource(config)
+    return AnnDataSource(config)
 
 
 def only(problems, part):

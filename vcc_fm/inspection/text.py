@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vcc_fm.sources.inspect import Inspection
-from vcc_fm.sources.inspect_groups import FEW, Groups
-from vcc_fm.sources.inspect_targets import LOW, KnockDown
-from vcc_fm.sources.inspect_values import MatrixFacts
+from vcc_fm.inspection.groups import FEW, Groups
+from vcc_fm.inspection.inspect import Inspection
+from vcc_fm.inspection.targets import LOW, KnockDown
+from vcc_fm.inspection.values import MatrixFacts
 
 _WORST = 10
 
@@ -30,6 +30,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
     for name, text in _lines(found):
         lines.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     console.print(lines, highlight=False)
+    for note in found.notes:
+        console.print(f"[dim]note[/dim]     {escape(note)}", highlight=False, soft_wrap=True)
     for problem in found.problems:
         console.print(f"[yellow]problem[/yellow]  {escape(problem)}", highlight=False, soft_wrap=True)
     if found.recipe is None:
@@ -56,7 +58,8 @@ def _lines(found: Inspection) -> Iterable[tuple[str, str]]:
         if chosen.depth:
             yield "depth", f"{_spread(chosen.depth)} UMI a cell (5 %, median, 95 %)"
         if chosen.genes_per_cell:
-            yield "", f"{_spread(chosen.genes_per_cell)} genes with a count"
+            none = f"; {chosen.empty_cells:,} cells without a count" if chosen.empty_cells else ""
+            yield "", f"{_spread(chosen.genes_per_cell)} genes with a count{none}"
     yield from _genes(found)
     yield from _labels(found)
     if found.groups is not None:
@@ -110,13 +113,21 @@ def _labels(found: Inspection) -> Iterable[tuple[str, str]]:
             f"{one.column}: {one.why}" if place == 0 else (f"or {one.column}: {one.why}"),
         )
     if labels.perturbations:
-        controls = labels.perturbations[0].controls
-        said = ", ".join(f"{label} ({number:,} cells)" for label, number in list(controls.items())[:4])
-        yield "control", found.control if found.control and found.control not in controls else said or "none found"
+        yield "control", _control(found)
     yield "context", " or ".join(labels.contexts[:4]) or "no column"
     yield "batch", " or ".join(labels.batches[:4]) or "no column"
     if labels.further:
         yield "also", f"{', '.join(labels.further[:6])}: may make one context several"
+
+
+def _control(found: Inspection) -> str:
+    controls = found.labels.perturbations[0].controls
+    said = ", ".join(f"{label} ({number:,} cells)" for label, number in list(controls.items())[:4])
+    said += ", …" if len(controls) > 4 else ""
+    if found.control is None or found.control in controls:
+        return said or "none found"
+    cells = "" if found.groups is None else f" ({found.groups.control_cells:,} cells)"
+    return f"{found.control}{cells}" + (f": {said}" if found.also_control else "")
 
 
 def _groups(groups: Groups) -> Iterable[tuple[str, str]]:

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from vcc_fm.inspection.integers import Integers
+from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, try_totals
 from vcc_fm.sources.evidence import CountEvidence, Evidence, ScaledEvidence
-from vcc_fm.sources.inspect_scale import BY_COLUMN, Told, TotalsFacts, tell, try_totals
-from vcc_fm.sources.matrix import Block, CscMatrix, DenseMatrix, Matrix, whole_cells
+from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, DenseMatrix, Matrix, whole_cells
 from vcc_fm.sources.reading import BASES
 from vcc_fm.sources.scaled import PROVED, Reading, fit
 from vcc_fm.sources.values import NotCountsError, check, recover
 
 Progress = Callable[[int, int], None]
 
+ENOUGH = 0.99
+"""Share of proved cells that a recipe asks for where it does not say."""
 SAMPLE_CELLS = 256
 VALUES_AT_A_TIME = 1 << 22
 _NEIGHBOURS = 16  # cells of a dense sample that stand side by side: they share the chunks that have to be unpacked
@@ -47,6 +51,8 @@ class MatrixFacts:
     told: bool
     """False for a large matrix by column that may hold scaled cells: some columns do not tell."""
     sentence: str
+    spoiled: str | None
+    """What keeps nearly counts, or raw cells among others, from being read."""
     evidence: dict[str, Any] | None
     proved: float
     """Share of the cells whose counts are proved, with ``totals`` where that is given; 0 where nothing is found."""
@@ -57,6 +63,10 @@ class MatrixFacts:
     depth: dict[str, float] | None
     """Percentiles of a cell's counts (UMI), or of the sum of its stored values where there are no counts."""
     genes_per_cell: dict[str, float] | None
+    empty_cells: int
+    """Cells without a value."""
+    empty_of: int
+    """Of so many: all of a CSR matrix, else those looked at."""
 
 
 class _Tally:
@@ -65,14 +75,15 @@ class _Tally:
     def __init__(self, reading: Reading | float | None) -> None:
         self.reading = reading
         self.evidence: Evidence = ScaledEvidence(reading) if isinstance(reading, Reading) else CountEvidence()
+        self.integers = Integers()
         self.cells = self.stored = self.missing = self.negative = 0
         self.lowest, self.highest = np.inf, -np.inf
         self._depth: list[np.ndarray] = []
         self._genes: list[np.ndarray] = []
         self._least: list[np.ndarray] = []
 
-    def add(self, block: Block, totals: np.ndarray | None) -> None:
-        """Add cells, with their depths ([cells] int64) where the reading uses them.
+    def add(self, rows: np.ndarray, block: Block, totals: np.ndarray | None) -> None:
+        """Add the cells at ``rows`` ([cells] int64), with their depths ([cells] int64) where the reading uses them.
 
         Raises:
             NotCountsError: a value is no count on the scale that was found.
@@ -83,9 +94,12 @@ class _Tally:
         self.stored += int(np.count_nonzero(values))
         self.missing += len(values) - len(finite)
         self.negative += int((finite < 0).sum())
-        self.lowest = min(self.lowest, float(finite.min(initial=np.inf)))
-        self.highest = max(self.highest, float(finite.max(initial=-np.inf)))
+        if len(finite):
+            self.lowest = min(self.lowest, float(finite.min()))
+            self.highest = max(self.highest, float(finite.max()))
         self._genes.append(_per_cell(values != 0, block.indptr))
+        if not isinstance(self.reading, float):
+            self.integers.add(rows, block)
         if isinstance(self.reading, Reading):
             check(values)
             cells = fit(values, block.indptr, self.reading, totals)
@@ -136,7 +150,12 @@ class _Tally:
 
 
 def look(
-    name: str, stored: Any, matrix: Matrix, totals: dict[str, np.ndarray], progress: Progress | None
+    name: str,
+    stored: Any,
+    matrix: Matrix,
+    names: tuple[pd.Index, pd.Index],
+    totals: dict[str, np.ndarray],
+    progress: Progress | None,
 ) -> tuple[MatrixFacts, Reading | float | None]:
     """Tell what a matrix holds.
 
@@ -144,6 +163,7 @@ def look(
         name: of the matrix, as a recipe writes it.
         stored: the same in the open file.
         matrix: opened for reading by row.
+        names: of its cells and of its genes, for messages.
         totals: obs column -> [cells] int64, what may be each cell's depth before normalisation (UMI).
         progress: told (rows done, rows); every value is read where it is given, a sample of cells where not.
 
@@ -157,6 +177,7 @@ def look(
     cells, genes = matrix.shape
     n_stored = int(np.prod(kept.shape))
     by_column = isinstance(matrix, CscMatrix)
+    by_row = isinstance(matrix, CsrMatrix)
     whole = not by_column or progress is not None or n_stored <= _TURNED_VALUES
     rows = spread(cells, SAMPLE_CELLS, _NEIGHBOURS if isinstance(matrix, DenseMatrix) else 1)
     block = whole_cells(matrix, rows) if whole and len(rows) else matrix.sample(rows) if len(rows) else _nothing()
@@ -166,12 +187,24 @@ def look(
     column = None if best is None else best[0]
     tally, error = _tally([(rows, block)], reading, totals.get(column or ""))
     assert error is None
-    if progress is not None:
-        parts = _every(matrix, progress)
-        tally, error = _tally(parts, reading, totals.get(column or ""))
-    if error is not None:
-        told, reading, tried, column = Told(None, f"{told.sentence}, in the sample; {error}"), None, [], None
+    spoiled = None
+    if whole and not isinstance(reading, float) and (tally.share < ENOUGH or tally.integers.mostly_whole):
+        spoiled = tally.integers.said(*names)
+    if progress is not None and spoiled is None:
+        tally, error = _tally(_every(matrix, progress), reading, totals.get(column or ""))
+        # Of many cells a few may be wrong where the sample has none; and what is told is told of all.
+        tried = [TotalsFacts(one.column, one.use, tally.share) for one in tried if one.column == column]
+        if error is not None:
+            spoiled = f"{told.sentence}, in the sample; {error}"
+        elif not isinstance(reading, float) and tally.share < ENOUGH:
+            spoiled = tally.integers.said(*names)
+    if spoiled is not None:
+        told, reading, tried, column = Told(None, spoiled), None, [], None
+        tally, _ = _tally([(rows, block)] if progress is None else _every(matrix, progress), None, None)
+        spoiled = tally.integers.said(*names) or spoiled
+        told = Told(None, spoiled)
     found, evidence, sentence = _explained(told, tally)
+    lengths = np.diff(stored["indptr"][:]) if by_row else tally.genes
     facts = MatrixFacts(
         name=name,
         encoding="dense" if isinstance(matrix, DenseMatrix) else "CSC" if by_column else "CSR",
@@ -184,6 +217,7 @@ def look(
         found=found,
         told=told.sentence != BY_COLUMN,
         sentence=sentence,
+        spoiled=spoiled,
         evidence=evidence,
         proved=tally.share if found else 0.0,
         totals_tried=tried,
@@ -191,6 +225,8 @@ def look(
         doubts=tally.doubts() if whole else [],
         depth=_percentiles(tally.depth) if whole and not tally.missing and not tally.negative else None,
         genes_per_cell=_percentiles(tally.genes) if whole and found else None,
+        empty_cells=int((lengths == 0).sum()) if whole else 0,
+        empty_of=cells if by_row else tally.cells,
     )
     return facts, reading
 
@@ -220,7 +256,7 @@ def _tally(
     tally = _Tally(reading)
     for rows, block in parts:
         try:
-            tally.add(block, None if totals is None else totals[rows])
+            tally.add(rows, block, None if totals is None else totals[rows])
         except NotCountsError as error:
             row = rows[int(np.searchsorted(block.indptr, error.position, side="right")) - 1]
             return tally, (

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vcc_fm.sources.inspect_genes import GeneFacts
-from vcc_fm.sources.inspect_labels import LabelFacts
-from vcc_fm.sources.inspect_values import MatrixFacts
-
-_ASKED = 0.99  # share of proved cells that a recipe asks for where it does not say
+from vcc_fm.inspection.genes import GeneFacts
+from vcc_fm.inspection.groups import FEW, Groups
+from vcc_fm.inspection.labels import LabelFacts
+from vcc_fm.inspection.values import ENOUGH, MatrixFacts
 
 
 def source_keys(
@@ -36,12 +36,12 @@ def source_keys(
         control: label of the control, where the user says.
     """
     stem = re.sub(r"[^\w\-]+", "-", path.name.removesuffix(path.suffix)).strip("-") or "screen"
-    keys: dict[str, Any] = {"name": stem, "path": str(path)}
+    keys: dict[str, Any] = {"name": stem, "path": os.path.abspath(path)}
     if chosen is not None:
         keys |= {"matrix": chosen.name, "values": chosen.found or "auto"}
         if chosen.totals is not None:
             keys["totals_column"] = chosen.totals
-        if chosen.proved < _ASKED and chosen.found:
+        if chosen.proved < ENOUGH and chosen.found:
             # Four standard errors below what the sample has, so that the whole file has as much.
             error = math.sqrt(chosen.proved * (1 - chosen.proved) / max(chosen.looked_at, 1))
             keys["recovered"] = max(0.0, math.floor(100 * (chosen.proved - 4 * error)) / 100)
@@ -55,9 +55,13 @@ def source_keys(
         keys["perturbation_column"] = perturbation or (best.column if best else None)
     if control is not None:
         keys["control"] = control
-    elif best is not None and best.controls:
-        keys["control"] = max(best.controls, key=lambda label: best.controls[label])
+    elif best is not None and best.control is not None:
+        keys["control"] = best.control
+        if best.also_control:
+            keys["also_control"] = best.also_control
     keys["separator"] = best.separator if best is not None and best.separator else "+"
+    if best is not None and best.pattern is not None:
+        keys["target_pattern"] = best.pattern
     if labels.contexts:
         keys["context_column"] = labels.contexts[0]
     else:
@@ -67,26 +71,54 @@ def source_keys(
     return keys
 
 
-def recipe_lines(keys: dict[str, Any], chosen: MatrixFacts | None, labels: LabelFacts) -> str:
-    """The keys as YAML, with what to know beside them; what a recipe assumes anyway is left out."""
+def recipe_lines(
+    keys: dict[str, Any],
+    chosen: MatrixFacts | None,
+    labels: LabelFacts,
+    groups: Groups | None,
+    guides: dict[str, dict[int, int]],
+) -> str:
+    """The keys as YAML, with what to know beside them; what a recipe assumes anyway is left out.
+
+    Args:
+        keys: of the source.
+        chosen: the matrix to read.
+        labels: what the columns of obs are.
+        groups: numbers of cells, where they are known.
+        guides: column with numbers of guides -> the numbers to keep -> cells.
+    """
     notes = {}
     if chosen is not None and not chosen.told:
         notes["values"] = "not told yet"
     if "recovered" in keys and chosen is not None:
-        notes["recovered"] = f"{chosen.proved:.1%} of the cells that were looked at; the others are dropped"
+        lost = round((1 - chosen.proved) * chosen.cells)
+        notes["recovered"] = f"{chosen.proved:.1%} of the cells that were looked at; about {lost:,} cells are lost"
     if "context" in keys:
         notes["context"] = "no column holds it: name the cell line or type"
+        lacking = next((name for name in labels.lacking if name not in labels.batches), None)
+        if lacking is not None:
+            notes["context"] = f"{lacking} lacks a value in {labels.lacking[lacking]:,} cells"
+    lines = ["data:"]
+    if groups is not None and groups.few:
+        lines.append(f"  # minimum_cells: {FEW}   # {groups.few:,} of {groups.groups:,} groups have fewer")
+    if groups is not None and groups.batches_without_control:
+        number = len(groups.batches_without_control)
+        notes["batch_column"] = f"{number} of {groups.batches} batches hold no control cells: a coarser one, or none"
     usual = {"matrix": "X", "separator": "+"}
-    lines = ["data:", "  sources:"]
+    lines.append("  sources:")
     for key, value in keys.items():
         if usual.get(key) == value:
             continue
         note = f"   # {notes[key]}" if key in notes else ""
         lines.append(f"    {'-' if key == 'name' else ' '} {key}: {_scalar(value)}{note}")
     for column, number in labels.choices.items():
-        lines.append(f"      # keep: {{{_scalar(column)}: true}}   # {number:,} cells")
-    for column in labels.numbers_of_guides:
-        lines.append(f"      # quality: {{guides_column: {_scalar(column)}}}   # cells of one guide")
+        wanted = str(column not in labels.bad).lower()
+        lines.append(f"      # keep: {{{_scalar(column)}: {wanted}}}   # {number:,} cells")
+    for column, numbers in guides.items():
+        given = "" if list(numbers) == [1] else f", guides: {list(numbers)}"
+        lines.append(
+            f"      # quality: {{guides_column: {_scalar(column)}{given}}}   # {sum(numbers.values()):,} cells"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from vcc_fm.sources.inspect_values import Progress
+from vcc_fm.inspection.values import Progress
 from vcc_fm.sources.matrix import Block, Matrix
 from vcc_fm.sources.scaled import Reading
 from vcc_fm.sources.values import NotCountsError, check

@@ -17,6 +17,10 @@ _HUMAN = r"[A-Z][A-Z0-9\-.]*(?:orf\d+[A-Z]?)?[A-Z0-9\-.]*$"
 _MOUSE = r"(?:[A-Z][a-z][a-z0-9\-.]*[A-Za-z0-9\-.]*|mt-.*|\d+[A-Z]\d+Rik)$"
 _GENOME = r"(GRCh\d+|GRCm\d+|hg\d+|mm\d+)_+"
 _LEAST_SPECIES = 0.05
+_JOINED = rf"[A-Za-z][\w.\-]*[_|;:]{_ENSEMBL}(\.\d+)?$|{_ENSEMBL}(\.\d+)?[_|;:][A-Za-z][\w.\-]*$"
+_MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
+_DATE = rf"(\d{{1,2}}-({_MONTH})|({_MONTH})-\d{{1,2}})$"
+_MOST_MISSING = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class NameFacts:
     column: str
     """``index`` for the index."""
     kind: str
-    """symbols, Ensembl ids (human, mouse, or other), numbers, or words that are no names."""
+    """symbols, Ensembl ids (human, mouse, or other), both joined, numbers, or words that are no names."""
     examples: list[str]
     duplicated: int
     """Number of names that come more than once."""
@@ -43,11 +47,17 @@ class GeneFacts:
     names: list[NameFacts]
     symbols: str | None
     """What ``symbols`` of a recipe is to be; None where nothing looks like symbols."""
+    incomplete: str | None
+    """The column that it would be, did it not lack names; only where ``symbols`` is None."""
     species: str
     mitochondrial: int
     spike_ins: int
     ensembl_among_symbols: int
     """Genes that have an Ensembl id in the column of symbols."""
+    made_unique: list[str]
+    """Symbols that another symbol and a number are: A-1 beside A."""
+    dates: list[str]
+    """Symbols that a spreadsheet has turned into dates."""
     features: dict[str, int]
     """feature_types -> number, where var has that column (10x)."""
 
@@ -68,7 +78,9 @@ def read_genes(var: pd.DataFrame, where: str) -> GeneFacts:
         if text and 2 * var[column].nunique() >= len(var):
             names.append(_names(str(column), var[column]))
     symbols = next((one.column for one in names if one.kind == "symbols" and _is_read(var, one.column, where)), None)
-    chosen = _text(pd.Series(var.index, dtype=object) if symbols in (None, "index") else var[symbols])
+    lacking = [one.column for one in names if one.kind == "symbols" and 0 < one.missing <= _MOST_MISSING * len(var)]
+    incomplete = lacking[0] if lacking and symbols is None else None
+    chosen = _text(gene_names(var, symbols or incomplete or "index"))
     bare = chosen.str.replace(f"^{_GENOME}", "", regex=True)
     features = {}
     if "feature_types" in var.columns:
@@ -76,12 +88,30 @@ def read_genes(var: pd.DataFrame, where: str) -> GeneFacts:
     return GeneFacts(
         names=names,
         symbols=symbols,
+        incomplete=incomplete,
         species=_species(chosen),
         mitochondrial=int(bare.str.match("MT-|mt-").sum()),
         spike_ins=int(chosen.str.match("ERCC-").sum()),
         ensembl_among_symbols=int(chosen.str.match(_ENSEMBL).sum()) if symbols else 0,
+        made_unique=_made_unique(chosen),
+        dates=[str(name) for name in chosen[chosen.str.match(_DATE)]],
         features=features,
     )
+
+
+def gene_names(var: pd.DataFrame, column: str) -> pd.Series:
+    """[columns of the matrix] the names in the index of var (``index``), or in one of its columns."""
+    return pd.Series(var.index, dtype=object) if column == "index" else var[column].astype(object)
+
+
+def is_ensembl(names: pd.Series) -> bool:
+    """Whether (nearly) all names ([n] str) are Ensembl ids of genes."""
+    return bool(len(names) and names.str.match(_ENSEMBL).mean() >= 0.9)
+
+
+def _made_unique(symbols: pd.Series) -> list[str]:
+    stem = symbols.str.extract(r"^(.+)-\d$", expand=False)
+    return [str(name) for name in symbols[stem.notna() & stem.isin(set(symbols))]]
 
 
 def _is_read(var: pd.DataFrame, column: str, where: str) -> bool:
@@ -116,7 +146,9 @@ def _names(column: str, values: pd.Series) -> NameFacts:
 def _kind(text: pd.Series) -> str:
     if not len(text):
         return "nothing"
-    ensembl = text.str.extract(_ENSEMBL, expand=False)
+    if text.str.match(_JOINED).mean() >= 0.9:
+        return "symbols joined with Ensembl ids"
+    ensembl = text.str.extract(f"^{_ENSEMBL}", expand=False)
     if ensembl.notna().mean() >= 0.9:
         prefix = str(ensembl.mode().iloc[0])
         return f"Ensembl ids ({_SPECIES.get(prefix, f'ENS{prefix}G')})"

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from vcc_fm.sources import inspect_targets, inspect_values
-from vcc_fm.sources.inspect_targets import knock_down
+from vcc_fm.inspection import targets, values
+from vcc_fm.inspection.targets import knock_down
 from vcc_fm.sources.matrix import CsrMatrix
 
 
@@ -44,9 +44,9 @@ def test_ratios_are_of_depth_normalised_means_within_a_context():
     assert found.low == 0
     # The same from normalised and from log values, which need no depth.
     scaled = np.array(rows) / np.array(rows).sum(axis=1, keepdims=True)
-    reading = inspect_values.Reading(0.0, np.dtype(float))
+    reading = values.Reading(0.0, np.dtype(float))
     assert measured(scaled, labels, contexts, ["A", "A", "B"], reading).targets[0].ratio == pytest.approx(0.5)
-    reading = inspect_values.Reading(2.0, np.dtype(float))
+    reading = values.Reading(2.0, np.dtype(float))
     logs = np.log2(1 + scaled)
     assert measured(logs, labels, contexts, ["A", "A", "B"], reading).targets[0].ratio == pytest.approx(0.5)
 
@@ -73,7 +73,7 @@ def test_a_value_beyond_the_sample_spoils_no_ratio():
 
 @pytest.mark.parametrize("mixed", [True, False])
 def test_a_sample_is_spread_over_all_groups(monkeypatch, mixed):
-    monkeypatch.setattr(inspect_targets, "SAMPLE_CELLS", 600)
+    monkeypatch.setattr(targets, "SAMPLE_CELLS", 600)
     rng = np.random.default_rng(0)
     labels = np.repeat(["ctrl", "A", "B", "C"], [3000, 1000, 1000, 40])
     labels = rng.permutation(labels) if mixed else labels
@@ -92,7 +92,7 @@ def test_a_sample_is_spread_over_all_groups(monkeypatch, mixed):
 
 
 def test_more_perturbations_than_a_sample_holds_are_left_to_all(monkeypatch):
-    monkeypatch.setattr(inspect_targets, "SAMPLE_CELLS", 500)
+    monkeypatch.setattr(targets, "SAMPLE_CELLS", 500)
     names = [f"G{i}" for i in range(20)]
     labels = np.repeat(["ctrl", *names], 100)
     counts = np.full((len(labels), 20), 3.0)

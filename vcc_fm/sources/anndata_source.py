@@ -42,7 +42,7 @@ class SourceCells(NamedTuple):
     """Kept cells as read.
 
     Attributes:
-        positions: [m] int64 into ``H5adSource.cells``.
+        positions: [m] int64 into ``AnnDataSource.cells``.
         counts: [m, G] int32 CSR with sorted indices and no stored zeros.
         evidence: of these cells, and of those that were left out as not proved.
     """
@@ -52,7 +52,7 @@ class SourceCells(NamedTuple):
     evidence: Evidence
 
 
-class H5adSource:
+class AnnDataSource:
     """A screen in an h5ad file or zarr store, opened and checked; use it in a ``with`` statement.
 
     Attributes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from vcc_fm.sources.labels import Labels
 
@@ -35,7 +37,6 @@ class Groups:
     dropped: dict[str, int]
     """Reason -> cells without a label."""
     repairs: dict[str, int]
-    problems: list[str]
 
 
 def count_groups(labels: Labels, control: str, separator: str) -> Groups:
@@ -59,21 +60,6 @@ def count_groups(labels: Labels, control: str, separator: str) -> Groups:
     lonely = [str(context) for context in contexts.index[contexts["sum"] == 0]]
     few = int((sizes < FEW).sum())
     smallest = sizes.index[:5].to_frame()
-    problems = []
-    if lonely:
-        problems.append(
-            f"no control cells in context {_some(lonely)}: nothing can be predicted there; choose another "
-            "context column, or leave those cells out with keep"
-        )
-    if without and len(without) < len(batches):
-        problems.append(
-            f"no control cells in {len(without)} of {len(batches)} batches ({_some(without)}): their cells have "
-            "nothing of their own batch to be compared with; use a coarser batch_column, or none"
-        )
-    if few:
-        problems.append(
-            f"{few:,} of {len(sizes):,} groups have fewer than {FEW} cells: set data.minimum_cells to leave them out"
-        )
     return Groups(
         perturbations=len(names),
         combinations=sum(separator in name for name in names),
@@ -91,13 +77,28 @@ def count_groups(labels: Labels, control: str, separator: str) -> Groups:
         contexts_without_control=lonely,
         dropped=labels.dropped,
         repairs=labels.repairs,
-        problems=problems,
     )
+
+
+def numbers_to_keep(column: pd.Series, labels: Labels, control: str, separator: str) -> dict[int, int]:
+    """The numbers of guides that cells of each kind mostly have -> cells of all kinds; empty where all cells do.
+
+    A kind is the control, or perturbations of as many target genes: where numbers are of targets, a control has 0.
+
+    Args:
+        column: [cells of the file] numbers of guides.
+        labels: as a recipe reads them.
+        control: label of the control.
+        separator: what joins the parts of a combination.
+    """
+    perturbation = labels.cells["perturbation"]
+    parts = (perturbation.str.count(re.escape(separator)) + 1).where(perturbation != control, 0).to_numpy()
+    numbers = column.iloc[labels.rows].astype(float).to_numpy()
+    known = ~np.isnan(numbers)
+    usual = pd.Series(numbers[known]).groupby(parts[known]).agg(lambda of_kind: of_kind.mode().iloc[0])
+    kept = {int(number): int((numbers == number).sum()) for number in sorted(set(usual))}
+    return {} if sum(kept.values()) == len(numbers) else kept
 
 
 def _range(numbers: np.ndarray) -> list[int]:
     return [int(numbers.min()), int(np.median(numbers)), int(numbers.max())]
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import anndata
 import h5py
@@ -10,8 +11,8 @@ from inspections import GENES, only, opened, text_of
 
 from vcc_fm import cli
 from vcc_fm.errors import UserError
-from vcc_fm.sources import inspect_values
-from vcc_fm.sources.inspect import inspect_file
+from vcc_fm.inspection import values
+from vcc_fm.inspection.inspect import inspect_file
 
 
 # ----------------------------------------------------------------------------------------------------------- real data
@@ -31,7 +32,8 @@ def test_papalexi(real_data):
     assert found.groups.perturbations == found.groups.groups == 25
     assert found.groups.cells_per_group == [48, 662, 1341]
     assert found.groups.controls_per_batch == [666, 755, 965]
-    assert found.problems == []
+    assert "assigned is true in 16,192 cells only" in only(found.problems, "keep: {assigned: true}")
+    assert len(found.problems) == 1
     ratio = {target.perturbation: target.ratio for target in found.targets.targets}
     assert len(ratio) == 9
     assert len(found.targets.not_measured) == 16
@@ -81,7 +83,7 @@ def test_a_file_that_is_none_is_refused(tmp_path, screen, counts):
     with pytest.raises(UserError, match="no such file"):
         inspect_file(tmp_path / "none.h5ad")
     (tmp_path / "text.h5ad").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="not HDF5"):
+    with pytest.raises(UserError, match="no HDF5 file; give an h5ad file"):
         inspect_file(tmp_path / "text.h5ad")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="is a folder"):
@@ -94,6 +96,42 @@ def test_a_file_that_is_none_is_refused(tmp_path, screen, counts):
         file["X"] = np.ones(3)
     with pytest.raises(UserError, match="it has no obs and var"):
         inspect_file(tmp_path / "other.h5ad")
+
+
+def test_a_10x_file_and_one_without_cells_are_refused(tmp_path, screen, counts, obs):
+    with h5py.File(tmp_path / "filtered.h5", "w") as file:
+        file["matrix/data"] = np.ones(3)
+    with pytest.raises(UserError, match=r"a 10x file: read it with sc\.read_10x_h5, .* then write_h5ad"):
+        inspect_file(tmp_path / "filtered.h5")
+    with pytest.raises(UserError, match="no cells"):
+        inspect_file(screen(sp.csr_matrix(counts[:0]), obs=obs[:0]))
+
+
+@pytest.mark.parametrize("barcodes", ["row", "ACGTTGCATTGACCAA-{}", "cell{}"])
+def test_a_transposed_file_is_told(h5ad_file, counts, obs, barcodes):
+    genes = [*GENES[:57], "MT-ND1", "MT-ND2", "MT-CO1"]
+    obs.index = (
+        [barcodes.format(i) for i in range(120)] if barcodes != "row" else [f"ENSG{i:011d}" for i in range(120)]
+    )
+    path = h5ad_file(sp.csr_matrix(counts.T), obs=pd.DataFrame(index=genes), var=obs)
+    found = inspect_file(path)
+    assert (found.recipe, found.groups) == (None, None)
+    if barcodes == "cell{}":
+        del obs["target_gene"]
+        other = inspect_file(h5ad_file(sp.csr_matrix(counts.T), obs=pd.DataFrame(index=genes), var=obs))
+        assert "transposed" not in str(other.problems)  # nothing says that these are cells
+    assert "write it again as adata.T" in only(found.problems, "transposed")
+    assert len(found.problems) == 1
+
+
+def test_a_path_is_expanded_and_written_in_full(screen, counts, monkeypatch, tmp_path):
+    path = screen(counts)
+    monkeypatch.setenv("SCREENS", str(path.parent))
+    monkeypatch.chdir(path.parent)
+    for given in (Path(path.name), Path("${SCREENS}") / path.name):
+        found = inspect_file(given)
+        assert f"path: {path}\n" in found.recipe
+        assert found.tried
 
 
 def test_a_layer_that_cannot_be_read_does_not_hide_the_others(screen, counts):
@@ -135,7 +173,7 @@ def test_a_file_that_is_still_refused_is_said(screen, counts, obs):
     counts[17, 0] = 0.5
     path = screen(sp.csr_matrix(counts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect_values, "SAMPLE_CELLS", 16)
+        patch.setattr(values, "SAMPLE_CELLS", 16)
         found = inspect_file(path)
     assert found.matrices[0].found == "counts"
     assert (found.recipe, found.tried) == (None, False)
@@ -167,7 +205,10 @@ def test_the_command_prints_lines_or_json(screen, counts, monkeypatch, capsys):
     code, out, err = run("--json", "--all")
     assert (code, json.loads(out)["control"]) == (0, "non-targeting")
     assert "ETA" in err
-    assert run("--quiet") == (0, "", "")
+    plain = run("--all")[1]
+    code, out, err = run("--all", "--quiet")
+    assert (code, err) == (0, "")
+    assert out == "".join(line for line in plain.splitlines(True) if "ETA" not in line)
     code, out, err = run("--control", "nobody")
     assert (code, out) == (2, "")
     assert "no control label 'nobody'; set control (likely: non-targeting)" in err

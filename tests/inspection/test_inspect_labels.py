@@ -4,7 +4,7 @@ import pytest
 from inspections import GENES, only, opened
 
 from vcc_fm.errors import UserError
-from vcc_fm.sources.inspect import inspect_file
+from vcc_fm.inspection.inspect import inspect_file
 
 
 # --------------------------------------------------------------------------------------------------------------- genes
@@ -24,8 +24,9 @@ def test_symbols_are_found_beside_ensembl_ids(screen, counts):
     assert found.genes.names[1].duplicates == [GENES[0]]
     assert (found.genes.names[1].duplicated, found.genes.names[1].spaces) == (1, 1)
     assert (found.genes.mitochondrial, found.genes.ensembl_among_symbols) == (1, 1)
-    assert "set symbols to gene_name" in only(found.problems, "var index")
-    assert f"repeats 1 symbols ({GENES[0]})" in only(found.problems, "duplicate_genes")
+    assert "symbols are read from gene_name" in only(found.notes, "var index")
+    assert f"repeats 1 symbols ({GENES[0]})" in only(found.notes, "duplicate_genes")
+    assert found.problems == []
     with opened(found) as source:
         assert source.genes.tolist() == [GENES[0], *GENES[2:58], "MT-ND1", "ENSG00000000059"]
 
@@ -78,17 +79,21 @@ def test_combinations_and_their_separator(screen, counts, obs, separator):
         assert set(source.cells["perturbation"]) == {"ctrl", a, c, separator.join(sorted([b, c]))}
 
 
-def test_guides_rank_below_targets_and_alone_are_a_problem(screen, counts, obs):
+def test_guides_rank_below_targets_and_alone_are_read_by_a_pattern(screen, counts, obs):
     obs.insert(
-        0, "guide", obs["target_gene"].replace("non-targeting", "NTC") + "_sg" + (np.arange(120) % 2).astype(str)
+        0, "guide", obs["target_gene"].replace("non-targeting", "NTC") + "_sg" + (np.arange(120) // 6 % 2).astype(str)
     )
     found = inspect_file(screen(counts, obs=obs))
     assert [one.column for one in found.labels.perturbations] == ["target_gene", "guide"]
-    assert found.labels.perturbations[1].guides == pytest.approx(1.0)
+    assert found.labels.perturbations[1].by_pattern == pytest.approx(1.0)
     del obs["target_gene"]
     found = inspect_file(screen(counts, obs=obs))
-    assert found.perturbation == "guide"
-    only(found.problems, "holds guides")
+    assert (found.perturbation, found.control, found.also_control) == ("guide", "NTC", ["NTC_sg*"])
+    assert "hold more than the target gene" in only(found.notes, "target_pattern")
+    assert found.groups.repairs == {"target genes read by target_pattern": 100, "labels read as control": 20}
+    assert (found.targets.perturbations, found.targets.not_measured) == (5, [])
+    with opened(found) as source:
+        assert set(source.cells["perturbation"]) == {"NTC", *GENES[:5]}
 
 
 def test_controls_by_many_names(screen, counts, obs):
@@ -104,7 +109,10 @@ def test_controls_by_many_names(screen, counts, obs):
     best = found.labels.perturbations[0]
     assert best.controls == {"non-targeting_1": 4, "non-targeting_2": 4, "safe-targeting": 4}
     assert best.unassigned == {"NEGATIVE": 4}
-    assert "3 labels of 'target_gene' look like controls" in only(found.problems, "look like controls")
+    said = only(found.problems, "look like controls")
+    assert "3 labels of 'target_gene' look like controls" in said
+    assert "also_control: non-targeting_2, safe-targeting" in said
+    assert (found.control, found.groups.control_cells) == ("non-targeting_1", 12)
     assert "add them to quality.unassigned" in only(found.problems, "NEGATIVE (4 cells)")
     assert found.groups.dropped == {"label 'unassigned': no guide or several": 4}
 
@@ -170,7 +178,10 @@ def test_groups_and_batches_without_controls(screen, counts, obs):
     assert groups.batches_without_control == ["2 (HepG2)", "2 (K562)"]
     problems = inspect_file(path).problems
     assert "2 of 6 batches (2 (HepG2), 2 (K562))" in only(problems, "no control cells")
-    assert "10 of 10 groups have fewer than 30 cells" in only(problems, "groups")
+    found = inspect_file(path)
+    assert "10 of 10 groups have fewer than 30 cells" in only(found.notes, "groups")
+    assert found.recipe.startswith("data:\n  # minimum_cells: 30   # 10 of 10 groups have fewer\n  sources:\n")
+    assert "batch_column: lane   # 2 of 6 batches hold no control cells" in found.recipe
 
 
 def test_a_context_without_controls_is_named(screen, counts, obs):

@@ -1,0 +1,85 @@
+"""How many values of a matrix are integers: counts that a few values spoil, or raw cells among others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from vcc_fm.sources.matrix import Block
+
+_MOSTLY = 0.85  # share of integers among the values: reads that were shared out over genes leave more than that
+_MIXED = 0.02  # share of the cells of either kind
+_LEAST_VALUES = 5  # of a cell that tells: all counts of fewer may well be scaled to integers
+
+
+@dataclass
+class Integers:
+    """Numbers, added up over cells."""
+
+    values: int = 0
+    odd: int = 0
+    """Values that are no integer, negative, missing or infinite."""
+    cells: int = 0
+    """Cells of enough values to tell."""
+    odd_cells: int = 0
+    """Cells with an odd value."""
+    whole_cells: int = 0
+    """Of the cells that tell: of integers only, 1 among them, which scaled cells of integers hardly hold."""
+    scaled_cells: int = 0
+    """Of the cells that tell: most values are odd."""
+    first: tuple[int, int, float] | None = None
+    """Row, column and value of the first odd one."""
+
+    def add(self, rows: np.ndarray, block: Block) -> None:
+        """Add the cells of a block, which are at ``rows`` ([cells] int64) of the file."""
+        values = block.data
+        odd = values < 0
+        if values.dtype.kind == "f":
+            odd |= ~np.isfinite(values) | (values != np.rint(values))
+        filled = values != 0
+        cell = np.repeat(np.arange(len(rows)), np.diff(block.indptr))
+        odd_in = np.bincount(cell[odd], minlength=len(rows))
+        in_cell = np.bincount(cell[filled], minlength=len(rows))
+        telling = in_cell >= _LEAST_VALUES
+        if self.first is None and odd.any():
+            at = int(odd.argmax())
+            self.first = int(rows[cell[at]]), int(block.indices[at]), float(values[at])
+        self.values += int(filled.sum())
+        self.odd += int(odd.sum())
+        self.cells += int(telling.sum())
+        self.odd_cells += int((odd_in > 0).sum())
+        ones = np.bincount(cell[values == 1], minlength=len(rows))
+        self.whole_cells += int((telling & (odd_in == 0) & (ones > 0)).sum())
+        self.scaled_cells += int((telling & (odd_in > in_cell / 2)).sum())
+
+    @property
+    def mostly_whole(self) -> bool:
+        """Whether most cells are of integers."""
+        return self.whole_cells > self.cells / 2
+
+    def said(self, cells: pd.Index, genes: pd.Index) -> str | None:
+        """What speaks against any one scale, in words; None where nothing does.
+
+        Args:
+            cells: barcodes of the file.
+            genes: names of the columns.
+        """
+        if self.first is None:
+            return None
+        row, column, value = self.first
+        first = f"first: cell {cells[row]}, gene {genes[column]}, {value:.6g}"
+        if min(self.whole_cells, self.scaled_cells) >= max(1.0, _MIXED * self.cells) or (
+            self.scaled_cells and self.mostly_whole
+        ):
+            return (
+                f"a mix: {self.whole_cells:,} of {self.cells:,} cells hold integers, {self.scaled_cells:,} hold "
+                f"scaled or log values ({first})"
+            )
+        if self.odd < (1 - _MOSTLY) * self.values:
+            values, cells_ = (
+                f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((self.odd, "value"), (self.odd_cells, "cell"))
+            )
+            return f"integers, except in {values} of {cells_} ({first})"
+        return None

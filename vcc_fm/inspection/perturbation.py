@@ -1,0 +1,202 @@
+"""A column of obs that may label the perturbation: its controls, combinations, and whether its targets are genes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from vcc_fm.inspection.genes import is_ensembl
+from vcc_fm.inspection.pattern import Pattern, find_pattern
+from vcc_fm.recipe import QualityConfig
+from vcc_fm.sources.controls import looks_like_control
+from vcc_fm.sources.labels import folded, missing_labels
+
+SEPARATORS = ("+", "|", ",", ";", "_")
+PERTURBATION = re.compile(
+    r"(^|_)(perturb\w*|targets?|genes?|guides?|sg_?rnas?|grnas?|conditions?|treatments?|drugs?|compounds?|knockouts?"
+    r"|crispr\w*)($|_)",
+    re.IGNORECASE,
+)
+HARDLY = 0.1
+"""Share of targets below which nearly none is a gene of the file."""
+_UNASSIGNED = re.compile(
+    r"(un-?(assigned|known|labell?ed|determined|mapped)|n/?a|multiplets?|doublets?|ambiguous|negative"
+    r"|no[-_ ]?(guide|call|grna|sgrna)s?)$",
+    re.IGNORECASE,
+)
+_DROPPED = frozenset(folded(label) for label in QualityConfig().unassigned)
+_NUMBERED = re.compile(r"(.*?)[-_. #]*(?:sg|g|guide)?[-_. #]*\d+$", re.IGNORECASE)
+_PREFIX = re.compile(r"(GRCh\d+|GRCm\d+|hg\d+|mm\d+)_+")
+_VERSION = re.compile(r"\.\d+$")
+_MOST_CANDIDATES = 5
+
+
+class GeneNames(NamedTuple):
+    """Names of the genes of a file."""
+
+    read: frozenset[str]
+    """The symbols that a recipe is to read."""
+    elsewhere: Mapping[str, frozenset[str]]
+    """``the var index`` or a column of var with other names -> these."""
+
+
+@dataclass(frozen=True)
+class PerturbationFacts:
+    """A column that may label the perturbation."""
+
+    column: str
+    labels: int
+    genes: float
+    """Share of the labels, controls and unassigned ones excepted, of which every part is a gene of the file."""
+    pattern: str | None
+    """Regular expression that finds the genes in labels which hold more; None where there is no need, or none."""
+    by_pattern: float
+    """Share of the labels of which every part is a gene, with ``pattern``."""
+    separator: str | None
+    """What joins the parts of combinations; None where there are none."""
+    combinations: int
+    controls: dict[str, int]
+    """Labels that look like a control -> cells, the most frequent first."""
+    control: str | None
+    """What ``control`` of a recipe is to be."""
+    also_control: list[str]
+    """And ``also_control``."""
+    unassigned: dict[str, int]
+    """Labels of cells without a guide, or with several -> cells; those that a recipe does not drop by itself."""
+    unlabelled: int
+    """Cells without a label."""
+    candidates: dict[str, int]
+    """Where no label looks like a control: the most frequent ones -> cells, those that are no genes first."""
+    examples: list[str]
+    """Labels of targets."""
+    otherwise: str | None
+    """How nearly all targets are named, where nearly none is a gene of the file."""
+    score: float
+
+    @property
+    def why(self) -> str:
+        """What speaks for the column."""
+        said = [f"{self.labels:,} labels"]
+        if self.genes:
+            said.append(f"{self.genes:.0%} of them genes of the file")
+        if self.pattern is not None:
+            said.append(f"{self.by_pattern:.0%} of them genes, read by {self.pattern}")
+        if self.separator and self.combinations:
+            said.append(f"{self.combinations:,} combinations joined by {self.separator!r}")
+        if self.unlabelled:
+            said.append(f"{self.unlabelled:,} cells without a label")
+        return ", ".join(said)
+
+
+def read_perturbation(column: pd.Series, counted: pd.Series, names: GeneNames) -> PerturbationFacts:
+    """Tell what a column of labels holds.
+
+    Args:
+        column: of obs.
+        counted: label -> cells.
+        names: of the genes of the file.
+    """
+    genes = names.read
+    everything: dict[str, int] = {}
+    for label, number in counted.items():
+        text = str(label).strip()
+        if number:
+            everything[text] = everything.get(text, 0) + int(number)
+    without = missing_labels(pd.Series(list(everything), dtype=object))
+    everything = {label: n for (label, n), none in zip(everything.items(), without, strict=True) if not none}
+    cells = {label: n for label, n in everything.items() if folded(label) not in _DROPPED or label in genes}
+    unassigned = {label: n for label, n in cells.items() if _UNASSIGNED.match(label) and label not in genes}
+    controls = {
+        label: n
+        for label, n in cells.items()
+        if label not in genes and label not in unassigned and looks_like_control(label)
+    }
+    if not controls and "CTRL" in cells:  # a gene has that name
+        controls = {"CTRL": cells["CTRL"]}
+    controls = dict(sorted(controls.items(), key=lambda one: -one[1]))
+    control, also = _control(list(controls), [label for label in everything if label not in controls])
+    rest = [label for label in cells if label not in controls and label not in unassigned]
+    known = genes | set(controls)
+    splits = {separator: _combinations(rest, separator, known | set(rest)) for separator in SEPARATORS}
+    separator = max(SEPARATORS, key=lambda one: len(splits[one]))
+    joined = splits[separator]
+    parts = [label.split(separator) if label in joined else [label] for label in rest]
+    named = float(np.mean([all(part.strip() in known for part in label) for label in parts])) if parts else 0.0
+    found = find_pattern(rest, genes, controls.keys(), SEPARATORS[:-1]) if rest and named < 0.5 else None
+    if found is not None and found.genes <= named + HARDLY:
+        found = None
+    return PerturbationFacts(
+        column=str(column.name),
+        labels=len(cells),
+        genes=named,
+        pattern=found.pattern if found else None,
+        by_pattern=found.genes if found else 0.0,
+        separator=found.separator if found else separator if joined else None,
+        combinations=sum((found.separator if found else separator) in one for one in rest) if joined or found else 0,
+        controls=controls,
+        control=control,
+        also_control=also,
+        unassigned=unassigned,
+        unlabelled=len(column) - sum(everything.values()),
+        candidates={} if controls else _candidates(everything, genes),
+        examples=rest[:3],
+        otherwise=_otherwise(rest, names) if rest and max(named, found.genes if found else 0.0) < HARDLY else None,
+        score=_score(str(column.name), rest, named, found, bool(controls)),
+    )
+
+
+def _score(name: str, labels: list[str], named: float, found: Pattern | None, controls: bool) -> float:
+    # A control alone, or a name alone, is no perturbation; nor is a number.
+    if not labels or pd.to_numeric(pd.Series(labels, dtype=object), errors="coerce").notna().all():
+        return 0.0
+    by_pattern = found.genes if found else 0.0
+    return max(named, 0.5 * by_pattern) + 0.5 * controls + 0.25 * bool(PERTURBATION.search(name))
+
+
+def _control(controls: list[str], others: list[str]) -> tuple[str | None, list[str]]:
+    """The control, and the further labels that are one: numbered ones by what they begin with, others by name."""
+    if len(controls) < 2:
+        return next(iter(controls), None), []
+    stems = {match.group(1) if (match := _NUMBERED.match(label)) else label for label in controls}
+    first, last = min(controls), max(controls)
+    same = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    prefix = first[:same].rstrip("0123456789")
+    # A prefix that another label begins with too would make that a control.
+    if len(stems) == 1 and "" not in stems and prefix and not any(label.startswith(prefix) for label in others):
+        return stems.pop(), [f"{prefix}*"]
+    return controls[0], controls[1:]
+
+
+def _candidates(cells: dict[str, int], genes: frozenset[str]) -> dict[str, int]:
+    order = sorted(cells, key=lambda label: (label in genes, -cells[label]))
+    return {label: cells[label] for label in order[:_MOST_CANDIDATES]}
+
+
+def _combinations(labels: list[str], separator: str, known: set[str] | frozenset[str]) -> set[str]:
+    """The labels of which every part is a gene, a control, or a label of its own."""
+    parts = {label: [part.strip() for part in label.split(separator)] for label in labels if separator in label}
+    return {label for label, split in parts.items() if known.issuperset(split)}
+
+
+def _otherwise(labels: list[str], names: GeneNames) -> str | None:
+    """How labels name the genes of a file, if not by its symbols; None where they do in no way that is known."""
+    text = pd.Series(labels, dtype=object)
+    for where, others in names.elsewhere.items():
+        if text.isin(others | {_VERSION.sub("", name) for name in others}).mean() >= 0.5:
+            return f"named as in {where}"
+    if is_ensembl(text):
+        return "Ensembl ids"
+    capitals = {name.upper(): name for name in names.read}
+    first = next((label for label in labels if label.upper() in capitals), "")
+    if text.str.upper().isin(capitals).mean() >= 0.5:
+        return f"spelled with other capitals ({first}; the gene is {capitals[first.upper()]})"
+    bare = {_PREFIX.sub("", name).upper(): name for name in names.read if _PREFIX.match(name)}
+    first = next((label for label in labels if label.upper() in bare), "")
+    if text.str.upper().isin(bare).mean() >= 0.5:
+        return f"named without the prefix of the genes ({first}; the gene is {bare[first.upper()]})"
+    return None

@@ -1,0 +1,213 @@
+"""What is wrong with a file, or good to know of it, each in a line that says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vcc_fm.inspection.genes import GeneFacts
+from vcc_fm.inspection.groups import FEW, Groups
+from vcc_fm.inspection.labels import LabelFacts
+from vcc_fm.inspection.perturbation import HARDLY, PerturbationFacts
+from vcc_fm.inspection.values import ENOUGH, MatrixFacts
+
+_GIANT = 4 << 30
+_PARTS = ("layers/spliced", "layers/unspliced", "layers/ambiguous")
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """What is to be said of a file."""
+
+    problems: list[str] = field(default_factory=list)
+    """What a reader has to decide or to mend."""
+    notes: list[str] = field(default_factory=list)
+    """What does no harm with the suggested lines."""
+
+
+def tell_matrices(facts: list[MatrixFacts], chosen: MatrixFacts | None, told: Remarks) -> None:
+    """Add what there is to say of the values.
+
+    Args:
+        facts: of all matrices.
+        chosen: the one to read.
+        told: added to.
+    """
+    for one in facts:
+        if one.spoiled and chosen is None:
+            told.problems.append(f"{one.name}: {one.spoiled}: mend or leave out these, or get the raw counts")
+        if one.encoding == "dense" and one.bytes >= _GIANT:
+            told.notes.append(
+                f"{one.name}: {one.bytes / 1e9:.0f} GB stored dense, with {one.values_per_cell:,.0f} of {one.genes:,} "
+                "values above zero in a cell: CSR is smaller and faster"
+            )
+    if chosen is None:
+        told.problems.append("no matrix gives counts: get the file with the raw counts (as X, raw, or a layer)")
+        return
+    told.problems.extend(f"{chosen.name}: {doubt}" for doubt in chosen.doubts)
+    if chosen.found and chosen.proved < ENOUGH:
+        lost = round((1 - chosen.proved) * chosen.cells)
+        told.problems.append(
+            f"{chosen.name}: the counts of {1 - chosen.proved:.1%} of the cells cannot be proved, and about {lost:,} "
+            f"of {chosen.cells:,} cells would be lost: get the raw counts"
+            + ("" if chosen.totals else ", or each cell's depth")
+        )
+    if chosen.name in _PARTS:
+        told.problems.append(
+            f"{chosen.name}: a part of the counts; store the sum of spliced, unspliced and ambiguous ones as a layer"
+        )
+    if chosen.empty_cells:
+        told.notes.append(
+            f"{chosen.name}: {chosen.empty_cells:,} of {chosen.empty_of:,} cells hold no count: "
+            "quality.minimum_depth leaves them out"
+        )
+    if chosen.encoding == "CSC":
+        told.notes.append(
+            f"{chosen.name}: stored by column (CSC): reading it takes {chosen.bytes / 1e9:.1f} GB of temporary disk "
+            "and a turn by row; CSR is faster"
+        )
+
+
+def tell_genes(genes: GeneFacts, told: Remarks) -> None:
+    """Add what there is to say of the names of genes."""
+    problems, notes = told.problems, told.notes
+    index, used = genes.names[0], next((one for one in genes.names if one.column == genes.symbols), None)
+    if used is not None:
+        named = "the var index" if used.column == "index" else f"var column {used.column!r}"
+        if used.column != "index":
+            notes.append(f"the var index holds {index.kind}; symbols are read from {used.column}")
+        if used.duplicated:
+            notes.append(
+                f"{named} repeats {used.duplicated:,} symbols ({', '.join(used.duplicates)}): duplicate_genes: sum "
+                "adds their counts up"
+            )
+        if used.spaces:
+            notes.append(f"{used.spaces:,} symbols in {named} have spaces around them: they are stripped on reading")
+        if genes.ensembl_among_symbols:
+            notes.append(
+                f"{genes.ensembl_among_symbols:,} genes have an Ensembl id among the symbols: they are kept under it"
+            )
+    elif genes.incomplete is not None:
+        lacks = next(one.missing for one in genes.names if one.column == genes.incomplete)
+        problems.append(f"var column {genes.incomplete!r} lacks {lacks:,} names: fill them, e.g. with the id")
+    elif index.kind.startswith("symbols joined"):
+        problems.append(
+            f"no symbols: the var index holds {index.kind} ({index.examples[0]}): add a column to var with the symbol "
+            "alone"
+        )
+    else:
+        problems.append(f"no symbols: the var index holds {index.kind}; add a column of gene symbols to var")
+    if genes.made_unique:
+        problems.append(
+            f"{len(genes.made_unique):,} symbols are another one and a number ({', '.join(genes.made_unique[:5])}), "
+            "as by var_names_make_unique: they are read as genes of their own; take the number off, and set "
+            "duplicate_genes to sum"
+        )
+    if genes.dates:
+        problems.append(
+            f"{len(genes.dates):,} symbols are dates ({', '.join(genes.dates[:5])}), made by a spreadsheet: write the "
+            "genes in their place (1-Mar is MARCHF1, 1-Sep is SEPTIN1)"
+        )
+    if " and " in genes.species:
+        problems.append(f"genes of two species ({genes.species}): keep the cells and genes of one")
+    if genes.spike_ins:
+        problems.append(f"{genes.spike_ins:,} spike-ins (ERCC-) among the genes: they are read as genes; remove them")
+    if len(genes.features) > 1:
+        said = ", ".join(f"{number:,} {kind}" for kind, number in genes.features.items())
+        problems.append(f"var.feature_types holds {said}: all are read as genes; keep Gene Expression only")
+
+
+def tell_labels(labels: LabelFacts, control: str | None, named: bool, told: Remarks) -> None:
+    """Add what there is to say of the labels of cells.
+
+    Args:
+        labels: what the columns of obs are.
+        control: label of the control, where the user says.
+        named: whether the symbols of the genes are known.
+        told: added to.
+    """
+    if labels.duplicate_barcodes:
+        told.notes.append(f"{labels.duplicate_barcodes:,} barcodes repeat: they are numbered on reading")
+    for column, number in labels.lacking.items():
+        told.problems.append(
+            f"{column} lacks a value in {number:,} cells: fill it in the file, or leave these cells out with keep"
+        )
+    for column, number in labels.choices.items():
+        wanted = str(column not in labels.bad).lower()
+        told.problems.append(
+            f"{column} is {wanted} in {number:,} cells only: the others may have no guide, or several, or be of low "
+            f"quality; keep: {{{column}: {wanted}}} leaves them out"
+        )
+    best = labels.perturbations[0] if labels.perturbations else None
+    if best is not None and best.column in labels.refused:
+        told.problems.append(f"{best.column} {labels.refused[best.column]}")
+    elif best is not None:
+        _tell_perturbation(best, control, named, told)
+    elif labels.refused:
+        told.problems.extend(f"{column} {why}" for column, why in labels.refused.items())
+    else:
+        told.problems.append("no obs column looks like a perturbation label: name it with --perturbation, or add one")
+
+
+def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool, told: Remarks) -> None:
+    if control is None and not best.controls:
+        likely = ", ".join(f"{label} ({number:,} cells)" for label, number in best.candidates.items())
+        none = f"; {best.unlabelled:,} cells have no label: if they are the controls, write one" * (
+            best.unlabelled > 0
+        )
+        told.problems.append(
+            f"no label of {best.column!r} looks like a control: name it with --control (most frequent: {likely}){none}"
+        )
+    elif best.unlabelled:
+        told.notes.append(f"{best.unlabelled:,} cells have no label in {best.column!r}: they are left out")
+    others = {label: number for label, number in best.controls.items() if label != control}
+    said = ", ".join(f"{label} ({number:,})" for label, number in list(others.items())[:5])
+    said += ", …" if len(others) > 5 else ""
+    if control is None and len(others) > 1:
+        told.problems.append(
+            f"{len(others)} labels of {best.column!r} look like controls: {said}; all are read as the control "
+            f"(also_control: {', '.join(best.also_control)}): take out what is none"
+        )
+    elif control is not None and others:
+        told.problems.append(
+            f"labels of {best.column!r} look like controls too: {said}; they count as perturbations: set also_control"
+        )
+    if best.unassigned:
+        said = ", ".join(f"{label} ({number:,} cells)" for label, number in best.unassigned.items())
+        told.problems.append(
+            f"labels of {best.column!r} that are no perturbation: {said}: add them to quality.unassigned"
+        )
+    if best.pattern is not None:
+        told.notes.append(
+            f"labels of {best.column!r} hold more than the target gene ({', '.join(best.examples)}): target_pattern "
+            "reads it"
+        )
+    elif named and best.genes < HARDLY and (best.controls or control):
+        how = f"they are {best.otherwise}" if best.otherwise else "they are not in the file, or named otherwise"
+        told.problems.append(
+            f"{'hardly any' if best.genes else 'no'} target of {best.column!r} ({', '.join(best.examples)}) is a gene "
+            f"of the file: {how}; write the targets as the symbols that are read, in obs or in var"
+        )
+
+
+def tell_groups(groups: Groups, told: Remarks) -> None:
+    """Add what there is to say of the numbers of cells."""
+    lonely, without = groups.contexts_without_control, groups.batches_without_control
+    if lonely:
+        told.problems.append(
+            f"no control cells in context {_some(lonely)}: nothing can be predicted there; choose another "
+            "context column, or leave those cells out with keep"
+        )
+    if without and len(without) < groups.batches:
+        told.problems.append(
+            f"no control cells in {len(without)} of {groups.batches} batches ({_some(without)}): their cells have "
+            "nothing of their own batch to be compared with; use a coarser batch_column, or none"
+        )
+    if groups.few:
+        told.notes.append(
+            f"{groups.few:,} of {groups.groups:,} groups have fewer than {FEW} cells: data.minimum_cells leaves them "
+            "out"
+        )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
