@@ -25,7 +25,7 @@ from vcc_fm.sources.anndata_file import changed_at
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.values import COUNT_LIMIT
 from vcc_fm.store.arrow import shard_name, write_description, write_shard
-from vcc_fm.store.cell_table import LABELS, CellTable, cell_table
+from vcc_fm.store.cell_table import CellTable, cell_table
 from vcc_fm.store.cells import SCHEMA, cell_features
 from vcc_fm.store.chunks import Chunk, write_chunk
 from vcc_fm.store.filters import SourceFilters
@@ -85,8 +85,7 @@ def write_cell_store(
             source.conclude(chunk.evidence for chunk in chunks)
         kept = Kept(table, by_source, filters, configs, data.minimum_cells)
         everything = [chunk for chunks in by_source for chunk in chunks]
-        names = {label: kept.names[label] for label in LABELS}
-        features = cell_features(len(axis), max(chunk.notes["largest"] for chunk in everything), names)
+        features = cell_features(len(axis), max(chunk.notes["largest"] for chunk in everything), kept.names)
         plan = plan_shards(kept.rows.length, features)
         _shards(work, plan, kept.rows, everything, features, memory // WRITING_SHARE, console)
         if state.is_main_process:
@@ -98,9 +97,9 @@ def write_cell_store(
                 "order_seed": seed,
                 "genes": axis.tolist(),
                 "control": configs[0].control,
-                "contexts": names["context"],
-                "batches": names["batch"],
-                "perturbations": names["perturbation"],
+                "contexts": kept.names["context"],
+                "batches": kept.names["batch"],
+                "perturbations": kept.names["perturbation"],
                 "batch_source": kept.batch_source,
                 "sources": [
                     _provenance(aligned, number, config, kept, _checksum(work.path, number))
@@ -168,7 +167,7 @@ def _checksums(work: WorkFolder, sources: list[AnnDataSource], console: Console)
     def make(number: int, progress: Callable[[int], None]) -> None:
         write_json(_checksum_path(work.path, number), sources[number].sha256)
 
-    sizes = [source.bytes >> 20 for source in sources]
+    sizes = [max(1, source.bytes >> 20) for source in sources]
     work.share(sizes, lambda number: _checksum_path(work.path, number), make, "MB", "prepare: checksum", console)
 
 
