@@ -115,6 +115,9 @@ def test_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     done = subprocess.run([*command, str(layout.cells), str(layout.proteins)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("whole") == 2
+    above = subprocess.run([*command, str(layout.cells.parent)], capture_output=True, text=True)
+    assert above.returncode == 2
+    assert f"name them: {layout.cell_embeddings} {layout.cells} {layout.proteins}" in above.stderr
     damaged = Path(shutil.copytree(layout.proteins, tmp_path / "proteins"))
     data = bytearray((damaged / DATA_FILE).read_bytes())
     data[len(data) // 2] ^= 1

@@ -31,6 +31,9 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
     Raises:
         UserError: something is missing, damaged, or does not fit together; the message says what.
     """
+    inside = sorted(str(path.parent) for path in folder.glob("*/store.json"))
+    if inside and not (folder / "store.json").exists():
+        raise UserError(f"{folder}: is no store, but holds some; name them: {' '.join(inside)}")
     meta = read_json(folder / "store.json")
     # Opening a store checks its schema and the size of its file.
     store = CellStore(folder) if "batches" in meta else EmbeddingStore(folder)
