@@ -182,6 +182,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
+        if self.pins and self.symbols is None:
+            raise ValueError("data.pins has no meaning without data.symbols, the other names of genes")
         if (self.simulate is None) == (not self.sources):
             raise ValueError("data: give either simulate or sources, not both and not neither")
         names = [source.name for source in self.sources]

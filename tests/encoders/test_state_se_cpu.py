@@ -1,8 +1,11 @@
 """SE in native code: against torch, against exact functions, and against what must change no bit."""
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -236,3 +239,35 @@ def test_number_of_threads_and_of_cells_changes_no_bit() -> None:
         found.append(np.hstack(encoder.encode(rows)).tobytes())
     found.append(np.vstack([np.hstack(encoder.encode(rows[cell])) for cell in range(13)]).tobytes())
     assert len(set(found)) == 1
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+def test_what_is_compiled_in_is_what_is_there() -> None:
+    folder = Path(state_se_cpu.__file__).parent
+    parts = b"".join((folder / name).read_bytes() for name in ("simd.py", "state_se_cpu_weights.py"))
+    assert state_se_cpu.COMPILED_IN == hashlib.sha256(parts).hexdigest()[:16], "write this into state_se_cpu.py"
+
+
+def test_compiled_code_looks_nowhere_else() -> None:
+    network = build_state_se(TINY, random_tensors(TINY))
+    assert network._native is not None
+    ids, values, cls_value = torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5), torch.ones(2)
+    for wrong in (-1, len(network.gene_tokens), 10**13):
+        changed = ids.clone()
+        changed[1, 3] = wrong
+        with pytest.raises(IndexError, match="ids must be 0 to"):
+            network(changed, values, cls_value)
+    for given in ((ids, values[:, :4], cls_value), (ids, values[:1], cls_value), (ids, values, cls_value[:1])):
+        with pytest.raises(ValueError, match="do not fit"):
+            network(*given)
+    bias = torch.tensor([[0.0, -1.0, 0.0, 0.5, 0.0]])
+    assert torch.equal(network(ids, values, cls_value, bias)[0], network(ids, values, cls_value, bias.repeat(2, 1))[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["count_encoder.2.weight", "count_encoder.2.bias", "decoder.0.intermediate_dense.bias"]
+)
+def test_what_is_no_number_is_not_hidden(name: str) -> None:
+    tensors = random_tensors(TINY)
+    tensors[name].view(-1)[0] = math.nan
+    assert build_state_se(TINY, tensors)(*inputs(2, 9, TINY.genes))[0].isnan().all()

@@ -136,6 +136,38 @@ def test_further_labels_are_read_as_control() -> None:
     assert labels.dropped == {}
 
 
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        # The * stands for no separator: a control part may come first.
+        ({"also_control": ["ctrl*"]}, {"ctrl+A": "A", "A+ctrl": "A", "ctrl2": "ctrl", "ctrl2+ctrl3": "ctrl"}),
+        ({"also_control": ["NTC_*"], "separator": "|"}, {"NTC_1|A": "A", "A|NTC_1": "A", "NTC_1|NTC_2": "ctrl"}),
+        # What a pattern gives may be a control too.
+        (
+            {"also_control": ["NTC"], "target_pattern": r"(.+)_sg\d+"},
+            {"NTC_sg2": "ctrl", "NTC_sg2+A_sg1": "A", "ctrl_sg1": "ctrl", "ctrl_sg1+B_sg2": "B", "A _sg1": "A"},
+        ),
+        # A control may hold what joins parts.
+        (
+            {"control": "non_targeting", "separator": "_", "also_control": ["NTC_1"]},
+            {"A_non_targeting": "A", "non_targeting_A": "A", "A_NTC_1": "A", "NTC_1_non_targeting": "non_targeting",
+             "A_non_targeting_B": "A_B", "targeting_A": "A_targeting"},
+        ),
+        (
+            {"control": "non-targeting", "separator": "-"},
+            {"A-non-targeting": "A", "non-targeting-A": "A", "A-B": "A-B"},
+        ),
+        ({"also_control": ["NTC_*"], "separator": "_"}, {"A_NTC_1": "A", "NTC_1_A": "A", "NTC_2": "ctrl"}),
+        # One that stands in combinations only.
+        ({"also_control": ["N2"], "separator": "_"}, {"A_N2": "A", "N2_ctrl": "ctrl"}),
+    ],
+)  # fmt: skip
+def test_controls_are_told_from_perturbations(keys: dict[str, Any], labels: dict[str, str]) -> None:
+    control = keys.get("control", "ctrl")
+    found = read({"target": [*labels, control, "X"]}, **({"control": control} | keys))
+    assert dict(zip(labels, found.cells["perturbation"], strict=False)) == labels
+
+
 def test_a_further_control_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"no label 'NTC-\*' \(also_control\) in a kept cell; most frequent labels: A"):
         read({"target": ["ctrl", "A", "A", "NTC_1"]}, control="ctrl", also_control=["NTC-*"])

@@ -4,8 +4,8 @@ What numba's optimiser makes of a loop depends on its version and on how arrays 
 numbers are computed beside each other and in which order they are summed, so a result is the same wherever it lies.
 LLVM fits the vectors to the processor: a register of AVX-512, two of AVX2, four of NEON.
 
-numba's cache does not see that code compiled into a function has changed: after a change here, touch the files that
-use it.
+numba's cache does not see that code compiled into a function has changed: the file that uses this one holds a checksum
+of it, and a test compares them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
-_FEATURES = numba.config.CPU_FEATURES or get_host_cpu_features()
-WIDE = "+avx2" in _FEATURES
+_FEATURES = get_host_cpu_features() if numba.config.CPU_FEATURES is None else numba.config.CPU_FEATURES
+WIDE = "+avx2" in _FEATURES and not numba.config.DISABLE_JIT
 """Whether this is worth while: with registers of four numbers torch is faster; NEON has not been measured."""
 ROWS, VECTORS = (8, 3) if "+avx512f" in _FEATURES else (4, 1)
 """A tile of a matrix product: ROWS x VECTORS sums that stay in registers, of which AVX-512 has 32 and AVX2 16."""
@@ -139,10 +139,11 @@ def fma(typing: Any, one: Any, other: Any, more: Any) -> Any:
 
 @intrinsic
 def larger(typing: Any, one: Any, other: Any) -> Any:
-    """The larger on each lane."""
+    """The larger on each lane; ``one`` where that is no number, so that it is not hidden."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
+        first, second = arguments
+        return builder.select(builder.fcmp_ordered(">", second, first), second, first)
 
     return lanes(lanes, lanes), generate
 

@@ -20,6 +20,10 @@ import numpy as np
 from vcc_fm.encoders.simd import LANES, fill, fma, larger, load, product, root, scale, store
 from vcc_fm.encoders.state_se_cpu_weights import MULTIPLE
 
+# Of simd.py and state_se_cpu_weights.py, whose code and numbers are compiled into what is here: numba's cache looks at
+# this file alone, and would keep what was compiled from others.
+COMPILED_IN = "b08975b172030bcf"
+
 # Tokens whose states go through a layer together, and keys whose scores with these are in memory at a time: 30 KB.
 _QUERIES, _KEYS = 3 * LANES, 160
 # CLS and data set, which stand before the gene tokens.

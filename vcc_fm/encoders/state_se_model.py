@@ -377,9 +377,14 @@ class StateSe(nn.Module):
         """
         batch = len(ids)
         if self._native is not None:
-            bias = torch.zeros_like(values) if key_bias is None else key_bias
-            cell = torch.empty(batch, self.dataset_embedder.in_features)
-            dataset = torch.empty(batch, self.dataset_embedder.out_features)
+            bias = torch.zeros_like(values) if key_bias is None else key_bias.expand_as(values)
+            # Compiled code looks up what it is told to, wherever that lies.
+            if values.shape != ids.shape or cls_value.shape != (batch,):
+                raise ValueError(f"ids {ids.shape}, values {values.shape} and cls_value {cls_value.shape} do not fit")
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.gene_tokens):
+                raise IndexError(f"ids must be 0 to {len(self.gene_tokens) - 1}")
+            cell = torch.empty(batch, self.dataset_embedder.in_features, dtype=torch.float32)
+            dataset = torch.empty(batch, self.dataset_embedder.out_features, dtype=torch.float32)
             given = (part.contiguous().numpy() for part in (ids, values, cls_value, bias))
             state_se_cpu.embed(self._native, *given, cell.numpy(), dataset.numpy())
             return cell, dataset

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vcc_fm.errors import UserError
 from vcc_fm.recipe import DataConfig, SourceConfig
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask
-from vcc_fm.sources.symbols import approved_symbols, read_symbols
+from vcc_fm.sources.symbols import SymbolTable, approved_symbols, read_symbols
 
 
 class Sources(NamedTuple):
@@ -44,6 +45,9 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
         UserError: a source is refused, or the axis cannot be made.
     """
     names = None if data.symbols is None else read_symbols(data.symbols)
+    for symbol, gene in data.pins.items():
+        if names is not None and names.genes(gene) != (gene,):
+            raise UserError(f"data.pins: {symbol}: {gene} is no approved symbol in {data.symbols}; pin it to one")
     with ExitStack() as stack:
         folders = [None if scratch is None else scratch / f"turned-{n:04d}" for n in range(len(configs))]
         opened = [
@@ -51,7 +55,20 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
             for config, folder in zip(configs, folders, strict=True)
         ]
         axis = gene_axis([source.genes for source in opened], data.genes)
-        # An axis out of a file keeps its spelling, and is met under approved symbols as the sources are.
-        spelled = axis if names is None else approved_symbols(axis, names, data.pins).symbols
-        columns = [axis_columns(source.genes, spelled) for source in opened]
-        yield Sources(opened, axis, columns, np.stack([measured_mask(source.genes, spelled) for source in opened]))
+        if names is not None:
+            _check_axis(data, axis, names)
+        columns = [axis_columns(source.genes, axis) for source in opened]
+        yield Sources(opened, axis, columns, np.stack([measured_mask(source.genes, axis) for source in opened]))
+
+
+def _check_axis(data: DataConfig, axis: np.ndarray, names: SymbolTable) -> None:
+    """An axis out of a file has approved symbols, as all genes and targets have: a gene has one name in a store."""
+    if data.genes in ("union", "intersection"):
+        return
+    other = approved_symbols(axis, names, data.pins).renamed
+    if other:
+        shown = ", ".join(f"{symbol} for {gene}" for symbol, gene in list(other.items())[:5])
+        raise UserError(
+            f"data.genes={data.genes}: {len(other)} genes are not under their approved symbols ({shown}), under which "
+            "data.symbols puts all others; leave data.symbols out, or rename them in the file"
+        )

@@ -382,4 +382,5 @@ class AnnDataSource:
 def _columns_used(config: SourceConfig) -> set[str]:
     """Columns of obs whose values the recipe asks for."""
     named = [config.perturbation_column, config.context_column, config.batch_column, config.totals_column]
+    named.append(config.quality.guides_column)
     return {*config.keep, *(column for column in named if column is not None)}

@@ -109,15 +109,16 @@ def approved_targets(
         config: of the source: its control label stays, its separator joins target genes.
         named: the genes of the matrix. A target gene among them is renamed if and as its column is.
         names: other names of genes, for target genes that the matrix lacks.
-        pins: symbol -> gene that it stands for, before ``names``.
+        pins: symbol -> gene that it stands for, before everything else.
     """
     distinct = [label for label in labels.unique() if label != config.control]
     targets = pd.unique(np.array([part for label in distinct for part in label.split(config.separator)], dtype=object))
     columns = set(named.genes)
     elsewhere = np.array([target for target in targets if target not in columns | named.renamed.keys()], dtype=str)
-    renamed = approved_symbols(elsewhere, names, pins, merge=True).renamed | named.renamed
+    renamed = approved_symbols(elsewhere, names, merge=True).renamed | named.renamed | dict(pins or {})
+    # Two names of one gene in a combination become one target.
     known = {config.control: config.control} | {
-        label: config.separator.join(sorted(renamed.get(part, part) for part in label.split(config.separator)))
+        label: config.separator.join(sorted({renamed.get(part, part) for part in label.split(config.separator)}))
         for label in distinct
     }
     return labels.map(known)

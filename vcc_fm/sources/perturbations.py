@@ -15,11 +15,39 @@ from vcc_fm.sources.controls import looks_like_control
 
 def is_control(label: str, config: SourceConfig) -> bool:
     """Whether a label, stripped of spaces, is that of the control, or one of ``also_control``."""
-    return label == config.control or any(_is(label, further.strip()) for further in config.also_control)
+    return label == config.control or any(_is(label, further, config) for further in config.also_control)
 
 
-def _is(label: str, further: str) -> bool:
-    return label.startswith(further[:-1]) if further.endswith("*") else label == further
+def _is(label: str, further: str, config: SourceConfig) -> bool:
+    """Whether a label is one of ``also_control``; the * of NTC_* is no separator: NTC_1+A is a perturbation."""
+    return re.fullmatch(_expression(further, config.separator), label) is not None
+
+
+def _expression(further: str, separator: str) -> str:
+    further = further.strip()
+    if not further.endswith("*"):
+        return re.escape(further)
+    return f"{re.escape(further[:-1])}(?:(?!{re.escape(separator)}).)*"
+
+
+def _holds(text: str, further: str, config: SourceConfig) -> bool:
+    """Whether a label is, or has as a part, one of ``also_control``, by its name or by the gene of a guide."""
+    between = re.escape(config.separator)
+    if re.search(rf"(?:^|{between})\s*{_expression(further, config.separator)}\s*(?={between}|$)", text):
+        return True
+    guides = [re.fullmatch(config.target_pattern or r"(?!)()", part.strip()) for part in _parts(text, config)]
+    return any(_is((match.group(1) or "").strip(), further, config) for match in guides if match)
+
+
+def _without_controls(text: str, config: SourceConfig) -> str:
+    """A label without the controls in it whose names hold the separator: splitting would take these apart."""
+    split = [name for name in (config.control, *config.also_control) if config.separator in name]
+    if not split:
+        return text
+    names = "|".join(_expression(name, config.separator) for name in split)
+    between = re.escape(config.separator)
+    rest = re.sub(rf"(?:^|{between})\s*(?:{names})\s*(?={between}|$)", "", text)
+    return rest.removeprefix(config.separator) if rest != text else text
 
 
 def read_perturbations(
@@ -55,7 +83,7 @@ def read_perturbations(
             f"{what} is {texts[0]!r} in all {len(column)} kept cells; controls and perturbations are needed"
         )
     for further in config.also_control:
-        if not any(_is(text, further.strip()) for text in texts):
+        if not any(_holds(text, further, config) for text in texts):
             raise UserError(
                 f"{what} has no label {further!r} (also_control) in a kept cell; {_frequent(texts, cells)}"
             )
@@ -96,6 +124,10 @@ def _frequent(texts: list[str], cells: np.ndarray) -> str:
     return f"most frequent labels: {', '.join(frequent)}"
 
 
+def _parts(text: str, config: SourceConfig) -> list[str]:
+    return _without_controls(text, config).split(config.separator)
+
+
 def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
     """A label in its one form, the repairs that led to it, and whether target_pattern matched a part."""
     control, separator = config.control, config.separator
@@ -104,15 +136,15 @@ def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
     if is_control(text, config):
         return control, ["labels read as control"], False
     done = []
-    parts = text.split(separator)
+    rest = _without_controls(text, config)
+    parts = _parts(text, config)
     named = [part.strip() for part in parts]
     if named != parts:
         done.append("combination parts stripped of spaces")
     targets = [part for part in named if part and not is_control(part, config)]
-    if "" in named:
+    without = rest != text or len(targets) + named.count("") < len(named)
+    if "" in named and rest:
         done.append("empty combination parts left out")
-    if len(targets) + named.count("") < len(named):
-        done.append(f"combinations with {control!r} read without it")
     matched = False
     if config.target_pattern is not None:
         found = [re.fullmatch(config.target_pattern, part) for part in targets]
@@ -122,7 +154,13 @@ def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
             done.append("target genes read by target_pattern")
         if not all(genes):
             done.append("labels with parts that target_pattern does not match, left as they are")
-        targets = [gene or part for gene, part in zip(genes, targets, strict=True)]
+        targets = [(gene or part).strip() for gene, part in zip(genes, targets, strict=True)]
+        # Guides of a control, NTC_sg2, are known for controls by their gene only.
+        perturbed = [gene for gene in targets if not is_control(gene, config)]
+        without |= len(perturbed) < len(targets)
+        targets = perturbed
+    if without:
+        done.append(f"combinations with {control!r} read without it" if targets else "labels read as control")
     distinct = list(dict.fromkeys(targets))
     if len(distinct) < len(targets):
         done.append("repeated combination parts read once")

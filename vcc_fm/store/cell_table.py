@@ -60,11 +60,13 @@ def cell_table(sources: Sequence[AnnDataSource], configs: Sequence[SourceConfig]
     Raises:
         UserError: a label of one source means something else in another.
     """
-    contexts, perturbations = [], []
+    contexts, perturbations, labels = [], [], []
     for source, config in zip(sources, configs, strict=True):
         contexts.append(_factorised(source.cells["context"]))
         label, known = _factorised(source.cells["perturbation"])
+        labels.append(known)
         perturbations.append((label, unified_labels(pd.Series(known), config, configs[0]).to_numpy(object)))
+    _check_controls(labels, configs)
     parts = (contexts, _batches(sources, contexts), perturbations)
     joined = {label: _joined(part) for label, part in zip(LABELS, parts, strict=True)}
     codes = {label: of for label, (of, _) in joined.items()}
@@ -76,6 +78,19 @@ def cell_table(sources: Sequence[AnnDataSource], configs: Sequence[SourceConfig]
     first = np.concatenate([[0], np.cumsum([len(source.cells) for source in sources])])
     barcode = np.concatenate([source.cells["barcode"].to_numpy(object) for source in sources])
     return CellTable(codes, names, first, rank, tuple(source.name for source in sources), barcode)
+
+
+def _check_controls(labels: Sequence[np.ndarray], configs: Sequence[SourceConfig]) -> None:
+    """No control of one source is a perturbation, or a part of one, of another."""
+    for config, known in zip(configs, labels, strict=True):
+        others = {other.control: other.name for other in configs if other.control != config.control}
+        for label in known:
+            for part in (label, *label.split(config.separator)):
+                if label != config.control and part in others:
+                    raise UserError(
+                        f"source {config.name!r}: perturbation {label!r} holds {part!r}, the control of source "
+                        f"{others[part]!r}; correct control (or also_control), or leave these cells out with keep"
+                    )
 
 
 def _factorised(labels: pd.Series) -> tuple[np.ndarray, np.ndarray]:
