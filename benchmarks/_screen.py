@@ -58,20 +58,8 @@ def write_screen(folder: Path, size: Size, train: TrainConfig) -> Screen:
     rng = np.random.default_rng(0)
     path = folder / "screen.h5ad"
     vectors = _write_h5ad(path, size, rng)
-    source = SourceConfig(
-        name="synthetic",
-        path=str(path),
-        values="counts",
-        perturbation_column="perturbation",
-        control=CONTROL,
-        context_column="context",
-        batch_column="batch",
-    )
-    store_folder = folder / "cells"
-    write_cell_store(
-        store_folder, DataConfig(sources=[source]), [source], 0, "c" * 64, True, process_state(), Console(quiet=True)
-    )
-    cells = CellStore(store_folder)
+    source = write_store(path, folder / "cells", Console(quiet=True))
+    cells = CellStore(folder / "cells")
     targets = np.array(cells.labels)
     rule = SplitConfig(hold_out="few-shot", contexts=cells.contexts[-1:], test=0.5)
     data = Dataset(
@@ -85,6 +73,30 @@ def write_screen(folder: Path, size: Size, train: TrainConfig) -> Screen:
         name="loader", data=DataConfig(sources=[source]), split=rule, decoder=DecoderSettings(), train=train
     )
     return Screen(data, path, recipe)
+
+
+def write_store(path: Path, store: Path, console: Console) -> SourceConfig:
+    """Write the cell store of a synthetic h5ad with obs ``context``, ``batch`` and ``perturbation``; its source."""
+    source = SourceConfig(
+        name="synthetic",
+        path=str(path),
+        values="counts",
+        perturbation_column="perturbation",
+        control=CONTROL,
+        context_column="context",
+        batch_column="batch",
+    )
+    write_cell_store(store, DataConfig(sources=[source]), [source], 0, "c" * 64, True, process_state(), console)
+    return source
+
+
+def distinct_genes(rng: np.random.Generator, cells: int, genes: int, number: int) -> np.ndarray:
+    """Different genes of each cell, [cells, number] int32, rising."""
+    # A random start and a step without a common factor with G visit distinct genes: no redraw, no sort of all genes.
+    steps = np.arange(1, genes)
+    step = rng.choice(steps[np.gcd(steps, genes) == 1], size=(cells, 1))
+    start = rng.integers(genes, size=(cells, 1))
+    return np.sort(((start + step * np.arange(number)) % genes).astype(np.int32), axis=1)
 
 
 def write_dense(path: Path, cells: CellStore) -> list[np.ndarray]:
@@ -102,11 +114,7 @@ def write_dense(path: Path, cells: CellStore) -> list[np.ndarray]:
 
 def _write_h5ad(path: Path, size: Size, rng: np.random.Generator) -> pd.DataFrame:
     """Write the cells; their embeddings, a row a barcode."""
-    # A random start and a step without a common factor with G visit distinct genes: no redraw, no sort of all genes.
-    steps = np.arange(1, size.genes)
-    step = rng.choice(steps[np.gcd(steps, size.genes) == 1], size=(size.cells, 1))
-    start = rng.integers(size.genes, size=(size.cells, 1))
-    indices = np.sort(((start + step * np.arange(size.nonzeros)) % size.genes).astype(np.int32), axis=1)
+    indices = distinct_genes(rng, size.cells, size.genes, size.nonzeros)
     counts = 1 + rng.poisson(1.0, indices.size).astype(np.float32)
     indptr = np.arange(size.cells + 1) * size.nonzeros
     matrix = sp.csr_matrix((counts, indices.ravel(), indptr), (size.cells, size.genes))

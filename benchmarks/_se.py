@@ -18,15 +18,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from _screen import CONTROL, write_store
 from rich.console import Console
 from torch import Tensor
 
 from vcc_fm.encoders.state_se import SeSettings, StateSeEncoder
 from vcc_fm.encoders.state_se_model import TIED, SeGeometry
 from vcc_fm.encoders.state_se_weights import SeCheckpoint
-from vcc_fm.processes import process_state
-from vcc_fm.recipe import DataConfig, SourceConfig
-from vcc_fm.store.prepare import write_cell_store
 
 # The parity tests have random checkpoints, also in arc-state's own kind: one description of them is enough.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "encoders"))
@@ -66,21 +64,13 @@ def write_cells(folder: Path, matrix: sp.csr_matrix) -> None:
     folder.mkdir()
     cells, genes = matrix.shape
     names = random_names(tiny(genes))
-    target = np.array(["non-targeting", names[0]])[np.arange(cells) % 2]
-    obs = pd.DataFrame({"context": "c", "batch": "b", "target": target}, index=[f"cell{i}" for i in range(cells)])
+    target = np.array([CONTROL, names[0]])[np.arange(cells) % 2]
+    obs = pd.DataFrame(
+        {"context": "c", "batch": "b", "perturbation": target}, index=[f"cell{i}" for i in range(cells)]
+    )
     path = folder / "cells.h5ad"
     anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=names)).write_h5ad(path)
-    source = SourceConfig(
-        name="synthetic",
-        path=str(path),
-        values="counts",
-        perturbation_column="target",
-        control="non-targeting",
-        context_column="context",
-        batch_column="batch",
-    )
-    data, quiet = DataConfig(sources=[source]), Console(quiet=True)
-    write_cell_store(folder / "cells", data, [source], 0, "c" * 64, True, process_state(), quiet)
+    write_store(path, folder / "cells", Console(quiet=True))
     path.unlink()
 
 

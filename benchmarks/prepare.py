@@ -22,19 +22,16 @@ import h5py
 import numpy as np
 import pandas as pd
 from _measure import Claim, Row, compare, finish
-from accelerate import PartialState
+from _screen import CONTROL, distinct_genes, write_store
 from anndata.io import write_elem
 from rich.console import Console
 
-from vcc_fm.recipe import DataConfig, SourceConfig
-from vcc_fm.store.prepare import write_cell_store
 from vcc_fm.store.verify import verify
 
 GENES, NONZEROS = 18_080, 2_500
 SIZES, QUICK_SIZES = (20_000, 200_000), (1_000, 4_000)
 ROUNDS, QUICK_ROUNDS = 3, 1
 CHUNK = 2_000
-CONTROL = "non-targeting"
 MEMORY_MB = 2_000
 PEER = "anndata.read_h5ad and write_h5ad"
 
@@ -84,9 +81,6 @@ def main(arguments: list[str]) -> int:
 def write_screen(path: Path, cells: int) -> None:
     """Write a synthetic screen of ``cells``, some of them in memory at a time."""
     rng = np.random.default_rng(0)
-    steps = np.arange(1, GENES)
-    # A random start and a step without a common factor with G visit distinct genes: no redraw, no sort of all genes.
-    steps = steps[np.gcd(steps, GENES) == 1]
     genes = [f"GENE{number}" for number in range(GENES)]
     with h5py.File(path, "w") as file:
         matrix = file.create_group("X")
@@ -97,10 +91,9 @@ def write_screen(path: Path, cells: int) -> None:
         for start in range(0, cells, CHUNK):
             number = min(CHUNK, cells - start)
             nonzeros = int(rng.integers(NONZEROS - 200, NONZEROS + 201))
-            place = rng.integers(GENES, size=(number, 1)) + rng.choice(steps, size=(number, 1)) * np.arange(nonzeros)
             end = indptr[-1] + number * nonzeros
             for stored, values in (
-                (indices, np.sort((place % GENES).astype(np.int32), axis=1).ravel()),
+                (indices, distinct_genes(rng, number, GENES, nonzeros).ravel()),
                 (data, 1 + rng.poisson(1.0, number * nonzeros).astype(np.float32)),
             ):
                 stored.resize((end,))
@@ -132,17 +125,7 @@ def _part(part: str, path: Path) -> tuple[float, float]:
         if part == "theirs":
             anndata.read_h5ad(path).write_h5ad(Path(name) / "copy.h5ad")
         else:
-            source = SourceConfig(
-                name="synthetic",
-                path=str(path),
-                values="counts",
-                perturbation_column="perturbation",
-                control=CONTROL,
-                context_column="context",
-                batch_column="batch",
-            )
-            data, state = DataConfig(sources=[source]), PartialState(cpu=True)
-            write_cell_store(Path(name) / "cells", data, [source], 0, "c" * 64, True, state, Console(stderr=True))
+            write_store(path, Path(name) / "cells", Console(stderr=True))
         seconds, peak = time.perf_counter() - start, _resident()
         if part == "ours":
             verify(Path(name) / "cells")  # what is not whole is not done

@@ -127,17 +127,11 @@ def _prepare(recipe: Recipe, console: Console, processes: int) -> None:
         _launch("prepare.py", recipe, console, processes)
         return
     from vcc_fm.processes import process_state
-    from vcc_fm.sources.simulate import simulated_sources
     from vcc_fm.store.prepare import write_cell_store
 
     layout, started, state = Layout(recipe), time.perf_counter(), process_state()
-    # Others read the files of a simulated screen, which the first process alone draws.
-    if state.is_main_process:
-        sources = source_configs(recipe, layout.simulated)
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        simulate = recipe.data.simulate
-        sources = recipe.data.sources if simulate is None else simulated_sources(simulate, layout.simulated)
+    with state.main_process_first():
+        sources = source_configs(recipe, layout.simulated, draw=state.is_main_process)
     fingerprint, simulated = layout.cells_fingerprint, recipe.data.simulate is not None
     write_cell_store(layout.cells, recipe.data, sources, recipe.seed, fingerprint, simulated, state, console)
     if state.is_main_process:
@@ -156,12 +150,14 @@ def _prepare(recipe: Recipe, console: Console, processes: int) -> None:
     )
 
 
-def source_configs(recipe: Recipe, simulated: Path) -> list[SourceConfig]:
-    """The recipe's sources; a simulated screen is drawn into the folder ``simulated`` first."""
+def source_configs(recipe: Recipe, simulated: Path, draw: bool = True) -> list[SourceConfig]:
+    """The recipe's sources; a simulated screen is drawn into the folder ``simulated`` first, if ``draw``."""
     if recipe.data.simulate is None:
         return recipe.data.sources
-    from vcc_fm.sources.simulate import simulate
+    from vcc_fm.sources.simulate import simulate, simulated_sources
 
+    if not draw:
+        return simulated_sources(recipe.data.simulate, simulated)
     simulated.mkdir(parents=True, exist_ok=True)
     return simulate(recipe.data.simulate, recipe.seed, simulated)
 

@@ -9,6 +9,7 @@ import numpy as np
 from accelerate import PartialState
 from rich.console import Console
 
+from vcc_fm.store.folder import whole_file
 from vcc_fm.store.work import WorkFolder
 
 
@@ -61,4 +62,4 @@ def _save(path: Path, values: np.ndarray) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, values)
-    partial.replace(path)
+    whole_file(partial, path)

@@ -25,7 +25,7 @@ from vcc_fm.inspection.recipe import recipe_lines, source_keys
 from vcc_fm.inspection.targets import KnockDown, knock_down
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts, Progress, look
 from vcc_fm.recipe import SourceConfig, expand
-from vcc_fm.sources.anndata_file import File, locate, matrices, open_file, read_table
+from vcc_fm.sources.anndata_file import File, bytes_of, locate, matrices, open_file, read_table
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.genes import gene_columns
 from vcc_fm.sources.labels import Labels, read_labels
@@ -145,7 +145,7 @@ def inspect_file(
     guides = {column: numbers for column, numbers in guides.items() if numbers}
     return Inspection(
         path=where,
-        bytes=_size(path),
+        bytes=bytes_of(path),
         cells=len(obs),
         every_value=every_value,
         matrices=facts,
@@ -286,9 +286,3 @@ def _is_read(keys: dict[str, Any], told: Remarks) -> bool:
         told.problems.append(f"with all that is known, the file is still refused: {error}")
         return False
     return True
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
-    return path.stat().st_size

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vcc_fm.inspection.integers import Integers
 from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, try_totals
-from vcc_fm.sources.evidence import CountEvidence, Evidence, ScaledEvidence
+from vcc_fm.sources.evidence import CountEvidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, DenseMatrix, Matrix, whole_cells
 from vcc_fm.sources.reading import BASES
 from vcc_fm.sources.scaled import PROVED, Reading, fit
@@ -74,7 +74,7 @@ class _Tally:
 
     def __init__(self, reading: Reading | float | None) -> None:
         self.reading = reading
-        self.evidence: Evidence = ScaledEvidence(reading) if isinstance(reading, Reading) else CountEvidence()
+        self.evidence = no_evidence(reading)
         self.integers = Integers()
         self.cells = self.stored = self.missing = self.negative = 0
         self.lowest, self.highest = np.inf, -np.inf

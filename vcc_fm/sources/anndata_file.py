@@ -120,6 +120,12 @@ def matrices(file: File) -> list[str]:
     return names + (sorted(f"layers/{name}" for name in file["layers"]) if "layers" in file else [])
 
 
+def bytes_of(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
+    parts = path.rglob("*") if path.is_dir() else [path]
+    return sum(part.stat().st_size for part in parts if part.is_file())
+
+
 def changed_at(path: Path) -> int:
     """When a file, or anything in a folder, was last written, ns since the epoch; 0 where there is nothing."""
     inside = path.rglob("*") if path.is_dir() else []

@@ -15,8 +15,8 @@ import scipy.sparse as sp
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig, expand
-from vcc_fm.sources.anndata_file import locate, matrices, open_file, read_table, sha256_of
-from vcc_fm.sources.evidence import CountEvidence, Evidence, ScaledEvidence
+from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
+from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns
 from vcc_fm.sources.labels import read_labels
 from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
@@ -138,8 +138,7 @@ class AnnDataSource:
     @property
     def bytes(self) -> int:
         """Size of the file, or of all files of a zarr store."""
-        parts = self.path.rglob("*") if self.path.is_dir() else [self.path]
-        return sum(part.stat().st_size for part in parts if part.is_file())
+        return bytes_of(self.path)
 
     @cached_property
     def sha256(self) -> str:
@@ -164,7 +163,7 @@ class AnnDataSource:
             UserError: a value is no count on the scale that was found, or the file is damaged.
         """
         positions = np.arange(*np.searchsorted(self.rows, [start, stop]), dtype=np.int64)
-        evidence = self._no_evidence()
+        evidence = no_evidence(self._reading)
         if not len(positions):
             return SourceCells(positions, sp.csr_matrix((0, len(self.genes)), dtype=np.int32), evidence)
         block = self._matrix.block(start, stop).take(self.rows[positions] - start)
@@ -189,7 +188,7 @@ class AnnDataSource:
         Raises:
             UserError: too few cells are proved.
         """
-        whole = self._no_evidence()
+        whole = no_evidence(self._reading)
         for state in states:
             whole.absorb(state)
         if isinstance(whole, ScaledEvidence):
@@ -216,9 +215,6 @@ class AnnDataSource:
             states.append(cells.evidence.state())
             yield cells.positions, cells.counts
         self.conclude(states)
-
-    def _no_evidence(self) -> Evidence:
-        return ScaledEvidence(self._reading) if isinstance(self._reading, Reading) else CountEvidence()
 
     def _read_totals(self, obs: pd.DataFrame) -> np.ndarray | None:
         """Depth of each kept cell before normalisation, [n] int64."""

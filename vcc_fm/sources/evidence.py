@@ -157,3 +157,8 @@ class ScaledEvidence:
 
 
 Evidence = CountEvidence | ScaledEvidence
+
+
+def no_evidence(reading: Reading | float | None) -> Evidence:
+    """Of no cell yet, for a file that is read so: how its cells are scaled, or anything else."""
+    return ScaledEvidence(reading) if isinstance(reading, Reading) else CountEvidence()

@@ -30,10 +30,15 @@ def _expression(further: str, separator: str) -> str:
     return f"{re.escape(further[:-1])}(?:(?!{re.escape(separator)}).)*"
 
 
+def _as_part(expression: str, separator: str) -> str:
+    """Where an expression is a whole part of a label, with the separator before it."""
+    between = re.escape(separator)
+    return rf"(?:^|{between})\s*(?:{expression})\s*(?={between}|$)"
+
+
 def _holds(text: str, further: str, config: SourceConfig) -> bool:
     """Whether a label is, or has as a part, one of ``also_control``, by its name or by the gene of a guide."""
-    between = re.escape(config.separator)
-    if re.search(rf"(?:^|{between})\s*{_expression(further, config.separator)}\s*(?={between}|$)", text):
+    if re.search(_as_part(_expression(further, config.separator), config.separator), text):
         return True
     guides = [re.fullmatch(config.target_pattern or r"(?!)()", part.strip()) for part in _parts(text, config)]
     return any(_is((match.group(1) or "").strip(), further, config) for match in guides if match)
@@ -45,8 +50,7 @@ def _without_controls(text: str, config: SourceConfig) -> str:
     if not split:
         return text
     names = "|".join(_expression(name, config.separator) for name in split)
-    between = re.escape(config.separator)
-    rest = re.sub(rf"(?:^|{between})\s*(?:{names})\s*(?={between}|$)", "", text)
+    rest = re.sub(_as_part(names, config.separator), "", text)
     return rest.removeprefix(config.separator) if rest != text else text
 
 
@@ -137,7 +141,7 @@ def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
         return control, ["labels read as control"], False
     done = []
     rest = _without_controls(text, config)
-    parts = _parts(text, config)
+    parts = rest.split(separator)
     named = [part.strip() for part in parts]
     if named != parts:
         done.append("combination parts stripped of spaces")

@@ -35,7 +35,7 @@ def sufficient(counts: sp.csr_matrix, config: QualityConfig) -> tuple[np.ndarray
     """
     return _first_reasons(
         {
-            f"depth below {config.minimum_depth} UMI": _depth(counts) < config.minimum_depth,
+            f"depth below {config.minimum_depth} UMI": depth_of(counts) < config.minimum_depth,
             f"fewer than {config.minimum_genes} genes with a count": np.diff(counts.indptr) < config.minimum_genes,
         }
     )
@@ -51,7 +51,7 @@ def _first_reasons(fails: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, 
     return keep, dropped
 
 
-def _depth(counts: sp.csr_matrix) -> np.ndarray:
+def depth_of(counts: sp.csr_matrix) -> np.ndarray:
     """UMI of each cell, [m] int64."""
     return np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
 
@@ -117,7 +117,7 @@ class TargetGenes:
         expression = np.full(which.shape, np.nan, np.float32)
         cell, target = np.nonzero(which >= 0)
         found = np.asarray(counts[cell, self.columns[which[cell, target]]]).ravel()
-        expression[cell, target] = self._scaled(found, _depth(counts)[cell])
+        expression[cell, target] = self._scaled(found, depth_of(counts)[cell])
         return expression
 
     def control_sums(self, counts: sp.csr_matrix, contexts: np.ndarray, n_contexts: int) -> ControlSums:
@@ -135,7 +135,7 @@ class TargetGenes:
         place = self._places[counts.indices]
         chosen = np.flatnonzero(place >= 0)
         cell = np.searchsorted(counts.indptr, chosen, side="right") - 1
-        values = np.rint(self._scaled(counts.data[chosen], _depth(counts)[cell]) / _QUANTUM) * _QUANTUM
+        values = np.rint(self._scaled(counts.data[chosen], depth_of(counts)[cell]) / _QUANTUM) * _QUANTUM
         shape = (n_contexts, len(self.columns))
         place = contexts[cell].astype(np.int64) * shape[1] + place[chosen]
         sums = np.bincount(place, weights=values, minlength=shape[0] * shape[1]).reshape(shape)

@@ -27,6 +27,7 @@ def write_chunk(
     path: Path,
     rank: np.ndarray,
     counts: sp.csr_matrix,
+    depth: np.ndarray,
     further: dict[str, np.ndarray],
     whole: dict[str, np.ndarray],
     evidence: Evidence,
@@ -38,6 +39,7 @@ def write_chunk(
         path: of the file.
         rank: [m] int64, distinct.
         counts: [m, G] int32 CSR with sorted indices, on the gene axis.
+        depth: [m] int64, sum of each cell's counts.
         further: [m, ...] what else is kept of each cell, by name.
         whole: arrays of the chunk as a whole, by name.
         evidence: for the counts of these cells, and of those that were not proved.
@@ -49,7 +51,7 @@ def write_chunk(
     arrays = {
         "rank": rank[order],
         "length": np.diff(counts.indptr).astype(np.int32),
-        "depth": np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel(),
+        "depth": depth[order],
         "genes": counts.indices.astype(np.uint16 if counts.shape[1] <= NARROW else np.int32),
         "counts": counts.data.astype(np.int32 if wide else np.uint16),
     }

@@ -24,16 +24,18 @@ class SourceFilters:
 
     def __init__(self, source: AnnDataSource, config: SourceConfig):
         self._quality = config.quality
-        self._label, labels = pd.factorize(source.cells["perturbation"], sort=True)
-        self._context, self._contexts = pd.factorize(source.cells["context"], sort=True)
         self._targets = None
         if config.quality.knock_down is not None:
+            self._label, labels = pd.factorize(source.cells["perturbation"], sort=True)
+            self._context, self._contexts = pd.factorize(source.cells["context"], sort=True)
             scale = config.quality.knock_down.scale
             self._targets = TargetGenes(labels.tolist(), config.control, config.separator, source.genes, scale)
 
     def sufficient(self, cells: SourceCells) -> tuple[np.ndarray, sp.csr_matrix, dict[str, int]]:
         """The cells of a chunk with enough depth and genes: positions and counts; reason -> number of the others."""
         keep, dropped = sufficient(cells.counts, self._quality)
+        if keep.all():  # mostly: a copy of all counts for nothing
+            return cells.positions, cells.counts, dropped
         return cells.positions[keep], cells.counts[keep], dropped
 
     def measure(self, positions: np.ndarray, counts: sp.csr_matrix) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -23,6 +23,7 @@ from vcc_fm.recipe import DataConfig, SourceConfig, expand, fingerprint
 from vcc_fm.sources.alignment import Sources, open_sources
 from vcc_fm.sources.anndata_file import changed_at
 from vcc_fm.sources.anndata_source import AnnDataSource
+from vcc_fm.sources.quality import depth_of
 from vcc_fm.sources.values import COUNT_LIMIT
 from vcc_fm.store.arrow import shard_name, write_description, write_shard
 from vcc_fm.store.cell_table import CellTable, cell_table
@@ -196,17 +197,18 @@ def _chunks(
         positions, counts, dropped = filters[of].sufficient(cells)
         further, whole = filters[of].measure(positions, counts)
         counts = _on_axis(counts, aligned.columns[of], len(aligned.axis))
-        _check_depth(counts, aligned.opened[of], positions)
+        depth = depth_of(counts)
+        _check_depth(depth, aligned.opened[of], positions)
         rank = table.rank[table.first[of] + positions]
-        write_chunk(_chunk_path(work.path, *pieces[number]), rank, counts, further, whole, cells.evidence, dropped)
+        path = _chunk_path(work.path, *pieces[number])
+        write_chunk(path, rank, counts, depth, further, whole, cells.evidence, dropped)
 
     sizes = [stop - start for _, start, stop in pieces]
     work.share(sizes, lambda n: _chunk_path(work.path, *pieces[n]), make, "cells", "prepare: read", console)
     return [[Chunk(_chunk_path(work.path, of, *rows)) for rows in mine] for of, mine in enumerate(ranges)]
 
 
-def _check_depth(counts: sp.csr_matrix, source: AnnDataSource, positions: np.ndarray) -> None:
-    depth = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
+def _check_depth(depth: np.ndarray, source: AnnDataSource, positions: np.ndarray) -> None:
     if depth.max(initial=0) >= COUNT_LIMIT:
         barcode = source.cells["barcode"].iloc[positions[depth.argmax()]]
         raise UserError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vcc_fm.errors import UserError
+from vcc_fm.sources.quality import depth_of
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.store.folder import read_json, sha256_file
@@ -77,7 +78,7 @@ def _check_cells(store: CellStore, progress: Callable[[int, int], None]) -> str 
             return f"the genes of a cell from row {start} on are out of order, or one stands twice"
         if (counts.data <= 0).any():
             return f"a count of the cells from row {start} on is not above zero"
-        if (np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel() != store.depth[part]).any():
+        if (depth_of(counts) != store.depth[part]).any():
             return f"the depth of a cell from row {start} on is not the sum of its counts"
         progress(int(part[-1]) + 1, rows)
     return None
