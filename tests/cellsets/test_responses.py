@@ -6,7 +6,7 @@ from tiny_screens import CONTROL, dataset_of, draw_counts, screen, store_of
 
 from vcc_fm.baselines.additive import additive
 from vcc_fm.cellsets.dispersion import control_dispersion
-from vcc_fm.cellsets.profiles import control_log_shares
+from vcc_fm.cellsets.profiles import BATCH_PRIOR, control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses
 from vcc_fm.cellsets.sampler import Assembler, Vocabulary
 from vcc_fm.cellsets.split import Split
@@ -22,12 +22,19 @@ def test_a_ratio_and_its_precision_by_hand(tmp_path):
     store = store_of(tmp_path, screen(counts, "K", ["1", "1", "2", "2"], [CONTROL, "A", "A", CONTROL]))
     log_shares = np.log(np.array([[0.5, 0.3, 0.2], [0.25, 0.5, 0.25]], np.float32))
     alpha = np.array([0.2, 0.5, 1.0])
-    found = estimate_responses(store, split_of(store), log_shares, alpha)
+    found = estimate_responses(store, split_of(store), log_shares, alpha, {})
     assert found.groups == [("K", "A")]
     # Depths 10 (batch 1) and 40 (batch 2); expected 15, 23, 12; observed 34, 6, 10.
     observed, expected = np.array([34.5, 6.5, 10.5]), np.array([15.5, 23.5, 12.5])
     squares = np.array([5.0**2 + 10.0**2, 3.0**2 + 20.0**2, 2.0**2 + 10.0**2])
     variance = (observed + alpha * squares * (observed / expected) ** 2) / observed**2
+    # Controls: 10 UMI in batch 1, 3 in batch 2. Nearly all of both profiles is the context's, so that 13 UMI stand for
+    # 50, and their noise is magnified by as much.
+    share = np.exp(log_shares.astype(np.float64))
+    controls = np.array([[10.0], [3.0]]) * share + alpha * np.array([[100.0], [9.0]]) * share**2
+    own = np.array([10 / (10 + BATCH_PRIOR), 40 / (3 + BATCH_PRIOR)])
+    weight = own + BATCH_PRIOR * own.sum() / 13
+    variance += weight**2 @ controls / expected**2
     np.testing.assert_allclose(found.ratio[0], np.log(observed / expected), rtol=1e-5)
     np.testing.assert_allclose(found.precision[0], 1 / variance, rtol=1e-5)
 
@@ -38,7 +45,7 @@ def test_genes_count_where_they_were_measured(tmp_path):
     second = screen(np.array([[50, 50], [20, 20]]), "K", "1", labels, ["b", "c"])
     third = screen(np.array([[50, 50], [20, 20]]), "H", "1", labels, ["a", "c"])
     store = store_of(tmp_path, first, second, third)
-    found = estimate_responses(store, split_of(store), control_log_shares(store), np.full(3, 0.1))
+    found = estimate_responses(store, split_of(store), control_log_shares(store), np.full(3, 0.1), {})
     h, k = found.ratio
     np.testing.assert_array_equal(found.precision > 0, [[True, False, True], [True, True, True]])
     np.testing.assert_allclose(h, 0.0, atol=1e-3)
@@ -77,7 +84,7 @@ def test_precision_is_a_calibrated_inverse_variance(tmp_path):
     counts = draw_counts(rng, share[batch], depth, alpha)
     store = store_of(tmp_path, screen(counts, "K", batch.astype(str), labels, [f"g{i}" for i in range(genes)]))
     log_shares = control_log_shares(store)
-    found = estimate_responses(store, split_of(store), log_shares, control_dispersion(store, log_shares))
+    found = estimate_responses(store, split_of(store), log_shares, control_dispersion(store, log_shares), {})
     z = found.ratio * np.sqrt(found.precision)
     assert 0.8 < z.std() < 1.25
     assert abs(z.mean()) < 0.15
@@ -86,16 +93,59 @@ def test_precision_is_a_calibrated_inverse_variance(tmp_path):
         assert 0.75 < z[:, part].std() < 1.3
 
 
-def test_pooling_weighs_by_precision_and_shrinks_by_noise():
+def test_pooling_weighs_by_precision_and_shrinks_each_kind_of_gene_by_its_like():
     groups = [("K", "A"), ("H", "A"), ("T", "A"), ("K", "B")]
-    ratio = np.array([[9, 9, 9], [1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [5, 5, 5]], np.float32)
-    precision = np.array([[1, 1, 1], [30.0, 10.0, 0.0], [10.0, 0.0, 0.0], [1, 1, 1]], np.float32)
-    found = Responses(groups, ratio, precision).elsewhere("K", "A")
-    mean, noise = np.array([1.5, 2.0]), np.array([1 / 40, 1 / 10])
-    signal = np.average(mean**2 - noise, weights=[40.0, 10.0])
-    np.testing.assert_allclose(found, [*(mean * signal / (signal + noise)), 0.0], rtol=1e-5)
-    assert Responses(groups, ratio, precision).elsewhere("K", "C") is None
-    assert Responses(groups, ratio, precision).elsewhere("K", "B") is None
+    ratio = np.array([[9, 9, -2, 9], [1.0, 2.0, -1.0, 0.0], [3.0, 0.0, -2.0, 0.0], [5, 5, 5, -1]], np.float32)
+    precision = np.array([[1, 1, 9, 1], [30.0, 10.0, 3.0, 0.0], [10.0, 0.0, 1.0, 0.0], [1, 1, 1, 9]], np.float32)
+    seen = []
+
+    def half(effect, variance):
+        seen.append((effect, variance))
+        return effect / 2
+
+    own = {"A": np.array([2]), "B": np.array([3])}
+    found = Responses(groups, ratio, precision, own, half)
+    # Gene 2 is A's target: it is judged beside the target genes of all groups; gene 3 was not measured elsewhere.
+    np.testing.assert_allclose(found.elsewhere("K", "A"), [0.75, 1.0, -0.625, 0.0], rtol=1e-6)
+    (others, noise), (targets, target_noise) = seen
+    np.testing.assert_allclose([others, noise], [[1.5, 2.0], [1 / 40, 1 / 10]], rtol=1e-6)
+    np.testing.assert_allclose(targets, [-2, -1, -2, -1, -1.25], rtol=1e-6)
+    np.testing.assert_allclose(target_noise, [1 / 9, 1 / 3, 1, 1 / 9, 1 / 4], rtol=1e-6)
+    assert found.elsewhere("K", "C") is None
+    assert found.elsewhere("K", "B") is None
+
+
+def test_a_knock_down_among_silent_genes_arrives_elsewhere_as_it_was_measured(tmp_path):
+    # A gene at a tenth in one lane, 12 standard errors, everything else unchanged: it must not be drawn to the rest.
+    rng = np.random.default_rng(2)
+    cells, genes = 400, 300
+    share = rng.dirichlet(np.full(genes, 0.8))
+    labels = np.array([CONTROL] * 300 + ["g7"] * 60 + ["other"] * 40)
+    effect = np.where((labels == "g7")[:, None] & (np.arange(genes) == 7), np.log(0.1), 0.0)
+    effect[labels == "g7", 11] = np.log(3.0)
+    lanes = [draw_counts(rng, share * np.exp(effect), np.full(cells, 3000.0), 0.1) for _ in range(2)]
+    names = [f"g{i}" for i in range(genes)]
+    store = store_of(
+        tmp_path, *(screen(counts, lane, lane, labels, names) for counts, lane in zip(lanes, "KH", strict=True))
+    )
+    responses = dataset_of(store).responses
+    row = responses.groups.index(("H", "g7"))
+    moved, error = responses.elsewhere("K", "g7"), 1 / np.sqrt(responses.precision[row])
+    for gene in (7, 11):
+        assert abs(moved[gene] - responses.ratio[row, gene]) < 2 * error[gene]
+    silent = np.delete(np.arange(genes), [7, 11])
+    assert (moved[silent] ** 2).mean() < 0.05 * (responses.ratio[row, silent] ** 2).mean()
+
+
+def test_noise_of_few_controls_is_no_effect(tmp_path):
+    # Twelve control cells: what their profile has by chance, every perturbation of the context seems to undo.
+    rng = np.random.default_rng(3)
+    genes, labels = 200, np.array([CONTROL] * 12 + ["A"] * 300)
+    counts = draw_counts(rng, np.tile(rng.dirichlet(np.full(genes, 1.0)), (312, 1)), np.full(312, 1000.0), 0.3)
+    names = [f"g{i}" for i in range(genes)]
+    data = dataset_of(store_of(tmp_path, screen(counts, "K", "1", labels, names)))
+    z = data.responses.ratio[0] * np.sqrt(data.responses.precision[0])
+    assert 0.8 < z.std() < 1.2
 
 
 def test_noise_alone_is_shrunken_to_almost_nothing():

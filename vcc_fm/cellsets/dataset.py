@@ -54,7 +54,12 @@ class Dataset:
     @cached_property
     def responses(self) -> Responses:
         """Of the training groups, see :func:`estimate_responses`."""
-        return estimate_responses(self.cells, self.split, self.log_shares, self.dispersion)
+        axis = {symbol: position for position, symbol in enumerate(self.cells.genes)}
+        own = {
+            label: np.array([axis[gene] for gene in self.targets(label) if gene in axis], np.int64)
+            for label in self.cells.labels
+        }
+        return estimate_responses(self.cells, self.split, self.log_shares, self.dispersion, own)
 
     @cached_property
     def control_rows(self) -> dict[int, np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.responses import Responses
+from vcc_fm.cellsets.shrinkage import shrink_vector
 from vcc_fm.cellsets.split import assert_no_leak
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -51,7 +52,9 @@ def embedding_responses(data: Dataset) -> Responses:
     shape = len(groups), vectors.width
     # The same number for all coordinates is kept once.
     once = np.array(precision, np.float32).reshape(-1, 1)
-    return Responses(groups, np.array(shifts, np.float32).reshape(shape), np.broadcast_to(once, shape))
+    return Responses(
+        groups, np.array(shifts, np.float32).reshape(shape), np.broadcast_to(once, shape), shrink=shrink_vector
+    )
 
 
 def _controls(data: Dataset) -> tuple[np.ndarray, np.ndarray, float]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from vcc_fm.cellsets.profiles import BATCH_PRIOR
+from vcc_fm.cellsets.shrinkage import shrink_sparse
 from vcc_fm.cellsets.split import Split, assert_no_leak
 from vcc_fm.store.cells import CellStore
 
@@ -21,20 +25,23 @@ class Responses:
         groups: (context, perturbation) of each row.
         ratio: [n, G] float32, natural log; 0 where a gene was not measured.
         precision: [n, G] float32, inverse variance of the ratio; 0 where a gene was not measured.
+        own: perturbation -> positions of its target genes on the gene axis.
+        shrink: what pooled ratios [k] and their variances [k] are worth, [k].
     """
 
     groups: list[tuple[str, str]]
     ratio: np.ndarray
     precision: np.ndarray
+    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+    shrink: Callable[[np.ndarray, np.ndarray], np.ndarray] = shrink_sparse
 
     def elsewhere(self, context: str, perturbation: str) -> np.ndarray | None:
         """Shrunken log ratio [G] float32 of ``perturbation`` outside ``context``; None where it was not measured.
 
-        The contexts' ratios are averaged by their precision and shrunken towards zero under a normal prior whose
-        variance is estimated over the genes (empirical Bayes for normal means: Efron & Morris 1973).
+        The contexts' ratios are averaged by their precision. Target genes are shrunken by what is known of all
+        training groups' target genes, the other genes by each other: a knock-down that works is no rare accident.
         """
-        rows = [i for i, (c, p) in enumerate(self.groups) if p == perturbation and c != context]
-        return self._pool(rows)
+        return self._pool([i for i in self._rows.get(perturbation, []) if self.groups[i][0] != context], perturbation)
 
     def additive(self, context: str, genes: list[str]) -> np.ndarray | None:
         """Sum of the shrunken log ratios [G] of the single perturbations of ``genes``, those that were measured.
@@ -43,8 +50,8 @@ class Responses:
         """
         singles = []
         for gene in genes:
-            rows = [i for i, (c, p) in enumerate(self.groups) if p == gene and c == context]
-            single = self._pool(rows or [i for i, (_, p) in enumerate(self.groups) if p == gene])
+            everywhere = self._rows.get(gene, [])
+            single = self._pool([i for i in everywhere if self.groups[i][0] == context] or everywhere, gene)
             if single is not None:
                 singles.append(single)
         return np.stack(singles).sum(axis=0) if singles else None
@@ -59,34 +66,68 @@ class Responses:
         known = (self.precision[rows] > 0).sum(axis=0)
         return self.ratio[rows].sum(axis=0) / np.maximum(known, 1).astype(np.float32)
 
-    def _pool(self, rows: list[int]) -> np.ndarray | None:
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        """Rows of each perturbation."""
+        rows = dict[str, list[int]]()
+        for row, (_, perturbation) in enumerate(self.groups):
+            rows.setdefault(perturbation, []).append(row)
+        return rows
+
+    @cached_property
+    def _own_effects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ratios and variances [k] of all training groups at their own target genes, float64."""
+        found = [
+            (self.ratio[row, gene], 1.0 / self.precision[row, gene])
+            for row, (_, perturbation) in enumerate(self.groups)
+            for gene in self.own.get(perturbation, ())
+            if self.precision[row, gene] > 0
+        ]
+        ratio, variance = np.array(found, np.float64).reshape(-1, 2).T
+        return ratio, variance
+
+    def _pool(self, rows: list[int], perturbation: str) -> np.ndarray | None:
         if not rows:
             return None
         precision = self.precision[rows].sum(axis=0)
         known = precision > 0
-        ratio = np.zeros_like(precision)
-        ratio[known] = (self.ratio[rows] * self.precision[rows]).sum(axis=0)[known] / precision[known]
-        noise = np.zeros_like(precision)
-        noise[known] = 1.0 / precision[known]
-        signal = max(0.0, float(np.average(ratio[known] ** 2 - noise[known], weights=precision[known])))
-        return (ratio * signal / (signal + noise)).astype(np.float32) if signal > 0 else np.zeros_like(ratio)
+        noise = 1.0 / np.where(known, precision, 1.0)
+        ratio = (self.ratio[rows] * self.precision[rows]).sum(axis=0) * noise
+        own = np.zeros_like(known)
+        own[self.own.get(perturbation, [])] = True
+        own, others = own & known, ~own & known
+        shrunken = np.zeros_like(ratio)
+        shrunken[others] = self.shrink(ratio[others], noise[others])
+        if own.any():
+            all_ratio, all_noise = (
+                np.concatenate(pair) for pair in zip(self._own_effects, (ratio[own], noise[own]), strict=True)
+            )
+            shrunken[own] = self.shrink(all_ratio, all_noise)[-own.sum() :]
+        return shrunken
 
 
-def estimate_responses(store: CellStore, split: Split, log_shares: np.ndarray, dispersion: np.ndarray) -> Responses:
+def estimate_responses(
+    store: CellStore, split: Split, log_shares: np.ndarray, dispersion: np.ndarray, own: Mapping[str, np.ndarray]
+) -> Responses:
     """Estimate the responses of all training groups of ``split``.
 
     For a group with counts ``O_g`` and expected counts ``E_g = sum over its cells of depth x control share of the
-    cell's batch``, the ratio is ``log((O + 1/2) / (E + 1/2))``, and its variance by the delta method is
-    ``(O + 1/2 + alpha_g sum_i mu_ig^2) / (O + 1/2)^2`` with the negative-binomial dispersion ``alpha_g``.
+    cell's batch``, the ratio is ``log((O + 1/2) / (E + 1/2))``. Its variance by the delta method is
+    ``(O + 1/2 + alpha_g sum_i mu_ig^2) / (O + 1/2)^2 + var(E) / (E + 1/2)^2``, with the negative-binomial dispersion
+    ``alpha_g``; control cells are as noisy as others, so ``var(E)`` is that of :func:`control_log_shares`.
 
     Args:
         store: the cells.
         split: only its training groups are read.
-        log_shares: [number of batches, G] from :func:`control_log_shares`.
+        log_shares: [number of batches U, G] from :func:`control_log_shares`.
         dispersion: [G] negative-binomial dispersion of control cells.
+        own: perturbation -> positions of its target genes on the gene axis.
     """
     groups = split.groups("train")
     assert_no_leak(split, groups, store.control, "responses")
+    depth_U, variance_UG = _controls(store, log_shares, dispersion)
+    in_context = np.zeros((len(store.contexts), len(store.batches)), bool)
+    in_context[store.groups.context, store.groups.batch] = True
     ratio = np.zeros((len(groups), len(store.genes)), np.float32)
     precision = np.zeros_like(ratio)
     for row, (context, perturbation) in enumerate(groups):
@@ -102,6 +143,25 @@ def estimate_responses(store: CellStore, split: Split, log_shares: np.ndarray, d
         # A batch that did not measure a gene adds nothing to either side of its ratio.
         measured = store.measured[here].any(axis=0)
         variance = (observed + dispersion * (squares[here] @ share**2) * (observed / expected) ** 2) / observed**2
+        # The profile of a batch is its own controls and, as BATCH_PRIOR counts, those of its context.
+        own_weight = total / (depth_U + BATCH_PRIOR)
+        mates = in_context[store.contexts.index(context)]
+        weight = own_weight + mates * (BATCH_PRIOR * own_weight.sum() / depth_U[mates].sum())
+        variance += weight[mates] ** 2 @ variance_UG[mates] / expected**2
         ratio[row] = np.where(measured, np.log(observed / expected), 0.0)
         precision[row] = np.where(measured, 1.0 / variance, 0.0)
-    return Responses(groups, ratio, precision)
+    return Responses(groups, ratio, precision, own)
+
+
+def _controls(store: CellStore, log_shares: np.ndarray, dispersion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """UMI of each batch's control cells [U], and the variance of their counts of each gene [U, G]."""
+    depth = np.zeros(len(store.batches))
+    variance = np.zeros(log_shares.shape, np.float32)
+    groups = store.groups
+    for i in np.flatnonzero(groups.perturbation == store.control_code):
+        rows, batch = np.arange(groups.start[i], groups.end[i]), groups.batch[i]
+        cells = store.depth[rows].astype(np.float64)
+        depth[batch] = cells.sum()
+        share = np.exp(log_shares[batch].astype(np.float64))
+        variance[batch] = cells.sum() * share + dispersion * (cells**2).sum() * share**2
+    return depth, variance
