@@ -26,6 +26,7 @@ FLOORS = [
     {"decoder", "baselines"},
     {"predictors"},
     {"emission"},
+    {"emission_check"},
     {"training", "predict", "hub"},
     {"scoring"},
     {"calibrate"},

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import CellSet, control_sets
-from vcc_fm.decoder.emit import emit
+from vcc_fm.decoder.emit import emit, emit_from_controls
 from vcc_fm.predictors import Predictor
 from vcc_fm.recipe import PredictConfig, Recipe
 from vcc_fm.store.cells import CellStore
@@ -40,9 +40,13 @@ def emit_groups(
     begin, total, done = time.perf_counter(), sum(group.cells for group in groups), 0
     for number, (_, context, perturbation, cells) in enumerate(groups, start=1):
         sets = control_sets(data, context, perturbation, cells, recipe.predict.set_size, recipe.seed)
+        # Control cells come in rounds, each of them once a round.
+        round_ = len(data.context_controls[context])
         for place, one in enumerate(sets):
             rng = np.random.default_rng([recipe.seed, place, *context.encode(), 0, *perturbation.encode()])
-            file.append(*_emit_set(predictor, data, one, recipe.predict, rng))
+            again = place * recipe.predict.set_size + np.arange(len(one.control_rows)) >= round_
+            counts = emit_set(predictor, data, one, again, recipe.predict, rng)
+            file.append(sp.csr_matrix(counts), _labels(data.cells, context, perturbation, one.control_rows))
             done += len(one.control_rows)
         if number % max(1, len(groups) // 4) == 0:
             rate = done / (time.perf_counter() - begin)
@@ -50,15 +54,24 @@ def emit_groups(
             console.print(f"predict: {said}", highlight=False, soft_wrap=True)
 
 
-def _emit_set(
-    predictor: Predictor, data: Dataset, one: CellSet, config: PredictConfig, rng: np.random.Generator
-) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Counts [n, G] and labels of the cells predicted from one set."""
+def emit_set(
+    predictor: Predictor,
+    data: Dataset,
+    one: CellSet,
+    again: np.ndarray,
+    config: PredictConfig,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Counts [n, G] int32 of the cells predicted from one set; ``again`` [n] marks control cells used before."""
     depth = data.cells.depth[one.control_rows].astype(np.float64)
     if config.depth != "control":
         depth = np.full_like(depth, config.depth)
-    counts = emit(predictor.log_share(one), depth, predictor.dispersion, rng)
-    return sp.csr_matrix(counts), _labels(data.cells, one.context, one.perturbation, one.control_rows)
+    log_share = predictor.log_share(one)
+    if config.emitter == "negative-binomial":
+        return emit(log_share, depth, predictor.dispersion, rng)
+    profile = data.log_shares[data.cells.batch[one.control_rows]]
+    counts = data.cells.dense(one.control_rows)
+    return emit_from_controls(counts, log_share, profile, depth, predictor.dispersion, again, rng)
 
 
 def write_measured(path: Path, cells: CellStore, groups: list[tuple[str, str]], uns: dict[str, Any]) -> None:

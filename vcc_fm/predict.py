@@ -23,6 +23,7 @@ from vcc_fm.baselines.embedding_transfer import load_embedding_transfer
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
+from vcc_fm.emission_check import check_emitter
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, is_done, mark_done
 from vcc_fm.predictors import BASELINES, BaselinePredictor, DecoderPredictor, Predictor
@@ -60,9 +61,30 @@ def predict(recipe: Recipe, console: Console) -> None:
         _predict_shared(layout.prediction(name), recipe, folds, asked, make, uns | {"predictor": name}, console)
     if state.is_main_process:
         write_measured(layout.truth, folds[0].cells, [(one.context, one.perturbation) for one in asked], uns)
-        write_json(recipe.run_folder / "prediction.json", _record(folds, asked, scales))
+        emitted, warnings = check_emitter(
+            folds[0], sorted({one.context for one in asked}), recipe.predict, recipe.seed
+        )
+        _say_emitter(emitted, warnings, console)
+        record = _record(folds, asked, scales) | {"emitted": emitted}
+        record["warnings"] += warnings
+        write_json(recipe.run_folder / "prediction.json", record)
         mark_done(layout.prediction("model"), layout.predictions_fingerprint, time.perf_counter() - started)
     state.wait_for_everyone()
+
+
+def _say_emitter(emitted: list[dict[str, Any]], warnings: list[str], console: Console) -> None:
+    for one in emitted:
+        if one["cells"] == "controls":
+            console.print(
+                f"emitter: {one['context']}: {one['differ']} of {one['genes']} genes tell emitted controls from real "
+                f"ones, {one['differ_real']} real from real",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    for warning in warnings:
+        console.print("[yellow]warning[/yellow]", end=" ")
+        console.print(warning, markup=False, soft_wrap=True)
 
 
 def _predict_shared(

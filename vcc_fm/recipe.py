@@ -449,6 +449,11 @@ class PredictConfig(Section):
         "control", description="depth of a predicted cell: its control cell's, or UMI"
     )
     set_size: PositiveInt = Field(64, description="control cells shown to the decoder at once (S)")
+    emitter: Literal["paired-controls", "negative-binomial"] = Field(
+        "paired-controls",
+        description="what a predicted cell is made of: its control cell's own counts, changed by the predicted ratio, "
+        "or a distribution around the control profile, in which genes are independent",
+    )
     effect_scale: Literal["validation"] | float = Field(
         1.0,
         description="factor on predicted log ratios, the baselines' too: a number, or chosen on validation",

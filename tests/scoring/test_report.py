@@ -16,12 +16,27 @@ LOG = [
     for split in ("train", "validation")
     for step in (1, 2, 3)
 ]
+COMPARED = {
+    "genes": 60,
+    "differ": 7,
+    "differ_real": 2,
+    "names": ["A"],
+    "expressed": 50,
+    "variance_off": 4,
+    "zeros_off": 3,
+    "variance_median": 1.25,
+    "zeros_median": 0.875,
+}
+EMITTED = [
+    {"context": "K<1>", "cells": "controls", **COMPARED},
+    {"context": "K<1>", "cells": "TP53", **COMPARED, "differ": 1, "expressed": 0, "variance_median": None},
+]
 
 
 @pytest.fixture
 def page(screen, table, tmp_path):
     path = tmp_path / "report.html"
-    write_report(path, table, screen.truth, screen.good, CONTROL, LOG, "Run <1>", ["simulated & small"])
+    write_report(path, table, screen.truth, screen.good, CONTROL, LOG, "Run <1>", ["simulated & small"], EMITTED)
     return path.read_text()
 
 
@@ -70,13 +85,27 @@ def test_page_shows_every_entry_and_the_headline_numbers(page, table):
 
 def test_the_same_table_gives_the_same_page(page, screen, table, tmp_path):
     write_report(
-        tmp_path / "again.html", table, screen.truth, screen.good, CONTROL, LOG, "Run <1>", ["simulated & small"]
+        tmp_path / "again.html",
+        table,
+        screen.truth,
+        screen.good,
+        CONTROL,
+        LOG,
+        "Run <1>",
+        ["simulated & small"],
+        EMITTED,
     )
     assert (tmp_path / "again.html").read_text() == page
 
 
+def test_emitted_cells_stand_beside_real_ones(page):
+    real = "<td>7 of 60</td><td>2</td><td>4 of 50 (1.250)</td><td>3 of 50 (0.875)</td>"
+    assert f"<td>K&lt;1&gt;</td><td>controls</td>{real}" in page
+    assert "<td>TP53</td><td>1 of 60</td><td>–</td><td>–</td><td>–</td>" in page
+
+
 def test_without_a_log_there_is_no_training_section(screen, table, tmp_path):
-    write_report(tmp_path / "r.html", table, screen.truth, screen.good, CONTROL, None, "t", [])
+    write_report(tmp_path / "r.html", table, screen.truth, screen.good, CONTROL, None, "t", [], [])
     page = (tmp_path / "r.html").read_text()
     assert "Training" not in page
     assert len(figures(page)) == 2

@@ -32,6 +32,13 @@ small { color: #666; font-weight: 400; } img { max-width: 100%; height: auto; }
 footer { color: #666; font-size: .85rem; margin-top: 3rem; border-top: 1px solid #ddd; }
 """
 
+_EMITTED = (
+    "<p>Control cells that nothing changed, emitted from half of the controls and compared with the other half; and "
+    "training perturbations, emitted with their own measured responses and compared with their measured cells. Rank "
+    "test of shares, 5 % false discoveries. Variance and zeros: genes above 0.1 UMI a cell that are off by more than "
+    "10 %, and the median ratio. A few dozen cells are off by chance.</p>"
+)
+
 
 def write_report(
     path: Path,
@@ -42,6 +49,7 @@ def write_report(
     training_log: list[dict[str, Any]] | None,
     title: str,
     notes: list[str],
+    emitted: list[dict[str, Any]],
 ) -> None:
     """Write the report as one self-contained HTML file, in one rename.
 
@@ -54,6 +62,7 @@ def write_report(
         training_log: dictionaries with phase, step, split and loss; None or empty leaves the curves out.
         title: the page's title.
         notes: what a reader must know first, for example that the data are simulated.
+        emitted: how emitted cells compare with real ones, the records of ``check_emitter``.
     """
     groups = _scatter_groups(table, truth, model_prediction, control)
     sections = [
@@ -78,6 +87,8 @@ def write_report(
         "the target gene, which r leaves out.</p>",
         _image(figures.scatter(groups), "scatter of predicted against measured log fold changes"),
     ]
+    if emitted:
+        sections += ["<h2>Emitted cells beside real ones</h2>", _EMITTED, _emitted_table(emitted)]
     if training_log:
         sections += ["<h2>Training</h2>", _image(figures.losses(training_log), "loss curves")]
     footer = f"{table.scorer} {table.version}, preset {table.preset}, scored in {table.seconds:.0f} s"
@@ -154,6 +165,22 @@ def _anchor_table(table: ScoreTable) -> str:
         "Raw values; sd, lowest and highest over the splits, and the perturbations that have a value in all of them"
     )
     return _html_table(caption, heads, lines)
+
+
+def _emitted_table(emitted: list[dict[str, Any]]) -> str:
+    lines = []
+    for one in emitted:
+        real = str(one["differ_real"]) if one["cells"] == "controls" else "\u2013"
+        off = [
+            f"{one[f'{what}_off']} of {one['expressed']} ({number(one[f'{what}_median'])})"
+            if one["expressed"]
+            else "\u2013"
+            for what in ("variance", "zeros")
+        ]
+        cells = [one["context"], one["cells"], f"{one['differ']} of {one['genes']}", real, *off]
+        lines.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    heads = ["context", "cells", "genes that differ", "real from real", "variance off", "zeros off"]
+    return _html_table("Genes that tell emitted cells from real ones", heads, lines)
 
 
 def _scatter_groups(table: ScoreTable, truth: Path, prediction: Path, control: str) -> list[dict[str, Any]]:

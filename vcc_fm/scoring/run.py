@@ -39,8 +39,17 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
         highlight=False,
     )
     report = layout.scores.with_name("report.html")
+    record = read_json(recipe.run_folder / "prediction.json")
     write_report(
-        report, table, layout.truth, layout.prediction("model"), control, _log(recipe), recipe.name, _notes(recipe)
+        report,
+        table,
+        layout.truth,
+        layout.prediction("model"),
+        control,
+        _log(recipe),
+        recipe.name,
+        _notes(recipe, record),
+        record["emitted"],
     )
     table.write_csv(layout.scores.with_suffix(".csv"))
     table.write_json(layout.scores)
@@ -55,8 +64,7 @@ def _log(recipe: Recipe) -> list[dict[str, Any]]:
     return [line for phase in ("pretrain", "train") for line in read_log(layout.phase(0, phase) / "log.jsonl")]
 
 
-def _notes(recipe: Recipe) -> list[str]:
-    record = read_json(recipe.run_folder / "prediction.json")
+def _notes(recipe: Recipe, record: dict[str, Any]) -> list[str]:
     notes = ["All cells are simulated."] if recipe.data.simulate else []
     notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; seed {recipe.seed}.")
     if record["without_response_elsewhere"]:
