@@ -172,7 +172,7 @@ def _cells(recipe: Recipe, data: Dataset, context: str, perturbation: str) -> in
 
 def _record(folds: list[Dataset], asked: list[Asked], scales: list[dict[str, float]]) -> dict[str, Any]:
     """What a reader of the scores should know about the predictions."""
-    without = [one for one in asked if folds[one.fold].responses.elsewhere(one.context, one.perturbation) is None]
+    without = [one for one in asked if not folds[one.fold].responses.is_known(one.context, one.perturbation)]
     return {
         "groups": len(asked),
         "cells": sum(one.cells for one in asked),

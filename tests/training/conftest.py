@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"simulate": {"contexts": ["a", "b", "c"], "perturbations": 8, "genes": 40, "cells": 12, "controls": 40}},
     "embed": {"cells": {"width": 6}},
-    "split": {"hold_out": "few-shot", "contexts": ["c"], "test": 3, "validation": 0.4},
+    "split": {"hold_out": "few-shot", "contexts": ["c"], "test": 3, "validation": 0},
     "decoder": {
         "base": "pretrain",
         "backbone": {
@@ -63,11 +64,19 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_recipe: Path) -> Callable[..., tuple[Recipe, Dataset]]:
-    """The tiny recipe with overrides, and its data; the thread count is one, so that sums have one order."""
+    """The tiny recipe with overrides, and its data; the thread count is one, so that sums have one order.
+
+    Without validation groups a phase ends with its last weights, so that a test sees what training did. With
+    ``validation`` the test groups are validation groups.
+    """
     torch.set_num_threads(1)
 
-    def load(*overrides: str) -> tuple[Recipe, Dataset]:
+    def load(*overrides: str, validation: bool = False) -> tuple[Recipe, Dataset]:
         recipe = load_recipe(tiny_recipe, list(overrides))
-        return recipe, load_dataset(recipe, 0)
+        data = load_dataset(recipe, 0)
+        if not validation:
+            return recipe, data
+        roles = {group: "validation" if role == "test" else role for group, role in data.split.roles.items()}
+        return recipe, replace(data, split=replace(data.split, roles=roles))
 
     return load

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.lora import load_adapter
 from vcc_fm.decoder.model import PerturbationDecoder
@@ -25,7 +26,7 @@ from vcc_fm.layout import Layout
 from vcc_fm.recipe import Recipe
 from vcc_fm.training import loop
 from vcc_fm.training.checkpoint import read_log
-from vcc_fm.training.phase import train_phase
+from vcc_fm.training.phase import Situations, train_phase
 
 Tiny = Callable[..., tuple[Recipe, Dataset]]
 QUIET = Console(quiet=True)
@@ -43,6 +44,10 @@ def trained(recipe: Recipe, data: Dataset, phase: str = "pretrain") -> dict[str,
 def losses(recipe: Recipe, phase: str, split: str = "train") -> list[float]:
     lines = read_log(Layout(recipe).phase(0, phase) / "log.jsonl")
     return [line["loss"] for line in lines if line["split"] == split]
+
+
+def selection(recipe: Recipe, phase: str) -> dict[str, float]:
+    return json.loads((Layout(recipe).decoder(0, phase) / "training.json").read_text())["validation_loss"]
 
 
 def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -84,9 +89,14 @@ def test_two_processes_equal_one(tiny: Tiny, tiny_recipe: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
 def test_resume_equals_uninterrupted_bit_for_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
-    recipe, data = tiny("pretrain.checkpoint_every=2", "pretrain.log_every=1", "pretrain.eval_every=3")
+    # A rate at which validation moves, so that what is kept is not what was there before.
+    fast = [f"{name}.lr=0.05" for name in ("pretrain", "train")]
+    every = ["pretrain.checkpoint_every=2", "pretrain.log_every=1", "pretrain.eval_every=3"]
+    recipe, data = tiny(*every, *fast, validation=True)
     trained(recipe, data)
     whole, log = trained(recipe, data, phase), losses(recipe, phase)
+    looks, kept = losses(recipe, phase, "validation"), selection(recipe, phase)
+    assert len(looks) == 3
     step = loop.Trainer._optimise
     done = 0
 
@@ -108,6 +118,88 @@ def test_resume_equals_uninterrupted_bit_for_bit(tiny: Tiny, monkeypatch: pytest
     resumed = load_file(layout.decoder(0, phase) / "model.safetensors")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert losses(recipe, phase) == log
+    assert losses(recipe, phase, "validation") == looks
+    assert selection(recipe, phase) == kept
+
+
+def test_the_start_is_a_candidate_and_the_best_weights_are_kept(tiny: Tiny) -> None:
+    capture = Console(record=True, width=200)
+    start = tiny("pretrain.lr=1e-12", validation=True)
+    untouched = trained(*start)
+    # A rate that ruins the decoder, weights decayed on top: the run must end with what it began with.
+    recipe, data = tiny("pretrain.lr=3.0", "pretrain.eval_every=2", "pretrain.steps=20", validation=True)
+    shutil.rmtree(Layout(recipe).phase(0, "pretrain"), ignore_errors=True)
+    train_phase(recipe, data, 0, "pretrain", capture)
+    ruined = load_file(Layout(recipe).decoder(0, "pretrain") / "model.safetensors")
+    found, looks = selection(recipe, "pretrain"), losses(recipe, "pretrain", "validation")
+    assert found["best_step"] == 0
+    assert found["start"] == found["best"] == looks[0] == min(looks)
+    assert found["last"] == looks[-1] > looks[0]
+    assert_close(untouched, ruined, 1e-6)
+    assert "no step was better than the start" in capture.export_text()
+    # And where training helps, the best look is kept and named.
+    recipe, data = tiny("pretrain.lr=5e-3", "pretrain.eval_every=20", "pretrain.steps=60", validation=True)
+    train_phase(recipe, data, 0, "pretrain", capture)
+    found, looks = selection(recipe, "pretrain"), losses(recipe, "pretrain", "validation")
+    assert found["best_step"] > 0
+    assert found["best"] == min(looks) < found["start"] == looks[0]
+    assert looks[found["best_step"] // 20] == found["best"]
+    assert f"best at step {found['best_step']}" in capture.export_text()
+
+
+def test_one_step_is_harmless(tiny: Tiny) -> None:
+    # Adam moves each weight by the whole rate at its first step; through random gene factors that was a random effect
+    # of 0.1 on every gene, as large as what many perturbations do.
+    recipe, data = tiny("pretrain.steps=1", "pretrain.lr=3e-3")
+    trained(recipe, data)
+    decoder = PerturbationDecoder.from_pretrained(Layout(recipe).decoder(0, "pretrain")).eval()
+    sampler = SetSampler(data, data.split.groups("train"), 6, 0)
+    batch = Assembler(data, vocabulary_of(decoder.config), 6, True).assemble([sampler[i] for i in range(8)])
+    with torch.no_grad():
+        learned = decoder(batch).delta_BSG - batch.response_BG[:, None]
+    assert 0 < learned.abs().max() < 0.02
+
+
+def test_validation_shows_what_the_test_asks_for(tiny: Tiny) -> None:
+    recipe, data = tiny(validation=True)
+    assembler = Assembler(data, Vocabulary((), (), ()), 6, True)
+    known = [assembler.knows(*group) for group in data.split.groups("validation")]
+    assert all(known)
+    for group in data.split.groups("validation"):
+        assert assembler.response_of(*group) is not None
+    # Half of the test groups have no known response: half of the validation sets must do without theirs.
+    assert Situations(1.0, 1.0, 0.5).hidden == 0.5
+    assert Situations(1.0, 0.8, 0.2).hidden == pytest.approx(0.75)
+    assert Situations(0.5, 0.2, 0.8).hidden == Situations(0.0, 0.0, 1.0).hidden == 0.0
+    hiding = replace(data.split, roles={g: "test" if r == "validation" else r for g, r in data.split.roles.items()})
+    found = Situations.of(replace(data, split=hiding), recipe.pretrain, assembler)
+    assert (found.training, found.validation, found.test) == (1.0, 0.0, 1.0)
+    assert "100% of the test groups have a known response, no validation group" in found.notes(True, 0.3)[0]
+    assert "the decoder repeats it" in found.notes(False, 0.3)[1]
+    assert "decoder.response_dropout above 0" in Situations(1.0, 1.0, 0.9).notes(True, 0.0)[0]
+    assert Situations(1.0, 1.0, 0.9).notes(True, 0.3) == Situations(0.0, 0.0, 0.0).notes(False, 0.0) == []
+
+
+def test_a_response_is_repeated_where_training_had_none(tiny: Tiny) -> None:
+    # One context trains: what is learned there is each perturbation's whole effect. Added to a response that is known
+    # elsewhere, the effect would count twice.
+    recipe, data = tiny("pretrain.contexts=[a]", "pretrain.steps=40", "pretrain.lr=0.02")
+    alone = {group: role if group[0] != "b" else "test" for group, role in data.split.roles.items()}
+    alone = {group: role if group[0] != "c" else "unused" for group, role in alone.items()}
+    data = replace(data, split=replace(data.split, roles=alone))
+    trained(recipe, data)
+    decoder = PerturbationDecoder.from_pretrained(Layout(recipe).decoder(0, "pretrain")).eval()
+    assert not decoder.config.trained_on_responses
+    assembler = Assembler(data, vocabulary_of(decoder.config), 6, True)
+    for role, known in (("test", True), ("train", False)):
+        sampler = SetSampler(data, data.split.groups(role), 6, 0)
+        batch = assembler.assemble([sampler[i] for i in range(6)])
+        assert bool(batch.response_known_B.all()) == bool(batch.response_known_B.any()) == known
+        with torch.no_grad():
+            learned = decoder(batch).delta_BSG - batch.response_BG[:, None]
+        assert (learned.abs().max() > 0.05) != known
+        if known:
+            assert learned.abs().max() == 0
 
 
 def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny) -> None:
@@ -174,15 +266,16 @@ def test_loss_trajectory(tiny: Tiny) -> None:
     found = {phase: [round(loss, 4) for loss in losses(recipe, phase)] for phase in ("pretrain", "train")}
     path = Path(__file__).with_name("trajectory.json")
     stored = json.loads(path.read_text())
+
     for phase, values in found.items():
         assert values == pytest.approx(stored[phase], abs=2e-3), f"{phase}: {values}"
 
 
 def test_training_lowers_the_validation_loss(tiny: Tiny) -> None:
-    recipe, data = tiny("pretrain.steps=60", "pretrain.eval_every=30", "pretrain.lr=5e-3")
+    recipe, data = tiny("pretrain.steps=60", "pretrain.eval_every=30", "pretrain.lr=5e-3", validation=True)
     trained(recipe, data)
-    first, last = losses(recipe, "pretrain", "validation")[0], min(losses(recipe, "pretrain", "validation"))
-    assert last <= first
+    looks = losses(recipe, "pretrain", "validation")
+    assert min(looks) < looks[0]
     start = losses(recipe, "pretrain")
     assert start[-1] < start[0]
 
@@ -208,12 +301,15 @@ def test_sets_must_share_evenly(tiny: Tiny) -> None:
 
 def test_learning_rate_warms_up_and_decays() -> None:
     config = Recipe.model_fields["train"].annotation(steps=100, lr=1.0, warmup=0.1)
-    rates = [loop.learning_rate(config, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[9] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[55] == pytest.approx(0.5, abs=0.01)
+    rates = [loop.learning_rate(config.model_copy(update={"steps": 500}), step) for step in range(500)]
+    assert rates[0] == pytest.approx(0.02)
+    assert max(rates) == rates[49] == 1.0
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert rates[275] == pytest.approx(0.5, abs=0.01)
     assert rates[-1] < 1e-3
+    # A short run warms up as gently as a long one.
+    short = config.model_copy(update={"steps": 5})
+    assert [loop.learning_rate(short, step) for step in range(5)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25])
 
 
 def test_checkpoints_of_another_recipe_are_not_resumed(tiny: Tiny) -> None:

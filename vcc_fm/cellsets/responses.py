@@ -43,6 +43,10 @@ class Responses:
         """
         return self._pool([i for i in self._rows.get(perturbation, []) if self.groups[i][0] != context], perturbation)
 
+    def is_known(self, context: str, perturbation: str) -> bool:
+        """Whether :meth:`elsewhere` has an answer."""
+        return any(self.groups[i][0] != context for i in self._rows.get(perturbation, []))
+
     def additive(self, context: str, genes: list[str]) -> np.ndarray | None:
         """Sum of the shrunken log ratios [G] of the single perturbations of ``genes``, those that were measured.
 
@@ -65,6 +69,10 @@ class Responses:
         rows = rows or [i for i, (_, p) in enumerate(self.groups) if p != without]
         known = (self.precision[rows] > 0).sum(axis=0)
         return self.ratio[rows].sum(axis=0) / np.maximum(known, 1).astype(np.float32)
+
+    def has_single(self, genes: list[str]) -> bool:
+        """Whether :meth:`additive` has an answer."""
+        return any(gene in self._rows for gene in genes)
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:

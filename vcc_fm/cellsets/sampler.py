@@ -104,6 +104,12 @@ class Assembler:
         self._batch_code = np.array([vocabulary.batch(label) for label in data.cells.batches], np.int64)
         self._responses: dict[tuple[str, str], np.ndarray | None] = {}
 
+    def knows(self, context: str, perturbation: str) -> bool:
+        """Whether :meth:`response_of` has an answer, without computing it."""
+        genes, responses = self.data.targets(perturbation), self.data.responses
+        known = responses.is_known(context, perturbation) or (len(genes) > 1 and responses.has_single(genes))
+        return self.response and known
+
     def response_of(self, context: str, perturbation: str) -> np.ndarray | None:
         """What is known of the perturbation, [G]; None where that is nothing, or it is not asked for.
 

@@ -43,6 +43,7 @@ def decoder_config(recipe: Recipe, data: Dataset, backbone: dict[str, Any]) -> P
         protein_encoder=_encoder(data.protein_vectors.meta),
         gene_rank=recipe.decoder.gene_rank,
         response=recipe.decoder.response,
+        trained_on_responses=False,
         recipe_fingerprint=recipe.fingerprint(),
         simulated=data.cells.meta["simulated"],
     )
@@ -163,6 +164,7 @@ def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> tuple[Per
     config = decoder_config(recipe, data, base.config.backbone)
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
+    config.trained_on_responses = base.config.trained_on_responses
     decoder = PerturbationDecoder(config)
     _initialise(decoder, data)
     fresh = [

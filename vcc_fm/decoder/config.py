@@ -27,6 +27,8 @@ class PerturbationDecoderConfig(PretrainedConfig):
         cell_encoder, protein_encoder: what the embedding stores say of their encoders, fingerprints included.
         gene_rank: rank of the gene-axis terms.
         response: whether the decoder takes the response of other contexts.
+        trained_on_responses: whether any training set had one. If not, nothing that was learned applies where one is
+            known: the decoder repeats it.
         values: value contract of input profiles and output; always raw counts.
         recipe_fingerprint: of the recipe that made the weights.
         simulated: whether the weights were fitted on simulated cells.
@@ -48,6 +50,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         protein_encoder: dict[str, Any] | None = None,
         gene_rank: int = 32,
         response: bool = True,
+        trained_on_responses: bool = True,
         values: str = "counts",
         recipe_fingerprint: str = "",
         simulated: bool = False,
@@ -65,6 +68,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         self.protein_encoder = protein_encoder or {}
         self.gene_rank = gene_rank
         self.response = response
+        self.trained_on_responses = trained_on_responses
         self.values = values
         self.recipe_fingerprint = recipe_fingerprint
         self.simulated = simulated

@@ -70,14 +70,32 @@ class CountHead(nn.Module):
         return response_BG @ self.factors() / response_BG.shape[1] ** 0.5
 
     def forward(
-        self, set_state_BD: torch.Tensor, cell_state_BSD: torch.Tensor, batch: Batch, effect_scale: float
+        self,
+        set_state_BD: torch.Tensor,
+        cell_state_BSD: torch.Tensor,
+        batch: Batch,
+        effect_scale: float,
+        trained_on_responses: bool = True,
     ) -> CountDistribution:
-        """Distribution of the counts of B sets of S cells; ``effect_scale`` multiplies delta."""
+        """Distribution of the counts of B sets of S cells.
+
+        Args:
+            set_state_BD: hidden states of the set tokens.
+            cell_state_BSD: hidden states of the control cells.
+            batch: the sets.
+            effect_scale: factor on delta.
+            trained_on_responses: False where no training set had a known response: what was learned is then a guess at
+                the whole effect and must not be added to a known one.
+        """
         gate_B, amplitude_B, self_B = self.gates(set_state_BD).unbind(-1)
+        z_BSR = self.set_term(set_state_BD)[:, None] + self.cell_term(cell_state_BSD)
         known_B = batch.response_known_B.to(gate_B.dtype)
+        if not trained_on_responses:
+            unknown_B = 1.0 - known_B
+            gate_B, amplitude_B, self_B = gate_B * unknown_B, amplitude_B * unknown_B, self_B * unknown_B
+            z_BSR = z_BSR * unknown_B[:, None, None]
         delta_BG = (known_B * (1.0 + gate_B))[:, None] * batch.response_BG
         delta_BG = delta_BG + (1.0 - known_B + amplitude_B)[:, None] * self.mean_response
-        z_BSR = self.set_term(set_state_BD)[:, None] + self.cell_term(cell_state_BSD)
         delta_BG = delta_BG + self._own_genes(batch) * self_B[:, None]
         delta_BSG = effect_scale * (delta_BG[:, None] + z_BSR @ self.factors().T)
         log_share_BSG = torch.log_softmax(batch.log_share_BSG + delta_BSG, dim=-1)

@@ -96,7 +96,9 @@ class PerturbationDecoder(PreTrainedModel):
         with torch.autocast(batch.cells_BSE.device.type, enabled=False):
             hidden_BLD = hidden_BLD.float()
             cells = batch.cells_BSE.shape[1]
-            return self.head(hidden_BLD[:, 0], hidden_BLD[:, -cells:], batch, effect_scale)
+            return self.head(
+                hidden_BLD[:, 0], hidden_BLD[:, -cells:], batch, effect_scale, self.config.trained_on_responses
+            )
 
 
 def _projection(inputs: int, width: int) -> nn.Sequential:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,33 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     return accelerator
 
 
+SHORTEST_WARMUP = 20
+"""Steps of warm-up at the least. Adam's first steps move every weight by the whole rate, whatever its gradient, and
+through random gene factors that is a random effect on all genes."""
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Rate of step ``step`` (from 0): linear warm-up, then half a cosine down to zero."""
-    warmup = max(1, round(config.warmup * config.steps))
+    warmup = max(SHORTEST_WARMUP, round(config.warmup * config.steps))
     if step < warmup:
         return config.lr * (step + 1) / warmup
     return config.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Validation losses of the phase: before the first step, at the best step, and at the last look."""
+
+    start: float
+    best_step: int
+    best: float
+    last: float
+
+    def __str__(self) -> str:
+        """One line for people."""
+        if self.best_step == 0:
+            return f"no step was better than the start ({self.start:.5g}, last {self.last:.5g}), which is kept"
+        return f"best at step {self.best_step} ({self.best:.5g}); start {self.start:.5g}, last {self.last:.5g}"
 
 
 class Trainer:
@@ -92,6 +114,7 @@ class Trainer:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.selection: Selection | None = None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, accelerator)
         world = accelerator.num_processes
         self._micro = config.micro_sets or config.batch_sets // world
@@ -111,13 +134,17 @@ class Trainer:
 
     def run(self) -> nn.Module:
         """Train from the newest checkpoint, or from the start, to the end; the model with its best weights."""
-        progress = self.checkpoints.resume() or {"step": 0, "best": math.inf if self.validation else None}
-        first, best = progress["step"], progress["best"] if progress["best"] is not None else math.inf
+        progress = self.checkpoints.resume() or {"step": 0, "selection": None}
+        first = progress["step"]
+        if progress["selection"] is not None:
+            self.selection = Selection(**progress["selection"])
         log = TrainingLog(self.folder, self.phase, self.config.steps, self.accelerator, self.console, first)
         numbers = range(first * self._accumulation, self.config.steps * self._accumulation)
         loader = Prefetcher(self._micro_batch, numbers, self.config.prefetch, self.accelerator.device)
         try:
-            best = self._steps(first, best, loader, log)
+            if first == 0:
+                self._look(0, log)
+            self._steps(first, loader, log)
         finally:
             loader.close()
             log.close()
@@ -126,7 +153,7 @@ class Trainer:
             self.checkpoints.load_best(model)
         return model
 
-    def _steps(self, first: int, best: float, loader: Prefetcher, log: TrainingLog) -> float:
+    def _steps(self, first: int, loader: Prefetcher, log: TrainingLog) -> None:
         config, batches = self.config, iter(loader)
         window = _Window(loader, config.loss)
         self.model.train()
@@ -141,12 +168,11 @@ class Trainer:
                 log.write(done, "train", window.summary(self.accelerator, rate))
                 window = _Window(loader, config.loss)
             if done % config.eval_every == 0 or done == config.steps:
-                best = self._look(done, best, log)
+                self._look(done, log)
                 window = _Window(loader, config.loss)
             if done % config.checkpoint_every == 0 or done == config.steps:
-                self.checkpoints.save(done, {"best": best if math.isfinite(best) else None})
+                self.checkpoints.save(done, {"selection": self.selection and asdict(self.selection)})
                 window = _Window(loader, config.loss)
-        return best
 
     def _optimise(self, batches: Iterator[Batch], window: _Window) -> None:
         """One optimiser step, over all its micro-batches."""
@@ -163,16 +189,18 @@ class Trainer:
                 self.optimizer.zero_grad()
             window.add(terms, batch)
 
-    def _look(self, step: int, best: float, log: TrainingLog) -> float:
-        """Evaluate, and keep the weights if they are the best so far."""
+    def _look(self, step: int, log: TrainingLog) -> None:
+        """Evaluate, and keep the weights if they are the best so far; those before the first step are a candidate."""
         if self.validation is None:
-            return best
+            return
         values = self.evaluate(self.validation)
         log.write(step, "validation", values)
-        if values["loss"] < best:
+        loss, before = values["loss"], self.selection
+        if before is None or loss < before.best:
             self.checkpoints.save_best(self.model)
-            return values["loss"]
-        return best
+            self.selection = Selection(before.start if before else loss, step, loss, loss)
+        else:
+            self.selection = replace(before, last=loss)
 
     @torch.no_grad()
     def evaluate(self, sampler: SetSampler) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import PeftModel
@@ -51,8 +51,14 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
     if base == "pretrain":
         base = str(layout.decoder(fold, "pretrain"))
     model, notes = build_decoder(recipe, data, base, recipe.seed)
-    samplers = _samplers(recipe, data, config)
-    assembler = _assembler(data, model, config, accelerator.device)
+    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(decoder, PerturbationDecoder)
+    vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
+    assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
+    situations = Situations.of(data, config, assembler)
+    samplers = _samplers(recipe, data, config, situations)
+    decoder.config.trained_on_responses |= situations.training > 0
+    notes += situations.notes(decoder.config.trained_on_responses, recipe.decoder.response_dropout)
     trainer = Trainer(phase, config, model, *samplers, assembler, folder, accelerator, console)
     if accelerator.is_main_process:
         total, trainable = count_parameters(model)
@@ -71,6 +77,9 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
         output = layout.decoder(fold, phase)
         forget(output)
         record = {"phase": phase, "fingerprint": fingerprint, "base": base, "simulated": data.cells.meta["simulated"]}
+        if trainer.selection is not None:
+            console.print(f"{phase}: validation loss: {trainer.selection}", highlight=False, soft_wrap=True)
+            record["validation_loss"] = asdict(trainer.selection)
         with whole_folder(output) as partial:
             save_decoder(trained, partial, {"recipe.json": recipe.model_dump(mode="json"), "training.json": record})
         mark_done(output, fingerprint, time.perf_counter() - started)
@@ -100,17 +109,65 @@ def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
-def _samplers(recipe: Recipe, data: Dataset, config: TrainConfig) -> tuple[SetSampler, SetSampler | None]:
+@dataclass(frozen=True)
+class Situations:
+    """How many of the groups that a phase trains on, validates on and tests have a known response, of how many.
+
+    Attributes:
+        training, validation, test: share of the groups whose response is known, 0 to 1; 0 without groups.
+    """
+
+    training: float
+    validation: float
+    test: float
+
+    @classmethod
+    def of(cls, data: Dataset, config: TrainConfig, assembler: Assembler) -> Situations:
+        """The situations of a phase."""
+        groups = [_training_groups(data, config), data.split.groups("validation"), data.split.groups("test")]
+        return cls(*(sum(assembler.knows(*group) for group in part) / max(1, len(part)) for part in groups))
+
+    @property
+    def hidden(self) -> float:
+        """Share of the validation sets to hide a known response in, so that as many lack one as in the test."""
+        return max(0.0, 1.0 - self.test / self.validation) if self.validation > 0 else 0.0
+
+    def notes(self, trained_on_responses: bool, dropout: float) -> list[str]:
+        """What the phase cannot learn or see of what the test asks for, one sentence each."""
+        notes = []
+        if self.test > 0 and self.validation == 0:
+            notes.append(
+                f"{self.test:.0%} of the test groups have a known response, no validation group has one: validation "
+                "cannot tell whether training helps there; hold out groups whose perturbation was measured elsewhere"
+            )
+        if self.test > 0 and not trained_on_responses:
+            notes.append("no training group has a known response either: where one is known, the decoder repeats it")
+        if self.test < 1 and self.training == 1 and dropout == 0:
+            notes.append(
+                f"{1 - self.test:.0%} of the test groups have no known response, all training sets have one; set "
+                "decoder.response_dropout above 0"
+            )
+        return notes
+
+
+def _training_groups(data: Dataset, config: TrainConfig) -> list[tuple[str, str]]:
     contexts = set(config.contexts or data.cells.contexts)
     unknown = sorted(contexts - set(data.cells.contexts))
     if unknown:
         raise UserError(f"contexts {unknown} of the recipe are not among the cells' contexts {data.cells.contexts}")
-    training = [group for group in data.split.groups("train") if group[0] in contexts]
+    return [group for group in data.split.groups("train") if group[0] in contexts]
+
+
+def _samplers(
+    recipe: Recipe, data: Dataset, config: TrainConfig, situations: Situations
+) -> tuple[SetSampler, SetSampler | None]:
+    training = _training_groups(data, config)
     # Validation is not narrowed to the phase's contexts: a base is chosen by how well it serves where it will be used.
     validation = data.split.groups("validation")
     dropout = recipe.decoder.code_dropout, recipe.decoder.response_dropout
     sampler = SetSampler(data, training, config.set_size, recipe.seed, *dropout, _weights(config, training))
-    return sampler, SetSampler(data, validation, config.set_size, recipe.seed) if validation else None
+    hidden = situations.hidden
+    return sampler, SetSampler(data, validation, config.set_size, recipe.seed, 0.0, hidden) if validation else None
 
 
 def _weights(config: TrainConfig, groups: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
@@ -130,9 +187,3 @@ def _weights(config: TrainConfig, groups: list[tuple[str, str]]) -> dict[tuple[s
         * config.perturbation_weights.get(perturbation, 1.0)
         for context, perturbation in groups
     }
-
-
-def _assembler(data: Dataset, model: nn.Module, config: TrainConfig, device: torch.device) -> Assembler:
-    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(decoder, PerturbationDecoder)
-    return Assembler(data, vocabulary_of(decoder.config), config.set_size, decoder.config.response, device)
