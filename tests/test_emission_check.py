@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_screens import CONTROL, dataset_of, screen, store_of
+from tiny_screens import CONTROL, dataset_of, papalexi, screen, store_of
 
 from vcc_fm.emission_check import check_emitter
 from vcc_fm.recipe import PredictConfig
@@ -54,14 +54,7 @@ def test_few_controls_are_said_and_not_judged(tmp_path):
 
 
 def test_papalexi_controls_stay_like_controls(real_data, tmp_path):
-    import anndata
-
-    cells = anndata.read_h5ad(real_data / "perturbation/papalexi2021_thp1_crisprko_20729x299_counts.h5ad")
-    cells = cells[cells.obs["assigned"].astype(bool) & cells.obs["target_gene"].isin(["non-targeting", "STAT1"])]
-    label = np.where(cells.obs["target_gene"] == "non-targeting", CONTROL, "STAT1")
-    replicate = cells.obs["bio_rep"].astype(str).to_numpy()
-    real = screen(cells.X.toarray(), replicate, "1", label, list(cells.var_names))
-    data = dataset_of(store_of(tmp_path, real))
+    data = dataset_of(store_of(tmp_path, papalexi(real_data)))
     records, warnings = check_emitter(data, data.cells.contexts, PredictConfig(), 0)
     assert warnings == []
     for one in records:

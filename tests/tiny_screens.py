@@ -44,6 +44,15 @@ def screen(
     return Screen(np.asarray(counts), obs, genes or [chr(97 + i) for i in range(counts.shape[1])], **keys)
 
 
+def papalexi(real_data: Path) -> Screen:
+    """Papalexi 2021, assigned cells: 25 perturbations and the control in three replicates, which are the contexts."""
+    cells = anndata.read_h5ad(real_data / "perturbation/papalexi2021_thp1_crisprko_20729x299_counts.h5ad")
+    cells = cells[cells.obs["assigned"].astype(bool)]
+    label = cells.obs["target_gene"].astype(str).replace("non-targeting", CONTROL).to_numpy()
+    replicate = cells.obs["bio_rep"].astype(str).to_numpy()
+    return screen(cells.X.toarray(), replicate, "1", label, list(cells.var_names))
+
+
 def write_screen(folder: Path, name: str, one: Screen) -> SourceConfig:
     """Write a screen as h5ad; its entry in a recipe."""
     path = folder / f"{name}.h5ad"

@@ -1,8 +1,10 @@
 """Responses: log ratios by hand, against known effects, and what they must not know."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from tiny_screens import CONTROL, dataset_of, draw_counts, screen, store_of
+from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, store_of
 
 from vcc_fm.baselines.additive import additive
 from vcc_fm.cellsets.dispersion import control_dispersion
@@ -135,6 +137,28 @@ def test_a_knock_down_among_silent_genes_arrives_elsewhere_as_it_was_measured(tm
         assert abs(moved[gene] - responses.ratio[row, gene]) < 2 * error[gene]
     silent = np.delete(np.arange(genes), [7, 11])
     assert (moved[silent] ** 2).mean() < 0.05 * (responses.ratio[row, silent] ** 2).mean()
+
+
+def test_papalexi_responses_are_worth_more_elsewhere_shrunken_than_as_they_are(tmp_path, real_data):
+    responsive = {"IFNGR1", "IFNGR2", "JAK2", "STAT1", "IRF1", "SMAD4", "CUL3", "BRD4"}
+    responses = dataset_of(store_of(tmp_path, papalexi(real_data))).responses
+    plain = replace(responses, shrink=lambda effect, _: effect)
+    for held_out in ("rep_1", "rep_2", "rep_3"):
+        correlations, squares = [], []
+        for row, (context, label) in enumerate(responses.groups):
+            if context != held_out:
+                continue
+            others = np.delete(np.arange(responses.ratio.shape[1]), responses.own[label])
+            measured = responses.ratio[row, others]
+            moved = [one.elsewhere(context, label)[others] for one in (responses, plain)]
+            if label in responsive:
+                correlations.append([np.corrcoef(one, measured)[0, 1] for one in moved])
+            else:
+                squares.append(np.square(moved[0]).mean())
+        shrunken, as_they_are = np.median(correlations, axis=0)
+        assert shrunken >= as_they_are
+        # What a normal prior made of the inert ones, with the noise of the controls left out.
+        assert np.mean(squares) < 0.0004
 
 
 def test_noise_of_few_controls_is_no_effect(tmp_path):
