@@ -100,6 +100,12 @@ class Batch:
         """The batch in page-locked memory, so far as it is not on the device already."""
         return _each(self, lambda value: value if value.is_cuda else value.pin_memory())
 
+    def not_finite(self) -> list[str]:
+        """Names of the fields that hold NaN or infinity; a log share of -inf says that a gene was not measured."""
+        values = {name: getattr(self, name) for name in ("cells_BSE", "control_depth_BS", "target_vector_BPV")}
+        values |= {"response_BG": self.response_BG, "log_share_BSG": self.log_share_BSG.exp()}
+        return [name for name, value in values.items() if not torch.isfinite(value).all()]
+
     def __len__(self) -> int:
         return len(self.context_code_B)
 

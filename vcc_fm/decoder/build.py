@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from vcc_fm.cellsets.dataset import Dataset
@@ -116,10 +117,18 @@ def load_decoder(base: str | Path, revision: str | None = None) -> PerturbationD
 def _load(kind: type[Any], base: str, revision: str | None) -> Any:
     """Weights as safetensors only, code of this program only: a checkpoint from elsewhere must not run any."""
     try:
-        return kind.from_pretrained(base, revision=revision, use_safetensors=True, trust_remote_code=False)
+        model = kind.from_pretrained(base, revision=revision, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"{base}: its weights cannot be loaded (safetensors only): {said}") from None
+    if wrong := not_finite(model):
+        raise UserError(f"{base}: {len(wrong)} tensors are not finite, such as {wrong[0]}; take another checkpoint")
+    return model
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the tensors of a model that hold NaN or infinity."""
+    return [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
 
 
 def _base_config(base: str, revision: str | None) -> PretrainedConfig:

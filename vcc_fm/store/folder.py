@@ -36,13 +36,33 @@ def whole_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    name_folder(partial, final)
+
+
+def name_folder(partial: Path, final: Path) -> None:
+    """Give a finished folder its name, after all of its content is on the disk; it takes the place of an older one.
+
+    A power cut then leaves the old folder or the new one: never a name in front of empty files.
+    """
+    for path in (*partial.rglob("*"), partial):
+        _to_disk(path)
     # The old folder moves away first: at no instant does `final` name a mixture of old and new files.
     old = final.with_name(final.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     partial.rename(final)
+    _to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from vcc_fm.store.folder import read_json, write_json
+from vcc_fm.errors import UserError
+from vcc_fm.store.folder import name_folder, read_json, sha256_file, whole_file, write_json
 
 _STEP = re.compile(r"^step-(\d+)$")
 
@@ -24,16 +26,12 @@ class Checkpoints:
     """The folder ``checkpoints/`` of a training phase.
 
     ``step-N/`` holds what Accelerate needs to go on after step N, bit for bit; it is written by a run for itself.
-    ``best.safetensors`` holds the trainable weights with the lowest validation loss so far.
+    ``progress.json`` in it lists the SHA-256 of every other file. ``best-N.safetensors`` holds the trainable weights
+    after step N, which had the lowest validation loss so far; those that a kept checkpoint names are kept with it.
     """
 
     def __init__(self, folder: Path, keep: int, accelerator: Accelerator):
         self.folder, self.keep, self.accelerator = folder, keep, accelerator
-
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint."""
-        found = [path for path in self.folder.glob("step-*") if _STEP.match(path.name)]
-        return max(found, key=_step_of, default=None)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint after ``step`` optimiser steps; all processes call it."""
@@ -46,43 +44,105 @@ class Checkpoints:
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_json(partial / "progress.json", {"step": step, **state})
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            whole = sorted((p for p in self.folder.glob("step-*") if _STEP.match(p.name)), key=_step_of)
-            for old in whole[: -self.keep]:
+            files = {name: sha256_file(partial / name) for name in _files(partial)}
+            write_json(partial / "progress.json", {"step": step, "files": files, **state})
+            name_folder(partial, final)
+            for old in self._newest_first()[self.keep :]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def resume(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint into what Accelerate has prepared; its ``progress.json``, or None."""
-        latest = self.latest()
-        if latest is None:
-            return None
-        self.accelerator.load_state(str(latest))
-        return read_json(latest / "progress.json")
+    def resume(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Load the newest whole checkpoint into what Accelerate has prepared; all processes call it.
 
-    def save_best(self, model: nn.Module) -> None:
-        """Keep the trainable weights of ``model`` as the best; all processes call it."""
+        Returns:
+            Its ``progress.json``, or None where there is no whole one; why newer ones were passed over.
+        """
+        found: list[Any] = [None, None, []]
+        if self.accelerator.is_main_process:
+            for path in self._newest_first():
+                try:
+                    progress = read_json(path / "progress.json")
+                    fault = _fault(path, progress)
+                except UserError as error:
+                    fault = str(error)
+                if fault is None:
+                    found[:2] = [path, progress]
+                    break
+                found[2].append(f"{path.name} is damaged and passed over: {fault}")
+        path, progress, passed_over = broadcast_object_list(found)
+        if path is not None:
+            self.accelerator.load_state(str(path))
+        return progress, passed_over
+
+    def save_best(self, model: nn.Module, step: int) -> str:
+        """Keep the trainable weights of ``model`` as the best; all processes call it. The file's SHA-256."""
         weights = self.accelerator.get_state_dict(model)
+        digest = [""]
         if self.accelerator.is_main_process:
             trainable = {
                 name for name, value in self.accelerator.unwrap_model(model).named_parameters() if value.requires_grad
             }
             kept = {name: weights[name].contiguous().cpu() for name in sorted(trainable)}
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / "best.safetensors.partial"
+            final = self._best(step)
+            partial = final.with_suffix(".partial")
             save_file(kept, partial)
-            partial.replace(self.folder / "best.safetensors")
-        self.accelerator.wait_for_everyone()
+            digest = [sha256_file(partial)]
+            whole_file(partial, final)
+            named = {final} | {self._best(best) for path in self._newest_first() for best in _best_steps(path)}
+            for old in set(self.folder.glob("best-*.safetensors")) - named:
+                old.unlink()
+        return broadcast_object_list(digest)[0]
 
-    def load_best(self, model: nn.Module) -> None:
-        """Put the best weights into an unwrapped model."""
-        best = load_file(self.folder / "best.safetensors")
+    def load_best(self, model: nn.Module, step: int, sha256: str) -> None:
+        """Put the best weights, those after ``step``, into an unwrapped model.
+
+        Raises:
+            UserError: the file is gone, or its content has changed.
+        """
+        file = self._best(step)
+        if not file.is_file() or sha256_file(file) != sha256:
+            raise UserError(
+                f"{file}: the best weights of this phase are missing or damaged; remove {self.folder.parent} and "
+                "train again"
+            )
+        best = load_file(file)
         with torch.no_grad():
             parameters = dict(model.named_parameters())
             for name, value in best.items():
                 parameters[name].copy_(value)
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step:08d}.safetensors"
+
+    def _newest_first(self) -> list[Path]:
+        found = [path for path in self.folder.glob("step-*") if _STEP.match(path.name)]
+        return sorted(found, key=_step_of, reverse=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files in a folder and below, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _fault(folder: Path, progress: Any) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
+    if not (isinstance(progress, dict) and progress.get("step") == _step_of(folder) and "files" in progress):
+        return "progress.json is not of this checkpoint"
+    for name, digest in progress["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(folder / name) != digest:
+            return f"{name} has changed"
+    return None
+
+
+def _best_steps(checkpoint: Path) -> list[int]:
+    """The best step that a checkpoint names, if it can be read and names one."""
+    try:
+        return [read_json(checkpoint / "progress.json")["selection"]["best_step"]]
+    except (UserError, TypeError, KeyError):
+        return []
 
 
 def _step_of(path: Path) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
-from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
 from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.errors import UserError
 from vcc_fm.processes import leave_a_core_to_the_loader
@@ -77,6 +77,7 @@ class Selection:
     start: float
     best_step: int
     best: float
+    best_sha256: str
     last: float
 
     def __str__(self) -> str:
@@ -134,8 +135,13 @@ class Trainer:
 
     def run(self) -> nn.Module:
         """Train from the newest checkpoint, or from the start, to the end; the model with its best weights."""
-        progress = self.checkpoints.resume() or {"step": 0, "selection": None}
+        found, passed_over = self.checkpoints.resume()
+        progress = found or {"step": 0, "selection": None}
         first = progress["step"]
+        if passed_over and self.accelerator.is_main_process:
+            for line in passed_over:
+                self.console.print(f"{self.phase}: {line}", markup=False, soft_wrap=True)
+            self.console.print(f"{self.phase}: goes on after step {first}", soft_wrap=True)
         if progress["selection"] is not None:
             self.selection = Selection(**progress["selection"])
         log = TrainingLog(self.folder, self.phase, self.config.steps, self.accelerator, self.console, first)
@@ -149,8 +155,8 @@ class Trainer:
             loader.close()
             log.close()
         model = self.accelerator.unwrap_model(self.model)
-        if self.validation is not None:
-            self.checkpoints.load_best(model)
+        if self.selection is not None:
+            self.checkpoints.load_best(model, self.selection.best_step, self.selection.best_sha256)
         return model
 
     def _steps(self, first: int, loader: Prefetcher, log: TrainingLog) -> None:
@@ -161,7 +167,7 @@ class Trainer:
             rate = learning_rate(config, step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._optimise(batches, window)
+            self._optimise(step, batches, window)
             done = step + 1
             log.advance(done)
             if done % config.log_every == 0 or done == config.steps:
@@ -174,8 +180,12 @@ class Trainer:
                 self.checkpoints.save(done, {"selection": self.selection and asdict(self.selection)})
                 window = _Window(loader, config.loss)
 
-    def _optimise(self, batches: Iterator[Batch], window: _Window) -> None:
-        """One optimiser step, over all its micro-batches."""
+    def _optimise(self, step: int, batches: Iterator[Batch], window: _Window) -> None:
+        """Optimiser step ``step`` (from 0), over all its micro-batches.
+
+        Raises:
+            UserError: its gradient is not finite. The weights are as before.
+        """
         for _ in range(self._accumulation):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
@@ -184,7 +194,13 @@ class Trainer:
                 # with equal micro-batches what is left is the mean over all sets of the step.
                 self.accelerator.backward(total_loss(terms, self.config.loss))
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                    # Over all micro-batches and processes: what is not finite anywhere is not finite here.
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                    if not torch.isfinite(norm):
+                        share = self._micro * self._accumulation
+                        first = self.accelerator.process_index * share
+                        sets = self.training.step(step, self.config.batch_sets, slice(first, first + share))
+                        raise self._not_finite(f"step {step + 1}: the gradient's norm is {float(norm)}", sets)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             window.add(terms, batch)
@@ -194,13 +210,28 @@ class Trainer:
         if self.validation is None:
             return
         values = self.evaluate(self.validation)
-        log.write(step, "validation", values)
         loss, before = values["loss"], self.selection
+        if not math.isfinite(loss):
+            sets = [self.validation[i] for i in range(min(len(self.validation), self.config.eval_sets))]
+            raise self._not_finite(f"after step {step}: the validation loss is {loss}", sets)
+        log.write(step, "validation", values)
         if before is None or loss < before.best:
-            self.checkpoints.save_best(self.model)
-            self.selection = Selection(before.start if before else loss, step, loss, loss)
+            digest = self.checkpoints.save_best(self.model, step)
+            self.selection = Selection(before.start if before else loss, step, loss, digest, loss)
         else:
             self.selection = replace(before, last=loss)
+
+    def _not_finite(self, what: str, sets: list[CellSet]) -> UserError:
+        """What is not finite, in which sets, and whether their own input is to blame."""
+        wrong = sorted({name for one in sets for name in self.assembler.assemble([one]).not_finite()})
+        remedy = (
+            f"their input is not finite ({', '.join(wrong)}): make the stores again, `vcc-fm verify` reads them"
+            if wrong
+            else "lower the learning rate, or look at these cells; checkpoints of earlier steps are kept"
+        )
+        groups = sorted({f"{one.perturbation} in {one.context}" for one in sets})
+        shown = ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
+        return UserError(f"{self.phase}, {what}, for sets of {shown}; {remedy}")
 
     @torch.no_grad()
     def evaluate(self, sampler: SetSampler) -> dict[str, float]:

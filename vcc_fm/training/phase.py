@@ -15,7 +15,7 @@ from torch import nn
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
-from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.build import build_decoder, not_finite, vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, mark_done
@@ -72,6 +72,8 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
         for note in notes:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
     trained = trainer.run()
+    if wrong := not_finite(trained):
+        raise UserError(f"{phase}: {len(wrong)} tensors are not finite, such as {wrong[0]}; the model is not saved")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output = layout.decoder(fold, phase)
