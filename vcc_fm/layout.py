@@ -15,7 +15,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import Recipe, TrainConfig, expand, fingerprint
 from vcc_fm.store.folder import read_json, write_json
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
 
 _END = 1 << 20

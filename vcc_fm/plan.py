@@ -215,8 +215,8 @@ def _proteins(
 ) -> dict[str, Any] | None:
     """Which target genes and genes of the axis have a sequence."""
     try:
-        known, width = _known_proteins(recipe, scratch)
-        covered = protein_coverage(recipe, labels, genes, known)
+        known, width, faulty = _known_proteins(recipe, scratch)
+        covered = protein_coverage(recipe, labels, genes, known, faulty)
     except UserError as error:
         problems.append(str(error))
         return None
@@ -235,14 +235,14 @@ def _proteins(
     }
 
 
-def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int]:
-    """Symbols that have a protein vector, and its length."""
+def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int, dict[str, str]]:
+    """Symbols that have a protein vector, its length, and what is wrong with the proteins of other symbols."""
     config = recipe.embed.proteins
     if config.table is not None:
         symbols, vectors = read_pt(expand(config.table))
-        return set(symbols), vectors.shape[1]
-    known = {protein.symbol for protein in read_proteins(protein_fasta(recipe, scratch)).proteins}
-    return known, protein_width(config)
+        return set(symbols), vectors.shape[1], {}
+    read = read_proteins(protein_fasta(recipe, scratch))
+    return {protein.symbol for protein in read.proteins}, protein_width(config), read.report.faulty
 
 
 def _resources(recipe: Recipe, opened: dict[str, Any], genes: int) -> dict[str, float]:
