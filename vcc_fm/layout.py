@@ -148,7 +148,8 @@ class Layout:
         """Of the split."""
         split = self.recipe.split.model_dump(mode="json")
         if split["table"] is not None:
-            split["table"] = file_identity(split["table"])
+            # By its path a source is found among the datasets of the table.
+            split["table"] = [file_identity(split["table"]), [source.path for source in self.recipe.data.sources]]
         kept = None
         if self.recipe.embed.proteins.missing == "drop":
             kept = [self.proteins_fingerprint, self.names_fingerprint]

@@ -62,6 +62,15 @@ def faulty_proteins(proteins: EmbeddingStore) -> dict[str, str]:
     return proteins.meta["sequences"]["faulty"] if "sequences" in proteins.meta else {}
 
 
+def sources_of_contexts(recipe: Recipe, pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """Context -> the sources that have it, name -> path (empty where the screen is simulated), from such pairs."""
+    paths = {source.name: source.path for source in recipe.data.sources}
+    found: dict[str, dict[str, str]] = {}
+    for context, name in pairs:
+        found.setdefault(context, {})[name] = paths.get(name, "")
+    return found
+
+
 def with_vectors(
     group_cells: dict[tuple[str, str], int], known: set[str], control: str, separator: str
 ) -> dict[tuple[str, str], int]:
