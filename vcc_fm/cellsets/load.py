@@ -10,7 +10,8 @@ from vcc_fm.cellsets.split import Split
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done
 from vcc_fm.recipe import Recipe
-from vcc_fm.sources.symbols import Coverage, SymbolTable, coverage, read_symbols
+from vcc_fm.sources.symbol_files import read_symbols
+from vcc_fm.sources.symbols import Coverage, SymbolTable, coverage
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
