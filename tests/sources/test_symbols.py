@@ -238,7 +238,8 @@ def test_the_custom_download_of_all_genes(real_data):
     assert table.genes("YARS") == ("YARS1",)
     pairs = read_symbols(str(real_data / "proteins/hgnc_alias_to_approved.tsv.gz"))
     axis = (real_data / "vcc2025/gene_names.csv").read_text().split()
-    assert np.mean([table.genes(symbol) == pairs.genes(symbol) for symbol in axis]) > 0.99
+    # The two files are of different months.
+    assert np.mean([table.genes(symbol) == pairs.genes(symbol) for symbol in axis]) > 0.98
 
 
 def counts(resolutions):
