@@ -15,7 +15,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import Recipe, TrainConfig, expand, fingerprint
 from vcc_fm.store.folder import read_json, write_json
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
 
 _END = 1 << 20
@@ -148,7 +148,8 @@ class Layout:
         """Of the split."""
         split = self.recipe.split.model_dump(mode="json")
         if split["table"] is not None:
-            split["table"] = file_identity(split["table"])
+            # By its path a source is found among the datasets of the table.
+            split["table"] = [file_identity(split["table"]), [source.path for source in self.recipe.data.sources]]
         kept = None
         if self.recipe.embed.proteins.missing == "drop":
             kept = [self.proteins_fingerprint, self.names_fingerprint]

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from vcc_fm.cellsets.load import protein_coverage, separator_of, with_vectors
+from vcc_fm.cellsets.load import protein_coverage, separator_of, sources_of_contexts, with_vectors
 from vcc_fm.cellsets.split import Split, make_splits
 from vcc_fm.encoders.cell_store import cell_width
 from vcc_fm.encoders.protein_store import protein_width
@@ -64,6 +64,7 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     plan["cells"] = opened
     genes = opened.pop("axis")
     groups = opened.pop("group_cells")
+    sources = sources_of_contexts(recipe, opened.pop("context_sources"))
     labels = sorted({label for _, label in groups} - {configs[0].control})
     opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, configs[0].control, problems)
     missing = {entry["needed_for"] for entry in plan["missing"]}
@@ -73,7 +74,7 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
         targets = {gene for label in labels for gene in label.split(separator_of(recipe))}
         groups = with_vectors(groups, targets - without, configs[0].control, separator_of(recipe))
     if "split" not in missing:
-        splits = _splits(recipe, groups, configs[0].control, problems)
+        splits = _splits(recipe, groups, configs[0].control, sources, problems)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
         _phases(recipe, splits, opened["contexts"], problems)
     plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
@@ -155,6 +156,7 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
         "axis": axis.tolist(),
         "genes_in_all": int(measured.all(axis=0).sum()),
         "group_cells": kept,
+        "context_sources": list(cells[["context", "source"]].drop_duplicates().itertuples(index=False, name=None)),
     }
 
 
@@ -202,9 +204,15 @@ def _phases(recipe: Recipe, splits: list[Split], contexts: list[str], problems: 
         )
 
 
-def _splits(recipe: Recipe, group_cells: dict[tuple[str, str], int], control: str, problems: list[str]) -> list[Split]:
+def _splits(
+    recipe: Recipe,
+    group_cells: dict[tuple[str, str], int],
+    control: str,
+    sources: dict[str, dict[str, str]],
+    problems: list[str],
+) -> list[Split]:
     try:
-        return make_splits(recipe.split, group_cells, control, separator_of(recipe), recipe.seed)
+        return make_splits(recipe.split, group_cells, control, separator_of(recipe), recipe.seed, sources)
     except UserError as error:
         problems.append(str(error))
         return []
@@ -215,8 +223,8 @@ def _proteins(
 ) -> dict[str, Any] | None:
     """Which target genes and genes of the axis have a sequence."""
     try:
-        known, width = _known_proteins(recipe, scratch)
-        covered = protein_coverage(recipe, labels, genes, known)
+        known, width, faulty = _known_proteins(recipe, scratch)
+        covered = protein_coverage(recipe, labels, genes, known, faulty)
     except UserError as error:
         problems.append(str(error))
         return None
@@ -235,14 +243,14 @@ def _proteins(
     }
 
 
-def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int]:
-    """Symbols that have a protein vector, and its length."""
+def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int, dict[str, str]]:
+    """Symbols that have a protein vector, its length, and what is wrong with the proteins of other symbols."""
     config = recipe.embed.proteins
     if config.table is not None:
         symbols, vectors = read_pt(expand(config.table))
-        return set(symbols), vectors.shape[1]
-    known = {protein.symbol for protein in read_proteins(protein_fasta(recipe, scratch)).proteins}
-    return known, protein_width(config)
+        return set(symbols), vectors.shape[1], {}
+    read = read_proteins(protein_fasta(recipe, scratch))
+    return {protein.symbol for protein in read.proteins}, protein_width(config), read.report.faulty
 
 
 def _resources(recipe: Recipe, opened: dict[str, Any], genes: int) -> dict[str, float]:

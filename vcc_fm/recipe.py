@@ -170,7 +170,9 @@ class DataConfig(Section):
     sources: list[SourceConfig] = Field([], description="h5ad files or zarr stores to read")
     genes: str = Field("union", description="gene axis: union, intersection, or a text file with one symbol a line")
     symbols: str | None = Field(
-        None, description="gene names from HGNC: genes and targets of all sources go under their approved symbols"
+        None,
+        description="gene names from HGNC, or Ensembl ids and their symbols: genes and targets of all sources go "
+        "under approved symbols",
     )
     pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where data.symbols is ambiguous")
     minimum_cells: PositiveInt = Field(

@@ -226,7 +226,7 @@ def _cell_store(layout: Layout) -> CellStore:
 
 
 def _split(recipe: Recipe, console: Console) -> None:
-    from vcc_fm.cellsets.load import protein_coverage, separator_of, with_vectors
+    from vcc_fm.cellsets.load import faulty_proteins, protein_coverage, separator_of, sources_of_contexts, with_vectors
     from vcc_fm.cellsets.split import make_splits
     from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -234,7 +234,8 @@ def _split(recipe: Recipe, console: Console) -> None:
     cells = _cell_store(layout)
     if not is_done(layout.proteins, layout.proteins_fingerprint):
         raise UserError(f"{layout.proteins} is missing or of another recipe; run `vcc-fm embed proteins RECIPE` first")
-    covered = protein_coverage(recipe, cells.labels, cells.genes, EmbeddingStore(layout.proteins).keys)
+    proteins = EmbeddingStore(layout.proteins)
+    covered = protein_coverage(recipe, cells.labels, cells.genes, proteins.keys, faulty_proteins(proteins))
     layout.coverage.parent.mkdir(parents=True, exist_ok=True)
     write_json(layout.coverage, covered.to_json())
     for line in covered.lines():
@@ -245,7 +246,8 @@ def _split(recipe: Recipe, console: Console) -> None:
         dropped = {label for _, label in cells.group_cells.keys() - group_cells.keys()}
         number = sum(cells.group_cells.values()) - sum(group_cells.values())
         console.print(f"dropped for want of a protein vector: {len(dropped)} perturbations, {number:,} cells")
-    splits = make_splits(recipe.split, group_cells, cells.control, separator_of(recipe), recipe.seed)
+    sources = sources_of_contexts(recipe, cells.context_sources)
+    splits = make_splits(recipe.split, group_cells, cells.control, separator_of(recipe), recipe.seed, sources)
     for split in splits:
         path = layout.split(split.fold)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,3 +115,32 @@ def test_dropped_perturbations_are_in_no_role(tiny_run: Recipe, renamed: Callabl
     decoder, _ = build_decoder(recipe, data, "scratch", 0)
     assert decoder.config.learned_targets == []
     assert make_plan(recipe, 1)["problems"] == []
+
+
+def test_an_odd_protein_is_refused_where_a_target_or_a_gene_of_the_axis_needs_it(
+    tiny_run: Recipe, renamed: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    fasta, first = tmp_path / "p.fasta", targets(tiny_run)[0]
+    axis = sorted(set(load_dataset(tiny_run, 0).cells.genes) - set(targets(tiny_run)))[0]
+    recipe = renamed(missing="learned")
+    sound = fasta.read_text()
+
+    def with_odd(symbol: str) -> str:
+        return "".join(f">{entry}" for entry in sound.split(">")[1:] if not entry.startswith(f"{symbol}\n")) + (
+            f">{symbol}\nMK*L\n"
+        )
+
+    fasta.write_text(sound + ">UNRELATED\nMKT*LLV\n>EMPTY\n\n>LAST\nMAAA\n")
+    assert make_plan(recipe, 1)["problems"] == []
+    prepared(recipe)
+    # A target is asked for under an old name of the entry's gene.
+    for name, symbol in (("NEW1", first), (axis, axis)):
+        fasta.write_text(with_odd(name))
+        message = rf"1 of the .* have no sound protein \({symbol}: entry \d+ \({name}\): '\*' at residue 3 stands for"
+        (problem,) = make_plan(recipe, 1)["problems"]
+        assert re.search(message, problem)
+        with pytest.raises(UserError, match=message):
+            prepared(recipe)
+        # The gene has another protein: nobody needs the odd one.
+        fasta.write_text(with_odd(name) + f">{name} 2\nMKL\n")
+        assert make_plan(recipe, 1)["problems"] == []

@@ -185,7 +185,6 @@ def test_table_context_may_contain_dots_and_path_a_variable(tmp_path, monkeypatc
         (TRAINED + '[zeroshots]\n"screen.alpha" = "test"', r"unknown section \[zeroshots\]; known: datasets"),
         (TRAINED + '[fewshot."screen.alpha"]\ntrain = ["G01"]', "unknown key train; known: val, test"),
         (TRAINED + '[fewshot."screen.alpha"]\ntest = "G01"', "test: write a list of labels in quotes, found 'G01'"),
-        (TRAINED + '[fewshot."screen.alpha"]\ntest = ["G01"]\nval = ["G01"]', "'G01' is in both val and test"),
         (
             TRAINED + '[fewshot."screen.alpha"]\ntest = ["g01"]',
             r"alpha test: there is no perturbation 'g01'; nearest: G01",

@@ -98,7 +98,8 @@ def test_the_store_says_where_it_came_from(whole: tuple[Path, dict[str, bytes]],
         "file": "proteins.fasta",
         "sha256": hashlib.sha256(fasta.read_bytes()).hexdigest(),
         "kind": "uniprot",
-        "left_out": 0,
+        "left_out": {},
+        "faulty": {},
         "repairs": {},
     }
     assert meta["width"] == protein_width(config(model)) == 16

@@ -1,4 +1,5 @@
 import gzip
+import time
 
 import pytest
 
@@ -78,9 +79,96 @@ def test_ensembl_keeps_a_protein_once_and_leaves_out_pseudogenes(tmp_path):
 
 def test_entries_are_whole_wherever_a_block_ends(tmp_path, monkeypatch):
     whole = read_proteins(write(tmp_path, "\ufeff\n" + UNIPROT))
-    for block in (64, 65, 66, 67, 101):
+    for block in (8, 9, 10, 64, 65, 66, 67, 101):
         monkeypatch.setattr("vcc_fm.sources.fasta._BLOCK", block)
         assert read_proteins(tmp_path / "p.fa") == whole
+
+
+def test_a_long_entry_is_read_in_time_that_grows_with_its_length(tmp_path, monkeypatch):
+    # Of 65,536 blocks: joined anew at each of them, it takes minutes.
+    monkeypatch.setattr("vcc_fm.sources.fasta._BLOCK", 64)
+    long = write(tmp_path, ">TITIN\n" + "MEEPQSD\n" * (1 << 19) + ">B\nM\n")
+    started = time.process_time()
+    assert [len(protein.sequence) for protein in read_proteins(long).proteins] == [7 << 19, 1]
+    assert time.process_time() - started < 5
+
+
+# --------------------------------------------------------------------------------------------------------- odd entries
+@pytest.mark.parametrize(
+    ("text", "reason", "names", "detail"),
+    [
+        (">ODD\nMKT*LLV\n", "with a stop inside the sequence", ["ODD"], "(ODD): '*' at residue 4 stands for no amino"),
+        (">ODD 1\n\n", "without a sequence", ["1"], "(ODD 1): has no sequence"),
+        (">ODD\n*\n", "without a sequence", ["ODD"], "has no sequence"),
+        (">ODD\nMEE\nP1Q\n", "with a character that stands for no amino acid", ["ODD"], "'1' at residue 5"),
+        (">ODD\nMé\n", "with a character that stands for no amino acid", ["ODD"], "at residue 2 stands for no"),
+        (">ODD\nXXX-\n", "without a standard amino acid", ["ODD"], "has no standard amino acid, found 'XXX-'"),
+        (">ODD\n" + "ATGC" * 20, "of nucleotides", ["ODD"], "holds nucleotides"),
+        (
+            ">ODD\nM\n>ODD\nMK\n>ODD\nM",
+            "under a header that comes twice, with another sequence,",
+            ["ODD", "ODD"],
+            "an isoform needs an id of its own",
+        ),
+        (">NP_000537.3 cellular tumor antigen p53\nM\n", "named by the id of a protein", ["NP_000537.3"], None),
+        (">ENSP00000269305.4\nM\n", "named by the id of a protein", ["ENSP00000269305.4"], None),
+        ("> B\nM\n", "without a gene symbol", ["entry {}"], None),
+        (">\nM\n", "without a gene symbol", ["entry {}"], None),
+    ],
+)
+@pytest.mark.parametrize("around", [TEXT, UNIPROT, ENSEMBL], ids=["plain", "uniprot", "ensembl"])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_odd_entry_is_left_out_named_and_told_to_who_needs_it(tmp_path, around, first, text, reason, names, detail):
+    sound, before = read_proteins(write(tmp_path, around))
+    proteins, report = read_proteins(write(tmp_path, text + "\n" + around if first else around + "\n" + text))
+    assert proteins == sound
+    assert (report.kind, report.genes) == (before.kind, before.genes)
+    place = 1 if first else before.entries + 1
+    expected = [name.format(place) for name in names] + before.left_out.get(reason, [])
+    assert sorted(report.left_out[reason]) == sorted(expected)
+    assert list(report.faulty) == ([] if detail is None else ["ODD"])
+    if detail is not None:
+        assert detail in report.faulty["ODD"]
+    assert f"{len(expected)} {reason} left out" in report.text()
+
+
+def test_a_gene_with_a_sound_isoform_is_not_faulty(tmp_path):
+    proteins, report = read_proteins(write(tmp_path, ">A 1\nM*M\n>A 2\nMK\n>A 3\n\n"))
+    assert proteins == [Protein("A", "2", "MK")]
+    assert report.left_out == {"with a stop inside the sequence": ["1"], "without a sequence": ["3"]}
+    assert report.faulty == {}
+
+
+def test_an_entry_that_comes_again_is_read_once(tmp_path):
+    for text in (TEXT, UNIPROT, ENSEMBL):
+        once, before = read_proteins(write(tmp_path, text))
+        twice, report = read_proteins(write(tmp_path, text + text))
+        assert twice == once
+        assert report.repairs == before.repairs | {"that come again read once": len(once)}
+
+
+def test_proteins_of_ones_own_beside_those_of_uniprot(tmp_path):
+    for text in (UNIPROT + ">GFP\nMSK\n>LUC P9\nMED\n", ">GFP\nMSK\n>LUC P9\nMED\n" + UNIPROT):
+        proteins, report = read_proteins(write(tmp_path, text))
+        assert {("GFP", "", "MSK"), ("LUC", "P9", "MED")} < set(proteins)
+        assert (report.kind, len(proteins)) == ("uniprot", 5)
+        assert report.repairs == {"with another header than the uniprot one of most": 2}
+
+
+def test_a_protein_of_another_organism_is_left_out(tmp_path):
+    human = "".join(f">sp|P{i:05}|X OX=9606 GN=G{i}\nM\n" for i in range(30))
+    cow = ">sp|Q1|ALBU_BOVIN OX=9913 GN=ALB\nMK\n>sp|Q2|X_BOVIN OX=9913 GN=G1\nMK\n"
+    proteins, report = read_proteins(write(tmp_path, cow + human))
+    assert [protein.symbol for protein in proteins] == [f"G{i}" for i in range(30)]
+    assert report.left_out == {"of another organism": ["Q1", "Q2"]}
+    assert report.faulty == {"ALB": "Q1: is of organism OX=9913 in a file of OX=9606"}
+
+
+def test_a_header_may_hold_any_text_after_its_names(tmp_path):
+    assert read_fasta(write(tmp_path, ">A é ü\nM\n".encode("latin-1") + ">B β\nMK\n".encode())) == {
+        "A": ["M"],
+        "B": ["MK"],
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -89,26 +177,13 @@ def test_entries_are_whole_wherever_a_block_ends(tmp_path, monkeypatch):
     [
         ("", "not FASTA: starts with ''"),
         ("MEEP\n>A\nMEE\n", "not FASTA: starts with 'MEEP"),
-        (">A 1\nM\n> B\nM\n", "entry 2 has no gene symbol in its header '> B'"),
-        (">A\nM\n>\nM\n", "entry 2 has no gene symbol"),
-        (">A 1\nM\n>A  1 again\nM\n", "entry 2: header '>A 1' comes twice; an isoform needs an id of its own"),
-        (">A\nM\n>A\nM\n", "header '>A' comes twice"),
-        (UNIPROT + UNIPROT, "entry 5: header '>P04637' comes twice"),
-        (ENSEMBL + ENSEMBL, r"entry 6: header '>ENSP00000269305\.4' comes twice"),
-        (">A 1\nM\n>B 2\n", r"entry 2 \(B 2\): has no sequence"),
-        (">A 1\n*\n", "has no sequence"),
-        (">A 1\nMEE\nP1Q\n", r"entry 1 \(A 1\): '1' at residue 5"),
-        (">A 1\nME*EP\n", r"'\*' at residue 3"),
-        (">A 1\n" + "ATGC" * 20, "holds nucleotides"),
-        (">A é\nM\n", "no ASCII"),
-        (">A 1\nMé\n", "at residue 2 stands for no amino acid"),
-        (UNIPROT + ">TP53 P9\nM\n", r"entry 5 \('>TP53 P9'\) has a plain header in a uniprot file"),
-        (">TP53 P9\nM\n" + UNIPROT, "entry 2 .* has a uniprot header in a plain file"),
+        (">", "none of the 1 proteins can be used; entry 1 .*has no gene symbol"),
+        (">A\nM\n>A\nMK\n", r"none of the 2 .*entry 2 \(A\): its header comes twice, with another sequence"),
+        (">A 1\n" + "ATGC" * 20 + "\n>B\n" + "ATGC" * 20, r"none of the 2 .*entry 1 \(A 1\): holds nucleotides"),
         (UNIPROT.replace("9606 GN=TP53 PE", "10090 GN=TP53 PE"), r"2 organisms \(OX=10090 in P04637, OX=9606 in"),
-        (">NP_000537.3 cellular tumor antigen p53\nM\n", r"'>NP_000537\.3' names a protein, not a gene"),
-        (">ENSP00000269305.4\nM\n", "names a protein, not a gene"),
+        (">NP_000537.3 cellular tumor antigen p53\nM\n", r"\(NP_000537\.3 cellular\): names a protein, not a gene"),
         (">ENSP00000269305.4|ENST00000269305.9|ENSG|-|-|TP53-201|TP53|393\nM\n", "names a protein, not a gene"),
-        (ENSEMBL.replace("gene_symbol", "symbol"), r"none of the 5 proteins has a gene symbol \(ensembl headers\)"),
+        (ENSEMBL.replace("gene_symbol", "symbol"), r"none of the 5 proteins can be used; entry 1 .*no gene symbol"),
     ],
 )
 def test_what_is_no_protein_fasta(tmp_path, text, message):

@@ -6,7 +6,8 @@ import pytest
 
 from vcc_fm.errors import UserError
 from vcc_fm.sources.fasta import read_fasta
-from vcc_fm.sources.symbols import SymbolTable, approved_symbols, coverage, read_symbols
+from vcc_fm.sources.symbol_files import read_symbols
+from vcc_fm.sources.symbols import SymbolTable, approved_symbols, coverage
 
 # As HGNC publishes it: quotes around several values, columns of which most are not read, a withdrawn entry.
 COMPLETE_SET = """\
@@ -144,9 +145,12 @@ def test_coverage_names_every_symbol_and_what_speaks_for_a_candidate(table):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a tab-separated table"),
-        (b"symbol\tname\nTP53\tx\n", "expected the columns symbol, status, alias_symbol, prev_symbol of HGNC's"),
-        (b"alias\tapproved\n\xff\xfe\tx\n", "not a tab-separated table"),
+        (b"", "not a table of gene names"),
+        (b"symbol\tname\nTP53\tx\n", "found the columns symbol, name; expected HGNC's complete set"),
+        (b"gene\tid\ttype\nTP53\tENSG00000141510\tx\n", "found the columns gene, id, type; expected"),
+        (b"a\tb\nENSG00000141510\tENSG00000141510\n", "found the columns a, b; expected"),
+        (b"gene\tid\n", "found the columns gene, id; expected"),
+        (b"alias\tapproved\n\xff\xfe\tx\n", "not a table of gene names"),
         (gzip.compress(COMPLETE_SET.encode())[:-200], "gzip file cut short or damaged"),
     ],
 )
@@ -158,7 +162,86 @@ def test_what_is_no_table_of_symbols(tmp_path, content, message):
         read_symbols(str(tmp_path / "absent.tsv"), get="HGNC")
 
 
+# ------------------------------------------------------------------------------------------------------ forms, Ensembl
+def read(folder, text):
+    (folder / "t.txt.gz").write_bytes(gzip.compress(text.encode()))
+    return read_symbols(str(folder / "t.txt.gz"))
+
+
+CUSTOM = """\
+HGNC ID\tApproved symbol\tApproved name\tStatus\tPrevious symbols\tAlias symbols\tEnsembl ID(supplied by Ensembl)
+HGNC:11998\tTP53\t"tumor protein p53"\tApproved\t\tp53, LFS1\tENSG00000141510
+HGNC:11577\tTAFAZZIN\ttafazzin\tApproved\tEFE2, CMD3A, TAZ\tBTHS, G4.5, TAZ1\tENSG00000102125
+HGNC:24042\tWWTR1\tWW domain 1\tApproved\t\tTAZ, DKFZp586I1419\tENSG00000018408
+HGNC:2\tGONE\twithdrawn\tEntry Withdrawn\t\tLOST\t
+HGNC:3\tPAST~withdrawn\twithdrawn\tApproved\t\tPASSED\t
+"""
+
+
+def test_the_custom_download_is_read_as_the_complete_set_is(tmp_path):
+    custom = read(tmp_path, CUSTOM)
+    assert len(custom) == 3
+    assert custom.genes("TAZ") == ("TAFAZZIN", "WWTR1")
+    assert custom.resolve("TAZ", {"WWTR1"}).note == "may be TAFAZZIN (as previous) or WWTR1 (as alias)"
+    assert [custom.genes(name) for name in ("LFS1", "CMD3A", "G4.5")] == [("TP53",), ("TAFAZZIN",), ("TAFAZZIN",)]
+    assert [custom.genes(name) for name in ("GONE", "LOST", "PASSED", "PAST~withdrawn")] == [(), (), (), ()]
+    assert custom.genes("ENSG00000141510.18") == ("TP53",)
+    # Neither column of status nor of ids, as some downloads have it.
+    few = read(tmp_path, "Approved symbol\tAlias symbols\nTP53\tp53, LFS1\n")
+    assert few.genes("LFS1") == ("TP53",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ensembl_gene_id\tsymbol\nENSG00000141510\tTP53\nENSG00000000004\t\n",
+        "Gene name\tGene stable ID version\nTP53\tENSG00000141510.18\n",
+        "ENSG00000141510,TP53\nENSG00000018408,WWTR1\n",
+        "\ufeffid,name\r\nENSG00000141510,TP53\r\n",
+        "symbol\tstatus\tensembl_gene_id\nTP53\tApproved\tENSG00000141510\n",
+    ],
+)
+def test_ensembl_ids_of_any_version_are_names_of_their_gene(tmp_path, text):
+    table = read(tmp_path, text)
+    for name in ("ENSG00000141510", "ENSG00000141510.2", "TP53"):
+        assert table.genes(name) == ("TP53",)
+    assert table.genes("ENSG00000141510.18_PAR_Y") == ()
+    assert found(table.resolve("ENSG00000141510.4", {"TP53"})) == ("approved", "TP53")
+    assert found(table.resolve("TP53", {"ENSG00000141510"})) == ("ensembl", "ENSG00000141510")
+    brought = approved_symbols(np.array(["ENSG00000141510.1", "ENSG00000999999.3", "X"]), table)
+    assert brought.symbols.tolist() == ["TP53", "ENSG00000999999", "X"]
+
+
+def test_ids_of_one_symbol_stay_two_genes_and_ids_of_two_symbols_are_ambiguous(tmp_path):
+    rows = [
+        ("ENSG00000000001", "Y_RNA"),
+        ("ENSG00000000002", "Y_RNA"),
+        ("ENSG00000000003", "A"),
+        ("ENSG00000000003", "B"),
+    ]
+    table = read(tmp_path, "id\tname\n" + "".join(f"{one}\t{symbol}\n" for one, symbol in rows))
+    ids = np.array(["ENSG00000000001.1", "ENSG00000000002.1", "ENSG00000000003.1", "ENSG00000000003.2"])
+    brought = approved_symbols(ids, table)
+    # One id in two versions is two columns as well, which keep their names apart.
+    assert brought.symbols.tolist() == ["ENSG00000000001", "ENSG00000000002", *ids[2:]]
+    assert brought.taken == {ids[0]: "Y_RNA", ids[1]: "Y_RNA"}
+    assert brought.ambiguous == {ids[2]: ("A", "B"), ids[3]: ("A", "B")}
+    merged = approved_symbols(ids, table, merge=True)
+    assert merged.symbols.tolist() == ["Y_RNA", "Y_RNA", "ENSG00000000003", "ENSG00000000003"]
+
+
 # ----------------------------------------------------------------------------------------------------------- real data
+def test_the_custom_download_of_all_genes(real_data):
+    table = read_symbols(str(real_data / "proteins/hgnc_all_genes.tsv.gz"))
+    assert len(table) == 44_689
+    assert table.genes("TAZ") == ("TAFAZZIN", "WWTR1")
+    assert table.genes("YARS") == ("YARS1",)
+    pairs = read_symbols(str(real_data / "proteins/hgnc_alias_to_approved.tsv.gz"))
+    axis = (real_data / "vcc2025/gene_names.csv").read_text().split()
+    # The two files are of different months.
+    assert np.mean([table.genes(symbol) == pairs.genes(symbol) for symbol in axis]) > 0.98
+
+
 def counts(resolutions):
     return pd.Series([resolution.how for resolution in resolutions]).value_counts().to_dict()
 

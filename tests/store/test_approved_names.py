@@ -1,15 +1,19 @@
 """Files of different years: one gene under one name on the axis, among the labels, and in an axis out of a file."""
 
+import gzip
 import re
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from program import TINY
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe import Recipe, SourceConfig
+from vcc_fm.sources.symbol_files import read_symbols
 
 NAMES = "alias\tapproved\nFAM48A\tSUPT20H\nOLD1\tNEW1\nTAZ\tTAFAZZIN\nTAZ\tWWTR1\n"
 
@@ -54,22 +58,104 @@ def test_genes_and_targets_go_under_approved_symbols(tmp_path, names):
     assert repairs[1] == {}
 
 
-def test_a_pin_decides_and_an_axis_out_of_a_file_has_approved_symbols(tmp_path, names):
-    old, _, configs = two(tmp_path)
+@pytest.mark.parametrize("first", ["FAM48A", "SUPT20H"])
+@pytest.mark.parametrize("second", ["TAZ", "TAFAZZIN"])
+def test_an_axis_out_of_a_file_keeps_its_spelling_for_genes_and_targets(tmp_path, names, first, second):
+    old, new, configs = two(tmp_path)
     axis = tmp_path / "axis.txt"
-    axis.write_text("X\nFAM48A\nTAFAZZIN\n")
-    keys = {"symbols": names, "pins": {"TAZ": "TAFAZZIN"}, "genes": str(axis)}
-    with pytest.raises(UserError, match=r"1 genes are not under their approved symbols \(FAM48A for SUPT20H\)"):
-        write_store(tmp_path / "refused", configs, **keys)
-    axis.write_text("X\nSUPT20H\nTAFAZZIN\n")
-    store = write_store(tmp_path / "store", configs, **keys)
-    assert store.genes == ["X", "SUPT20H", "TAFAZZIN"]
+    axis.write_text(f"X\n{first}\n{second}\n")
+    store = write_store(tmp_path / "store", configs, symbols=names, pins={"TAZ": "TAFAZZIN"}, genes=str(axis))
+    assert store.genes == ["X", first, second]
     np.testing.assert_array_equal(store.measured_by_source, [[1, 1, 1], [1, 1, 0]])
-    # Every target gene that is measured is found on the axis.
-    assert {"SUPT20H", "TAFAZZIN", "X"} <= set(store.perturbations)
+    # One name for a gene everywhere: every target gene that is measured is found on the axis.
+    assert store.perturbations == sorted(["+".join(sorted(["NEW1", first])), first, second, "X", CONTROL])
+    for context, one, columns in (("K", old, [2, 0, 1]), ("H", new, [1, 0])):
+        rows = store.rows(context)
+        places = one.obs.index.get_indexer([barcode.partition(":")[2] for barcode in store.barcodes[rows]])
+        np.testing.assert_array_equal(store.dense(rows)[:, : len(columns)], one.counts[places][:, columns])
+    respelled = [source["repairs"].get("genes spelled as data.genes has them", 0) for source in store.meta["sources"]]
+    assert respelled == [(first == "FAM48A") + (second == "TAZ"), int(first == "FAM48A")]
+
+
+def test_an_axis_spells_no_gene_as_another_column_of_the_file(tmp_path, names):
+    # The file has FAM48A beside SUPT20H, as two genes: the axis means its FAM48A.
+    labels = np.array([CONTROL, "X"])[np.arange(8) % 2]
+    counts = np.arange(24).reshape(8, 3)
+    config = write_screen(tmp_path, "s", screen(counts, "K", "1", labels, ["SUPT20H", "FAM48A", "X"]))
+    (tmp_path / "axis.txt").write_text("FAM48A\nX\n")
+    store = write_store(tmp_path / "store", [config], symbols=names, genes=str(tmp_path / "axis.txt"))
+    assert store.genes == ["FAM48A", "X"]
+    assert {tuple(row) for row in store.dense(store.rows())} == {tuple(row) for row in counts[:, 1:]}
+
+
+IDS = ["ENSG00000000001.2", "ENSG00000000002.11", "ENSG00000000003", "ENSG00000000004.1"]
+COMPLETE = (
+    "symbol\tstatus\talias_symbol\tprev_symbol\tensembl_gene_id\n"
+    "SUPT20H\tApproved\t\tFAM48A\tENSG00000000001\n"
+    "X\tApproved\t\t\tENSG00000000002\n"
+    "NEW1\tApproved\t\tOLD1\tENSG00000000003\n"
+)
+TWO_COLUMNS = (
+    "Gene stable ID,Gene name\nENSG00000000001.9,SUPT20H\nENSG00000000002,X\nENSG00000000003,NEW1\nENSG00000000004,\n"
+)
+
+
+@pytest.mark.parametrize("table", [COMPLETE, TWO_COLUMNS], ids=["complete", "two columns"])
+def test_a_file_of_ensembl_ids_joins_one_of_symbols(tmp_path, table):
+    (tmp_path / "names.txt.gz").write_bytes(gzip.compress(table.encode()))
+    keys = {"symbols": str(tmp_path / "names.txt.gz")}
+    rng = np.random.default_rng(0)
+    labels = np.array([CONTROL, "SUPT20H", "ENSG00000000003", "ENSG00000000004.1"])[np.arange(40) % 4]
+    ids = screen(rng.poisson(2.0, (40, 4)), "K", "1", labels, IDS)
+    symbols = screen(rng.poisson(2.0, (40, 2)), "H", "1", np.array([CONTROL, "X"])[np.arange(40) % 2], ["NEW1", "X"])
+    configs = [write_screen(tmp_path, "ids", ids), write_screen(tmp_path, "symbols", symbols)]
+    with pytest.raises(UserError, match=r"Ensembl gene ids \(ENSG00000000001\.2, …\).* or give data\.symbols a table"):
+        write_store(tmp_path / "refused", configs)
+    store = write_store(tmp_path / "store", configs, **keys)
+    assert store.genes == ["SUPT20H", "X", "NEW1", "ENSG00000000004"]
+    assert store.perturbations == sorted([CONTROL, "SUPT20H", "NEW1", "ENSG00000000004", "X"])
+    repairs = store.meta["sources"][0]["repairs"]
+    assert repairs["Ensembl ids brought to the approved symbol"] == 3
+    assert repairs["Ensembl ids without a symbol of their own in data.symbols, left as they are"] == 1
     rows = store.rows("K")
-    places = old.obs.index.get_indexer([barcode.partition(":")[2] for barcode in store.barcodes[rows]])
-    np.testing.assert_array_equal(store.dense(rows), old.counts[places][:, [2, 0, 1]])
+    places = ids.obs.index.get_indexer([barcode.partition(":")[2] for barcode in store.barcodes[rows]])
+    np.testing.assert_array_equal(store.dense(rows), ids.counts[places])
+
+
+def test_ensembl_ids_of_which_the_table_knows_none_are_refused(tmp_path, names):
+    labels = np.array([CONTROL, "X"])[np.arange(8) % 2]
+    config = write_screen(tmp_path, "ids", screen(np.ones((8, 4)), "K", "1", labels, IDS))
+    with pytest.raises(
+        UserError, match=r"Ensembl gene ids .* data\.symbols knows 0 of 4; no column of var looks like"
+    ):
+        write_store(tmp_path / "store", [config], symbols=names)
+
+
+@pytest.mark.parametrize("form", ["complete", "custom", "two columns"])
+def test_the_glioblastoma_file_by_its_ensembl_ids(tmp_path, real_data, form):
+    path = real_data / "perturbation/zhao2021_glioblastoma_panobinostat_lemur_5000x300_counts.h5ad"
+    file = anndata.read_h5ad(path, backed="r")
+    var, hgnc = file.var, read_symbols(str(real_data / "proteins/hgnc_all_genes.tsv.gz"))
+    known = var[[len(hgnc.genes(symbol)) == 1 for symbol in var["symbol"]]]
+    approved = [hgnc.genes(symbol)[0] for symbol in known["symbol"]]
+    columns = {
+        "complete": {"symbol": approved, "status": "Approved", "prev_symbol": "", "ensembl_gene_id": known["gene_id"]},
+        "custom": {"Approved symbol": approved, "Previous symbols": "", "Ensembl gene ID": known["gene_id"]},
+        "two columns": {"gene": approved, "id": known.index},
+    }[form]
+    pd.DataFrame(columns).to_csv(tmp_path / "names.tsv.gz", sep="\t", index=False)
+    config = SourceConfig(
+        name="gbm", path=str(path), perturbation_column="condition", control="ctrl",
+        context_column="patient_id",
+    )  # fmt: skip
+    store = write_store(tmp_path / "store", [config], symbols=str(tmp_path / "names.tsv.gz"))
+    repairs = store.meta["sources"][0]["repairs"]
+    assert 0.9 * len(var) < len(known) < len(var)
+    assert repairs["Ensembl ids brought to the approved symbol"] == len(known)
+    left = repairs["Ensembl ids without a symbol of their own in data.symbols, left as they are"]
+    assert left == len(var) - len(known)
+    by_id = dict(zip(known.index, approved, strict=True))
+    assert store.genes == [by_id.get(one, one.partition(".")[0]) for one in var.index]
 
 
 def test_a_pinned_target_is_renamed_though_its_gene_has_a_column(tmp_path, names):
@@ -112,3 +198,17 @@ def test_another_table_of_names_makes_another_store(tmp_path, names):
         before,
         Layout(recipe).cells_fingerprint,
     )
+
+
+def test_the_gene_list_of_the_challenge_beside_approved_symbols(tmp_path, real_data):
+    labels = np.array([CONTROL, "YARS1", "TP53"])[np.arange(9) % 3]
+    counts = np.arange(27).reshape(9, 3)
+    config = write_screen(tmp_path, "s", screen(counts, "K", "1", labels, ["TP53", "YARS1", "OTHER"]))
+    table = str(real_data / "proteins/hgnc_alias_to_approved.tsv.gz")
+    store = write_store(tmp_path / "store", [config], symbols=table, genes=str(real_data / "vcc2025/gene_names.csv"))
+    assert store.genes == (real_data / "vcc2025/gene_names.csv").read_text().split()
+    assert store.perturbations == ["TP53", "YARS", CONTROL]
+    columns = [store.genes.index("TP53"), store.genes.index("YARS")]
+    assert np.flatnonzero(store.measured_by_source[0]).tolist() == sorted(columns)
+    rows = store.dense(store.rows())[:, columns]
+    assert {tuple(row) for row in rows} == {tuple(row) for row in counts[:, :2]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vcc_fm.cellsets.dataset import Dataset
@@ -10,7 +10,8 @@ from vcc_fm.cellsets.split import Split
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done
 from vcc_fm.recipe import Recipe
-from vcc_fm.sources.symbols import Coverage, SymbolTable, coverage, read_symbols
+from vcc_fm.sources.symbol_files import read_symbols
+from vcc_fm.sources.symbols import Coverage, SymbolTable, coverage
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -21,7 +22,11 @@ def separator_of(recipe: Recipe) -> str:
 
 
 def protein_coverage(
-    recipe: Recipe, perturbations: Iterable[str], genes: Iterable[str], known: Iterable[str]
+    recipe: Recipe,
+    perturbations: Iterable[str],
+    genes: Iterable[str],
+    known: Iterable[str],
+    faulty: Mapping[str, str] | None = None,
 ) -> Coverage:
     """Under which name each target gene and each gene of the axis stands among the protein vectors.
 
@@ -30,14 +35,41 @@ def protein_coverage(
         perturbations: labels, the control not among them.
         genes: gene axis.
         known: symbols that have a protein vector.
+        faulty: symbol -> what is wrong with its protein, of those that the FASTA has in vain.
 
     Raises:
-        UserError: the table of symbols cannot be read, or a pin is wrong.
+        UserError: the table of symbols cannot be read, a pin is wrong, or a target gene or a gene of the axis has a
+            faulty protein and no other.
     """
     config = recipe.embed.proteins
     table = read_symbols(config.symbols) if config.symbols is not None else SymbolTable()
     targets = sorted({gene for label in perturbations for gene in label.split(separator_of(recipe))})
-    return coverage(targets, genes, table, set(map(str, known)), config.pins)
+    covered = coverage(targets, genes, table, set(map(str, known)), config.pins)
+    faulty = faulty or {}
+    without = [r.symbol for r in [*covered.targets, *covered.genes] if r.found is None] if faulty else []
+    found = {symbol: table.resolve(symbol, faulty.keys(), config.pins).found for symbol in without}
+    needed = [f"{symbol}: {faulty[name]}" for symbol, name in found.items() if name is not None]
+    if needed:
+        raise UserError(
+            f"embed.proteins.fasta={config.fasta}: {len(needed)} of the target genes and genes of the axis have no "
+            f"sound protein ({'; '.join(needed[:3])}{'; …' if len(needed) > 3 else ''}); "
+            "correct the entries, or remove them"
+        )
+    return covered
+
+
+def faulty_proteins(proteins: EmbeddingStore) -> dict[str, str]:
+    """Symbol -> what was wrong with its protein, as the protein store keeps it; a table of vectors has no proteins."""
+    return proteins.meta["sequences"]["faulty"] if "sequences" in proteins.meta else {}
+
+
+def sources_of_contexts(recipe: Recipe, pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """Context -> the sources that have it, name -> path (empty where the screen is simulated), from such pairs."""
+    paths = {source.name: source.path for source in recipe.data.sources}
+    found: dict[str, dict[str, str]] = {}
+    for context, name in pairs:
+        found.setdefault(context, {})[name] = paths.get(name, "")
+    return found
 
 
 def with_vectors(
@@ -55,7 +87,7 @@ def load_dataset(recipe: Recipe, fold: int) -> Dataset:
     """The stores and the split of one fold.
 
     Raises:
-        UserError: a stage has not been run, or was run for another recipe.
+        UserError: a stage has not been run, or was run for another recipe; or as :func:`protein_coverage`.
     """
     layout = Layout(recipe)
     needed: list[tuple[str, Path, str]] = [
@@ -74,5 +106,5 @@ def load_dataset(recipe: Recipe, fold: int) -> Dataset:
         proteins,
         Split.read(layout.split(fold)),
         separator_of(recipe),
-        protein_coverage(recipe, cells.labels, cells.genes, proteins.keys).found(),
+        protein_coverage(recipe, cells.labels, cells.genes, proteins.keys, faulty_proteins(proteins)).found(),
     )

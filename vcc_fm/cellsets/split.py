@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vcc_fm.cellsets.additive import additive_warnings
-from vcc_fm.cellsets.cell_load_table import Share, read_cell_load_table
+from vcc_fm.cellsets.cell_load_table import CellLoadTable, Share, read_cell_load_table
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SplitConfig, expand
 
@@ -144,7 +144,14 @@ class Split:
         return split
 
 
-def make_splits(config: SplitConfig, cells: dict[Group, int], control: str, separator: str, seed: int) -> list[Split]:
+def make_splits(
+    config: SplitConfig,
+    cells: dict[Group, int],
+    control: str,
+    separator: str,
+    seed: int,
+    sources: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[Split]:
     """Give every measured group a role.
 
     Numbers that come from a fraction are rounded, and a fraction above zero takes at least one label. With folds, a
@@ -157,6 +164,7 @@ def make_splits(config: SplitConfig, cells: dict[Group, int], control: str, sepa
         control: label of control cells.
         separator: what joins the target genes of a combination.
         seed: seed of every choice, not negative.
+        sources: context -> the sources that have it, name -> path; only a cell-load table asks for it.
 
     Returns:
         One split a fold, `config.folds` in all.
@@ -171,6 +179,7 @@ def make_splits(config: SplitConfig, cells: dict[Group, int], control: str, sepa
     for context, label in measured:
         labels_of[context].add(label)
     targets = _targets({label for _, label in measured}, control, separator)
+    notes: list[str] = []
 
     if config.hold_out == "perturbations":
         divisions = _hold_out_perturbations(config, labels_of, control, seed)
@@ -179,14 +188,17 @@ def make_splits(config: SplitConfig, cells: dict[Group, int], control: str, sepa
     elif config.hold_out == "few-shot":
         divisions = [_hold_out_few_shot(config, labels_of, control, seed)]
     else:
-        divisions = [_hold_out_table(config, labels_of, control)]
+        assert config.table is not None
+        path = expand(config.table)
+        table = read_cell_load_table(path, {context: (sources or {}).get(context, {}) for context in labels_of})
+        divisions, notes = [_hold_out_table(path, table, labels_of, control)], table.warnings
 
     splits = []
     for fold, roles in enumerate(divisions):
         _check(config, roles, cells, control)
         split = Split(config.hold_out, fold, config.folds, seed, roles, measured, [])
         warnings = additive_warnings(split.groups("train"), split.groups("validation") + split.groups("test"), targets)
-        splits.append(replace(split, warnings=warnings))
+        splits.append(replace(split, warnings=notes + warnings))
     return splits
 
 
@@ -261,10 +273,7 @@ def _hold_out_few_shot(config: SplitConfig, labels_of: dict[str, set[str]], cont
     return roles
 
 
-def _hold_out_table(config: SplitConfig, labels_of: dict[str, set[str]], control: str) -> Roles:
-    assert config.table is not None
-    path = expand(config.table)
-    table = read_cell_load_table(path, labels_of)
+def _hold_out_table(path: Path, table: CellLoadTable, labels_of: dict[str, set[str]], control: str) -> Roles:
     roles: Roles = {}
     for context, share in table.zeroshot.items():
         roles.update({(context, label): _ROLE_OF_SHARE[share] for label in labels_of[context]})
@@ -273,9 +282,8 @@ def _hold_out_table(config: SplitConfig, labels_of: dict[str, set[str]], control
             _refuse_unknown(labels, labels_of[context], f"{path}: [fewshot] {context} {share}", control)
         test, validation = set(listed.get("test", [])), set(listed.get("val", []))
         roles.update({(context, label): _role(label, test, validation) for label in labels_of[context]})
-    for context in table.unlisted:
-        rest: Role = "train" if table.rest_trains else "unused"
-        roles.update({(context, label): rest for label in labels_of[context]})
+    for context, trains in table.unlisted.items():
+        roles.update({(context, label): "train" if trains else "unused" for label in labels_of[context]})
     return roles
 
 

@@ -122,7 +122,8 @@ def embed_proteins(
             for sequence, vector in zip(shard.sequences, work.load(number), strict=True)
         }
         source = {"file": fasta.name, "sha256": sha256_file(fasta), "kind": read.report.kind}
-        counted = {"left_out": len(read.report.left_out), "repairs": read.report.repairs}
+        left_out = {reason: len(names) for reason, names in read.report.left_out.items()}
+        counted = {"left_out": left_out, "faulty": read.report.faulty, "repairs": read.report.repairs}
         with whole_folder(final) as partial:
             meta = encoder.describe() | {"sequences": source | counted}
             write_embeddings(partial, "symbol", _rows(genes, vectors), encoder.width, fingerprint, meta, COLUMNS)

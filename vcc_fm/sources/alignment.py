@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import DataConfig, SourceConfig
+from vcc_fm.recipe import DataConfig, SourceConfig, expand
 from vcc_fm.sources.anndata_source import AnnDataSource
-from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask
-from vcc_fm.sources.symbols import SymbolTable, approved_symbols, read_symbols
+from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask, read_axis
+from vcc_fm.sources.symbol_files import read_symbols
+from vcc_fm.sources.symbols import approved_symbols
 
 
 class Sources(NamedTuple):
@@ -54,21 +55,11 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
             stack.enter_context(AnnDataSource(config, names, data.pins, folder))
             for config, folder in zip(configs, folders, strict=True)
         ]
+        if names is not None and data.genes not in ("union", "intersection"):
+            # A list of genes says how they are to be spelled: a gene has one name in a store, that of the list.
+            approved = approved_symbols(read_axis(expand(data.genes)), names, data.pins).renamed
+            for source in opened:
+                source.respell({gene: symbol for symbol, gene in approved.items()})
         axis = gene_axis([source.genes for source in opened], data.genes)
-        if names is not None:
-            _check_axis(data, axis, names)
         columns = [axis_columns(source.genes, axis) for source in opened]
         yield Sources(opened, axis, columns, np.stack([measured_mask(source.genes, axis) for source in opened]))
-
-
-def _check_axis(data: DataConfig, axis: np.ndarray, names: SymbolTable) -> None:
-    """An axis out of a file has approved symbols, as all genes and targets have: a gene has one name in a store."""
-    if data.genes in ("union", "intersection"):
-        return
-    other = approved_symbols(axis, names, data.pins).renamed
-    if other:
-        shown = ", ".join(f"{symbol} for {gene}" for symbol, gene in list(other.items())[:5])
-        raise UserError(
-            f"data.genes={data.genes}: {len(other)} genes are not under their approved symbols ({shown}), under which "
-            "data.symbols puts all others; leave data.symbols out, or rename them in the file"
-        )

@@ -17,7 +17,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig, expand
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
-from vcc_fm.sources.genes import approved_targets, gene_columns
+from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
 from vcc_fm.sources.labels import read_labels
 from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
 from vcc_fm.sources.reading import BASES, ScaledValues, TotalsError, find_reading
@@ -134,6 +134,19 @@ class AnnDataSource:
     def close(self) -> None:
         """Close the file and remove temporary files."""
         self._stack.close()
+
+    def respell(self, spelling: Mapping[str, str]) -> None:
+        """Put genes and target genes under other symbols.
+
+        Args:
+            spelling: symbol -> the one that takes its place; not where the file has that for another gene.
+        """
+        own = set(self.genes)
+        renamed = {symbol: other for symbol, other in spelling.items() if other not in own}
+        self.genes = np.array([renamed.get(symbol, symbol) for symbol in self.genes], dtype=str)
+        self.cells["perturbation"] = renamed_targets(self.cells["perturbation"], self._config, renamed)
+        if changed := len(own & renamed.keys()):
+            self.repairs["genes spelled as data.genes has them"] = changed
 
     @property
     def bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from vcc_fm.sources.remote import open_local, read_bytes
 Kind = Literal["uniprot", "ensembl", "plain"]
 
 _BLOCK = 1 << 20
-# The 20 amino acids, the IUPAC codes B J Z X for uncertain ones, U and O for the two rare ones, and the gap.
-_LETTERS = b"ACDEFGHIKLMNPQRSTVWYBJOUXZ-"
-_NUCLEOTIDES = re.compile(r"[ACGTUN]{60,}")
+# The IUPAC codes B J Z X for uncertain amino acids, U and O for the two rare ones, and the gap.
+_UNCERTAIN = b"BJZXUO-"
+_LETTERS = b"ACDEFGHIKLMNPQRSTVWY" + _UNCERTAIN
+_NUCLEOTIDES = re.compile(rb"[ACGTUN]{60,}")
 _SPACE = b" \t\n\r\v\f"
 
 _UNIPROT = re.compile(r"(?:sp|tr)\|([^|\s]+)\|\S+")
@@ -24,11 +26,17 @@ _UNIPROT_GENE = re.compile(r"\sGN=(.+?)(?=\s[A-Z]{2}=|$)")
 _UNIPROT_ORGANISM = re.compile(r"\sOX=(\d+)")
 _ENSEMBL = re.compile(r"(\S+) pep(?::\S+)? .*\bgene:")
 _ENSEMBL_GENE = re.compile(r"\sgene_symbol:(\S+)")
+_KINDS: tuple[tuple[Kind, re.Pattern[str], re.Pattern[str]], ...] = (
+    ("uniprot", _UNIPROT, _UNIPROT_GENE),
+    ("ensembl", _ENSEMBL, _ENSEMBL_GENE),
+)
 # What stands first in headers of RefSeq, GENCODE and bare Ensembl files: an id of a protein, not a gene symbol.
 _PROTEIN_ID = re.compile(r"[ANXWY]P_\d+|ENS[A-Z]*P\d{11}|\S*\|")
 
-_NAMELESS = "without a gene symbol"
 _STOPPED = "with a stop inside the sequence"
+_TWICE = "under a header that comes twice, with another sequence,"
+# Smallest share of a file's entries: below it the file is a mixture, and nobody can say which organism to keep.
+_MAIN_ORGANISM = 0.9
 
 
 class Protein(NamedTuple):
@@ -50,10 +58,12 @@ class FastaReport:
     """What was read.
 
     Attributes:
-        kind: the form of the file's headers.
+        kind: the form of most headers.
         entries: number of entries, those left out included.
         genes: number of distinct symbols.
-        left_out: reason -> headers' first words of the entries left out for it.
+        left_out: reason -> ids (or symbols, where there is no id) of the entries left out for it.
+        faulty: symbol -> what is wrong with its first entry, of genes that have no sound one. Ensembl's translations
+            with a stop inside are no fault of the file.
         repairs: name of a repair -> number of entries it touched.
     """
 
@@ -61,6 +71,7 @@ class FastaReport:
     entries: int
     genes: int
     left_out: dict[str, list[str]]
+    faulty: dict[str, str]
     repairs: dict[str, int]
 
     def text(self) -> str:
@@ -83,15 +94,17 @@ def read_proteins(
 ) -> ProteinFasta:
     """Read the proteins of a FASTA file.
 
-    The headers are of one kind, told by the first one:
+    Each header is of one of three kinds:
 
     * UniProt, ``>sp|P04637|P53_HUMAN … OX=9606 GN=TP53 …``; an isoform has its own accession (``P04637-2``);
     * Ensembl, ``>ENSP00000269305.4 pep … gene_symbol:TP53 …``;
     * plain, ``>SYMBOL [id …]``: a symbol that comes again under another id is an isoform.
 
-    UniProt and Ensembl entries without a gene symbol are left out and named in the report, and so are Ensembl's
-    translations with a stop inside (pseudogenes and loss-of-function alleles). Lower case is read as upper case, and
-    one ``*`` (stop) at the end of a sequence is taken off.
+    An entry that cannot be used is left out and named in the report, because nobody may ask for its gene: one without
+    a gene symbol, a sequence or a standard amino acid; with a stop inside or a character that stands for no amino
+    acid; of nucleotides; of another organism than the rest; or under a header that comes twice, with another sequence.
+    Who needs the gene looks into ``faulty``. Lower case is read as upper case, one ``*`` (stop) at the end of a
+    sequence is taken off, and an entry that comes again is read once.
 
     Args:
         path: FASTA file, plain or gzip (told by the content): a path, ``https://`` or ``hf://`` as ``open_local``.
@@ -99,9 +112,7 @@ def read_proteins(
         progress: of a download, (bytes so far, bytes in all or 0).
 
     Raises:
-        UserError: the file is missing, cut short or no FASTA; a header is of another kind, has no symbol or repeats;
-            UniProt entries are of several organisms; a sequence is empty, holds a character that stands for no amino
-            acid, or is nucleotides.
+        UserError: the file is missing, cut short or no FASTA; it is a mixture of organisms; or no entry can be used.
     """
     local = open_local(str(path), get, progress)
     with read_bytes(local) as file:
@@ -127,105 +138,148 @@ def read_fasta(path: str | Path, get: str | None = None) -> dict[str, list[str]]
 
 
 def _entries(file: IO[bytes], where: Path) -> Iterator[tuple[str, bytes]]:
-    """(header without ``>``, lines of the sequence), a block of the file in memory at a time."""
-    pending = file.read(_BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
-    if not pending.startswith(b">"):
-        found = pending[:20].decode("ascii", "replace")
+    """(header without ``>``, lines of the sequence), a block of the file and an entry in memory at a time."""
+    start = file.read(_BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    if not start.startswith(b">"):
+        found = start[:20].decode("ascii", "replace")
         raise UserError(f"{where}: not FASTA: starts with {found!r} where a header '>…' is expected")
-    for number, entry in enumerate(_split(pending[1:], file), start=1):
+    for entry in _split(start[1:], file):
         header, _, body = entry.partition(b"\n")
-        if not header.isascii():
-            raise UserError(f"{where}: entry {number} has a header that is no ASCII text; is this a FASTA file?")
-        yield header.decode("ascii").rstrip(), body
+        yield header.decode("utf-8", "replace").rstrip(), body
 
 
-def _split(pending: bytes, file: IO[bytes]) -> Iterator[bytes]:
-    for block in iter(lambda: file.read(_BLOCK), b""):
-        *whole, pending = (pending + block).split(b"\n>")
-        yield from whole
-    yield from pending.split(b"\n>")
+def _split(block: bytes, file: IO[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    while block:
+        *whole, last = block.split(b"\n>")
+        for end in whole:
+            yield b"".join([*parts, end])
+            parts = []
+        # It may be the first byte of what stands between two entries.
+        waiting = b"\n" if last.endswith(b"\n") else b""
+        parts.append(last.removesuffix(waiting))
+        more = file.read(_BLOCK)
+        block = waiting + more if more else b""
+    yield b"".join(parts)
 
 
 def _parse(entries: Iterator[tuple[str, bytes]], where: str) -> ProteinFasta:
     proteins: list[Protein] = []
-    seen: set[tuple[str, str]] = set()
-    organisms: dict[str, str] = {}
+    organism_of: list[str] = []
+    place: dict[tuple[str, str], int] = {}
+    kinds: Counter[Kind] = Counter()
+    repairs: Counter[str] = Counter()
+    out: set[int] = set()
     left_out: dict[str, list[str]] = {}
-    kind: Kind | None = None
-    count = lower = stops = 0
+    faulty: dict[str, str] = {}
+    details: list[str] = []
+    count = 0
+
+    def leave_out(reason: str, name: str, symbol: str, detail: str) -> None:
+        left_out.setdefault(reason, []).append(name)
+        details.append(detail)
+        if symbol:
+            faulty.setdefault(symbol, detail)
+
     for count, (header, body) in enumerate(entries, start=1):
-        found = _kind(header)
-        kind = kind or found
-        entry = f"{where}: entry {count}"
-        if found != kind:
-            raise UserError(f"{entry} ('>{header[:40]}') has a {found} header in a {kind} file; give one kind a file")
-        symbol, accession = _names(header, kind, entry)
-        key = ("", accession) if kind != "plain" else (symbol or "", accession)
-        if key in seen:
-            name = " ".join(filter(None, key))
-            raise UserError(f"{entry}: header '>{name}' comes twice; an isoform needs an id of its own")
-        seen.add(key)
-        if kind == "uniprot" and (organism := _UNIPROT_ORGANISM.search(header)):
-            organisms.setdefault(organism[1], accession)
+        kind, symbol, accession = _names(header)
+        kinds[kind] += 1
         raw = body.translate(None, _SPACE)
         upper = raw.upper()
-        sequence = upper.removesuffix(b"*")
-        lower += upper != raw
-        stops += sequence != upper
-        name = f"{entry} ({' '.join(header.split()[:2])})"
-        if not symbol:
-            left_out.setdefault(_NAMELESS, []).append(accession)
-        elif kind == "ensembl" and b"*" in sequence:
-            left_out.setdefault(_STOPPED, []).append(accession)
+        residues = upper.removesuffix(b"*")
+        name = accession or symbol or f"entry {count}"
+        entry = f"entry {count} ({' '.join(header.split()[:2])})"
+        if fault := _fault(header, kind, symbol, residues):
+            reason, detail = fault
+            expected = kind == "ensembl" and reason == _STOPPED
+            leave_out(reason, name, "" if expected else symbol, f"{entry}: {detail}")
+            continue
+        key = (symbol if kind == "plain" else "", accession)
+        protein = Protein(symbol, accession, residues.decode("ascii"))
+        if key not in place:
+            place[key] = len(proteins)
+            proteins.append(protein)
+            organism = _UNIPROT_ORGANISM.search(header) if kind == "uniprot" else None
+            organism_of.append(organism[1] if organism else "")
+            repairs["in lower case read as upper case"] += upper != raw
+            repairs["with a stop at the end taken off"] += residues != upper
+        elif proteins[place[key]] == protein:
+            repairs["that come again read once"] += 1
         else:
-            proteins.append(Protein(symbol, accession, _checked(sequence, name)))
-    if len(organisms) > 1:
-        found_in = ", ".join(f"OX={organism} in {accession}" for organism, accession in list(organisms.items())[:3])
+            detail = f"{entry}: its header comes twice, with another sequence; an isoform needs an id of its own"
+            if place[key] not in out:
+                out.add(place[key])
+                leave_out(_TWICE, name, symbol, detail)
+            leave_out(_TWICE, name, symbol, detail)
+
+    main = _main_organism(organism_of, proteins, where)
+    for number, (found_in, (symbol, accession, _)) in enumerate(zip(organism_of, proteins, strict=True)):
+        if found_in not in ("", main):
+            out.add(number)
+            detail = f"{accession}: is of organism OX={found_in} in a file of OX={main}"
+            leave_out("of another organism", accession, symbol, detail)
+    sound = [protein for number, protein in enumerate(proteins) if number not in out]
+    if not sound:
+        raise UserError(f"{where}: none of the {count} proteins can be used; {details[0]}")
+    (kind, most), symbols = kinds.most_common(1)[0], {protein.symbol for protein in sound}
+    repairs[f"with another header than the {kind} one of most"] = count - most
+    report = FastaReport(
+        kind,
+        count,
+        len(symbols),
+        left_out,
+        {symbol: detail for symbol, detail in faulty.items() if symbol not in symbols},
+        {repair: number for repair, number in repairs.items() if number},
+    )
+    return ProteinFasta(sound, report)
+
+
+def _main_organism(organism_of: list[str], proteins: list[Protein], where: str) -> str:
+    """The organism that nearly all proteins are of; empty where none tells its organism."""
+    counted = Counter(filter(None, organism_of))
+    if not counted:
+        return ""
+    main, most = counted.most_common(1)[0]
+    if most < _MAIN_ORGANISM * counted.total():
+        firsts = [f"OX={one} in {proteins[organism_of.index(one)].accession}" for one in list(counted)[:3]]
         raise UserError(
-            f"{where}: proteins of {len(organisms)} organisms ({found_in}) with the same symbols; keep one"
+            f"{where}: proteins of {len(counted)} organisms ({', '.join(firsts)}), which have genes of the same "
+            "symbols; keep one"
         )
-    assert kind is not None  # an empty file has been refused
-    if not proteins:
-        raise UserError(f"{where}: none of the {count} proteins has a gene symbol ({kind} headers); give one that has")
-    repairs = {"in lower case read as upper case": lower, "with a stop at the end taken off": stops}
-    genes = len({protein.symbol for protein in proteins})
-    return ProteinFasta(proteins, FastaReport(kind, count, genes, left_out, {k: n for k, n in repairs.items() if n}))
+    return main
 
 
-def _kind(header: str) -> Kind:
-    if _UNIPROT.match(header):
-        return "uniprot"
-    return "ensembl" if _ENSEMBL.match(header) else "plain"
+def _names(header: str) -> tuple[Kind, str, str]:
+    """Kind of a header, gene symbol and accession; empty where the header has none."""
+    for kind, accession, gene in _KINDS:
+        if identity := accession.match(header):
+            symbol = gene.search(header)
+            return kind, symbol[1] if symbol else "", identity[1]
+    words = header.split(maxsplit=2)
+    if not words or header[0].isspace():
+        return "plain", "", ""
+    if _PROTEIN_ID.match(words[0]):
+        return "plain", "", words[0]
+    return "plain", words[0], words[1] if len(words) > 1 else ""
 
 
-def _names(header: str, kind: Kind, entry: str) -> tuple[str | None, str]:
-    """Gene symbol, or None where a UniProt or Ensembl header has none, and accession."""
-    if kind == "plain":
-        words = header.split(maxsplit=2)
-        if not words or header[0].isspace():
-            raise UserError(f"{entry} has no gene symbol in its header {'>' + header[:40]!r}")
-        if _PROTEIN_ID.match(words[0]):
-            raise UserError(
-                f"{entry}: '>{words[0]}' names a protein, not a gene; "
-                "use '>SYMBOL [id]', UniProt or Ensembl pep headers"
-            )
-        return words[0], words[1] if len(words) > 1 else ""
-    accession, gene = (_UNIPROT, _UNIPROT_GENE) if kind == "uniprot" else (_ENSEMBL, _ENSEMBL_GENE)
-    identity, symbol = accession.match(header), gene.search(header)
-    assert identity is not None  # the kind was told by it
-    return (symbol[1] if symbol else None), identity[1]
-
-
-def _checked(residues: bytes, where: str) -> str:
+def _fault(header: str, kind: Kind, symbol: str, residues: bytes) -> tuple[str, str] | None:
+    """Why an entry cannot be used, as the report counts it and as a message tells it."""
+    if not symbol:
+        if kind == "plain" and header and not header[0].isspace():
+            use = "use '>SYMBOL [id]', UniProt or Ensembl pep headers"
+            return "named by the id of a protein", f"names a protein, not a gene; {use}"
+        return "without a gene symbol", f"has no gene symbol in its header {'>' + header[:40]!r}"
     if not residues:
-        raise UserError(f"{where}: has no sequence; the file may be cut short")
+        return "without a sequence", "has no sequence; the file may be cut short"
     # Deleting the letters is a pass in C; only a sequence with something left is searched for it.
     foreign = residues.translate(None, _LETTERS)
     if foreign:
-        position = residues.index(foreign[:1])
-        character = foreign[:1].decode("ascii", "replace")
-        raise UserError(f"{where}: {character!r} at residue {position + 1} stands for no amino acid")
-    sequence = residues.decode("ascii")
-    if _NUCLEOTIDES.fullmatch(sequence):
-        raise UserError(f"{where}: holds nucleotides; protein sequences are expected")
-    return sequence
+        position = residues.index(foreign[:1]) + 1
+        detail = f"{foreign[:1].decode('ascii', 'replace')!r} at residue {position} stands for no amino acid"
+        return _STOPPED if foreign[:1] == b"*" else "with a character that stands for no amino acid", detail
+    if not residues.strip(_UNCERTAIN):
+        return "without a standard amino acid", f"has no standard amino acid, found {residues[:20].decode('ascii')!r}"
+    if _NUCLEOTIDES.fullmatch(residues):
+        return "of nucleotides", "holds nucleotides; protein sequences are expected"
+    return None

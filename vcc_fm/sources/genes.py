@@ -12,9 +12,8 @@ import pandas as pd
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig, expand
-from vcc_fm.sources.symbols import Renamed, SymbolTable, approved_symbols
+from vcc_fm.sources.symbols import ENSEMBL_ID, Renamed, SymbolTable, approved_symbols
 
-_ENSEMBL = r"ENS[A-Z]*G\d+"
 _HEADERS = {"gene_name", "gene_symbol"}
 
 
@@ -54,8 +53,8 @@ def gene_columns(
         pins: symbol -> the gene that it stands for, where ``names`` cannot tell.
 
     Raises:
-        UserError: the column is absent, a symbol is missing, symbols are numbers or Ensembl gene ids, or a symbol
-            repeats and ``duplicates`` is ``refuse``.
+        UserError: the column is absent, a symbol is missing, symbols are numbers or Ensembl gene ids of which
+            ``names`` knows hardly any, or a symbol repeats and ``duplicates`` is ``refuse``.
     """
     if column != "index" and column not in var.columns:
         raise UserError(f"{where}: var has no column {column!r}; set symbols to index or one of {_names(var.columns)}")
@@ -70,16 +69,20 @@ def gene_columns(
             f"{where}: {label} has {int(missing.sum())} of {len(raw)} genes without a symbol, the first in row "
             f"{int(missing.to_numpy().argmax())}; set symbols to a column that names every gene"
         )
-    for pattern, what in ((_ENSEMBL, "Ensembl gene ids"), (r"\d+(\.\d+)?$", "numbers")):
-        if len(symbols) and symbols.str.match(pattern).mean() >= 0.9:
-            raise UserError(
-                f"{where}: {label} holds {what} ({symbols.iloc[0]}, …) where gene symbols are expected; "
-                + _symbol_hint(var, column)
-            )
     renaming = Renamed(symbols.to_numpy(), {}, {}, {})
     if names is not None:
         renaming = approved_symbols(symbols.to_numpy(), names, pins, merge=duplicates == "sum")
-    codes, genes = pd.factorize(pd.Series(renaming.symbols, dtype=object))
+    ids, brought = symbols.str.match(ENSEMBL_ID), pd.Series(renaming.symbols, dtype=object)
+    unnamed = ids & brought.str.match(ENSEMBL_ID)
+    for wrong, what in ((unnamed, "Ensembl gene ids"), (symbols.str.match(r"\d+(\.\d+)?$"), "numbers")):
+        if len(symbols) and wrong.mean() >= 0.9:
+            known = f"data.symbols knows {int((ids & ~unnamed).sum())} of {len(ids)}; " if names is not None else ""
+            raise UserError(
+                f"{where}: {label} holds {what} ({symbols.iloc[0]}, …) where gene symbols are expected; "
+                + (known if wrong is unnamed else "")
+                + _symbol_hint(var, column, wrong is unnamed)
+            )
+    codes, genes = pd.factorize(brought)
     repeated = symbols[symbols.duplicated()].unique()
     if len(repeated) and duplicates == "refuse":
         raise UserError(
@@ -88,7 +91,11 @@ def gene_columns(
         )
     repairs = {
         "gene symbols stripped of spaces": int((symbols != text).sum()),
-        "gene symbols brought to their approved symbol": int(symbols.isin(renaming.renamed).sum()),
+        "gene symbols brought to their approved symbol": int((symbols.isin(renaming.renamed) & ~ids).sum()),
+        "Ensembl ids brought to the approved symbol": int((ids & ~unnamed).sum()),
+        "Ensembl ids without a symbol of their own in data.symbols, left as they are": int(unnamed.sum())
+        if names is not None
+        else 0,
         "gene symbols that may stand for several genes, left as they are": int(symbols.isin(renaming.ambiguous).sum()),
         "gene symbols whose approved symbol another column stands for, left as they are": int(
             symbols.isin(renaming.taken).sum()
@@ -115,27 +122,35 @@ def approved_targets(
     targets = pd.unique(np.array([part for label in distinct for part in label.split(config.separator)], dtype=object))
     columns = set(named.genes)
     elsewhere = np.array([target for target in targets if target not in columns | named.renamed.keys()], dtype=str)
-    renamed = approved_symbols(elsewhere, names, merge=True).renamed | named.renamed | dict(pins or {})
+    return renamed_targets(
+        labels, config, approved_symbols(elsewhere, names, merge=True).renamed | named.renamed | dict(pins or {})
+    )
+
+
+def renamed_targets(labels: pd.Series, config: SourceConfig, renamed: Mapping[str, str]) -> pd.Series:
+    """Perturbation labels with target genes under other names, those that ``renamed`` has; the control stays."""
     # Two names of one gene in a combination become one target.
     known = {config.control: config.control} | {
         label: config.separator.join(sorted({renamed.get(part, part) for part in label.split(config.separator)}))
-        for label in distinct
+        for label in labels.unique()
+        if label != config.control
     }
     return labels.map(known)
 
 
-def _symbol_hint(var: pd.DataFrame, column: str) -> str:
+def _symbol_hint(var: pd.DataFrame, column: str, ids: bool) -> str:
     """Which part of ``var`` looks like symbols: words, no ids, mostly distinct."""
     candidates = {"index": pd.Series(var.index, dtype=object)} | {name: var[name] for name in var.columns}
     fitting = []
     for name, values in candidates.items():
         text = values.dropna().astype(str)
-        words = text.str.match(r"[A-Za-z][\w.\-]*$") & ~text.str.match(_ENSEMBL)
+        words = text.str.match(r"[A-Za-z][\w.\-]*$") & ~text.str.match(ENSEMBL_ID)
         if name != column and len(text) and words.mean() >= 0.8 and text.nunique() >= 0.5 * len(text):
             fitting.append(name)
     if fitting:
         return f"set symbols to {' or '.join(map(str, fitting))}"
-    return "no column of var looks like symbols; add one to the file"
+    instead = ", or give data.symbols a table of Ensembl ids, such as HGNC's complete set" if ids else ""
+    return f"no column of var looks like symbols; add one to the file{instead}"
 
 
 def _names(values: object, most: int = 8) -> str:
@@ -167,13 +182,14 @@ def gene_axis(sources: list[np.ndarray], rule: str) -> np.ndarray:
             firsts = "; ".join(_names(genes, 3) for genes in sources)
             raise UserError(f"data.genes=intersection: no gene is in all sources ({firsts}); check their symbols")
         return axis
-    axis = _read_axis(expand(rule))
+    axis = read_axis(expand(rule))
     if not np.isin(axis, union).any():
         raise UserError(f"{rule}: none of its genes ({_names(axis, 3)}) is in a source ({_names(union, 3)})")
     return axis
 
 
-def _read_axis(path: Path) -> np.ndarray:
+def read_axis(path: Path) -> np.ndarray:
+    """The symbols of a text file, [G] str; refused as :func:`gene_axis` says."""
     try:
         lines = [line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines()]
     except FileNotFoundError:

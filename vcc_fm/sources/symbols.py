@@ -2,11 +2,13 @@
 
 A screen and a protein file may be years apart in nomenclature, in either direction. A symbol is therefore looked up as
 it is, then through the one gene that it can stand for; where it can stand for several, all are reported and none is
-taken: `TAZ` is a previous symbol of TAFAZZIN and an alias of WWTR1, two unrelated proteins.
+taken: `TAZ` is a previous symbol of TAFAZZIN and an alias of WWTR1, two unrelated proteins. An Ensembl gene id, of any
+version, is one more name of its gene.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -16,13 +18,13 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.errors import UserError
-from vcc_fm.sources.remote import open_local, read_bytes
 
-NameKind = Literal["approved", "previous", "alias"]
-How = Literal["exact", "approved", "previous", "alias", "pinned", "ambiguous", "missing"]
+NameKind = Literal["approved", "previous", "alias", "ensembl"]
+How = Literal["exact", "approved", "previous", "alias", "ensembl", "pinned", "ambiguous", "missing"]
 
-_COMPLETE_SET = ["symbol", "status", "alias_symbol", "prev_symbol"]
-_PAIRS = ["alias", "approved"]
+ENSEMBL_ID = r"ENS[A-Z]*G\d+"
+"""What an Ensembl gene id begins with, of any species; a version may follow."""
+_VERSIONED = re.compile(rf"({ENSEMBL_ID})\.\d+")
 
 
 class Resolution(NamedTuple):
@@ -30,8 +32,8 @@ class Resolution(NamedTuple):
 
     Attributes:
         symbol: as asked.
-        how: exact (known under this symbol), approved, previous or alias (known under another symbol of its gene, of
-            that kind), pinned (as the recipe says), ambiguous or missing.
+        how: exact (known under this symbol), approved, previous, alias or ensembl (known under another name of its
+            gene, of that kind), pinned (as the recipe says), ambiguous or missing.
         found: the known symbol, or None where it is ambiguous or missing.
         gene: approved symbol of its gene, or None where the table does not tell one.
         candidates: where it is ambiguous: the approved symbols or, when the gene is certain, its known symbols.
@@ -55,6 +57,7 @@ class SymbolTable:
         self._genes: dict[str, list[str]] = {}
         for gene, symbol, kind in names:
             of_gene = self._names.setdefault(gene, {gene: "approved"})
+            symbol = without_version(symbol)
             if symbol not in of_gene:
                 of_gene[symbol] = kind
                 self._genes.setdefault(symbol, []).append(gene)
@@ -65,7 +68,7 @@ class SymbolTable:
 
     def genes(self, symbol: str) -> tuple[str, ...]:
         """Approved symbols of the genes it can stand for: an approved symbol stands for its own gene alone."""
-        return (symbol,) if symbol in self._names else tuple(self._genes.get(symbol, ()))
+        return (symbol,) if symbol in self._names else tuple(self._genes.get(without_version(symbol), ()))
 
     def resolve(self, symbol: str, known: AbstractSet[str], pins: Mapping[str, str] | None = None) -> Resolution:
         """Find the known symbol of the gene that a symbol stands for.
@@ -122,7 +125,7 @@ class SymbolTable:
         return Resolution(symbol, "pinned", inner.found, gene)
 
     def _described(self, symbol: str, genes: Iterable[str]) -> str:
-        return _or(f"{gene} (as {self._names[gene][symbol]})" for gene in genes)
+        return _or(f"{gene} (as {self._names[gene][without_version(symbol)]})" for gene in genes)
 
     def _hint(self, symbol: str, genes: tuple[str, ...], known: AbstractSet[str]) -> str:
         if len(genes) > 1:
@@ -131,6 +134,12 @@ class SymbolTable:
             if other != symbol and (other in known or other in self._genes or other in self._names):
                 return f"{other} is another symbol: case matters, and mouse and human symbols differ by it"
         return "looks like a mouse symbol" if _mouse_like(symbol) else ""
+
+
+def without_version(name: str) -> str:
+    """An Ensembl gene id without its version (``ENSG00000141510.18``); any other name as it is."""
+    versioned = _VERSIONED.fullmatch(name) if name.startswith("ENS") else None
+    return versioned[1] if versioned else name
 
 
 def _mouse_like(symbol: str) -> bool:
@@ -142,53 +151,13 @@ def _or(names: Iterable[str]) -> str:
     return " or ".join(names)
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-def read_symbols(path: str, get: str | None = None) -> SymbolTable:
-    """Read a table of gene symbols, plain or gzip, tab-separated.
-
-    Either HGNC's complete set as published (``hgnc_complete_set.txt``: ``symbol``, ``status``, ``alias_symbol`` and
-    ``prev_symbol``, several values joined by ``|``), or pairs with the columns ``alias`` and ``approved``, which do
-    not tell previous symbols from aliases: each then counts as an alias.
-
-    Args:
-        path: local path, ``https://`` or ``hf://``, as ``open_local``.
-        get: where to get the file, for the message when it is missing.
-
-    Raises:
-        UserError: the file is missing, damaged, or has other columns.
-    """
-    local = open_local(path, get)
-    wanted = {*_COMPLETE_SET, *_PAIRS}
-    try:
-        with read_bytes(local) as file:
-            table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, usecols=lambda name: name in wanted)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{local}: not a tab-separated table of gene symbols ({error}); get it again") from None
-    if set(_PAIRS) <= set(table.columns):
-        return SymbolTable((gene, name, "alias") for name, gene in table[_PAIRS].itertuples(index=False, name=None))
-    if not set(_COMPLETE_SET) <= set(table.columns):
-        raise UserError(
-            f"{local}: not a table of gene symbols; expected the columns {', '.join(_COMPLETE_SET)} of HGNC's "
-            f"complete set, or {' and '.join(_PAIRS)}"
-        )
-    approved = table.loc[table["status"] == "Approved", "symbol"]
-    parts: list[tuple[str, str, NameKind]] = [(gene, gene, "approved") for gene in approved]
-    # Previous symbols first: where a name is both to one gene, it was the gene's own symbol once.
-    columns: tuple[tuple[str, NameKind], ...] = (("prev_symbol", "previous"), ("alias_symbol", "alias"))
-    for column, kind in columns:
-        names = table.loc[approved.index, column].str.split("|").explode().str.strip()
-        names = names[names != ""]
-        parts.extend(zip(approved.loc[names.index], names, [kind] * len(names), strict=True))
-    return SymbolTable(parts)
-
-
 # ---------------------------------------------------------------------------------------------------- approved symbols
 class Renamed(NamedTuple):
     """Symbols of a file brought to the approved symbols of their genes.
 
     Attributes:
         symbols: [n] str, as they are to be used.
-        renamed: symbol -> the approved symbol that took its place.
+        renamed: symbol -> the approved symbol that took its place; Ensembl id without symbol -> itself, unversioned.
         ambiguous: symbol that was left as it is -> the genes that it may stand for.
         taken: symbol that was left as it is -> its approved symbol, which another symbol of the file stands for too.
     """
@@ -206,7 +175,8 @@ def approved_symbols(
 
     A symbol is renamed where it stands for exactly one gene and is not approved itself. What is approved, unknown,
     written like a mouse symbol or ambiguous stays. Two symbols of a file are two columns: neither becomes the other
-    by a guess, so that a symbol also stays where the file has its approved symbol, or another name of its gene.
+    by a guess, so that a symbol also stays where the file has its approved symbol, or another name of its gene. An
+    Ensembl id that stays loses its version, unless the file has it in several.
 
     Args:
         symbols: [n] str, of one file.
@@ -231,6 +201,9 @@ def approved_symbols(
     claims = Counter(wanted.values())
     taken = {symbol: gene for symbol, gene in wanted.items() if gene in own or claims[gene] > 1} if not merge else {}
     renamed = {symbol: gene for symbol, gene in wanted.items() if symbol not in taken}
+    bare = {symbol: without_version(symbol) for symbol in own if symbol not in renamed}
+    claims = Counter(bare.values())
+    renamed |= {symbol: name for symbol, name in bare.items() if name != symbol and (merge or claims[name] == 1)}
     approved = np.array([renamed.get(symbol, symbol) for symbol in map(str, symbols)], dtype=str)
     return Renamed(approved, renamed, ambiguous, taken)
 

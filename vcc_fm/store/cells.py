@@ -199,6 +199,13 @@ class CellStore:
         codes = sums.index.to_frame(index=False).to_numpy()
         return {(self.contexts[c], self.perturbations[p]): int(n) for (c, p), n in zip(codes, sums, strict=True)}
 
+    @property
+    def context_sources(self) -> list[tuple[str, str]]:
+        """Every pair of a context and the name of a source that has cells of it."""
+        names = [source["name"] for source in self.meta["sources"]]
+        pairs = np.unique(np.stack([self.groups.context, self.batch_source[self.groups.batch]], axis=1), axis=0)
+        return [(self.contexts[context], names[source]) for context, source in pairs]
+
     def rows(self, context: str | None = None, perturbation: str | None = None) -> np.ndarray:
         """Rows [n] int64 of a context, a perturbation, or both, in row order."""
         groups = self.groups
