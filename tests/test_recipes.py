@@ -36,6 +36,7 @@ def one_set(cell_width: int, protein_width: int) -> Batch:
         batch_code_BS=torch.zeros(1, CELLS, dtype=torch.long),
         response_BG=torch.zeros(1, GENES),
         response_known_B=torch.zeros(1, dtype=torch.bool),
+        null_ratio_BG=torch.ones(1, GENES),
         noise_seed_B=torch.zeros(1, dtype=torch.long),
         counts_BSG=torch.full((1, CELLS, GENES), 5.0),
     )

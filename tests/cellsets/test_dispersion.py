@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, draw_counts, screen, store_of
 
-from vcc_fm.cellsets.dispersion import LARGEST, SMALLEST, control_dispersion
+from vcc_fm.cellsets.dispersion import LARGEST, SMALLEST, control_dispersion, null_ratios
 from vcc_fm.cellsets.profiles import control_log_shares
 
 GENES = 30
@@ -65,3 +65,40 @@ def test_a_gene_counts_where_it_was_measured(tmp_path):
     store = store_of(tmp_path, screen(counts, "K", "1", labels, names), screen(fewer, "K", "1", labels, names[:9]))
     found = control_dispersion(store, control_log_shares(store))
     np.testing.assert_allclose(found, 0.5, rtol=0.25)
+
+
+def test_no_effect_is_the_optimum_of_the_likelihood_among_control_cells(tmp_path):
+    # A gene whose share follows nothing but chance, and one that takes a cell over: profiles weigh cells by UMI, a
+    # likelihood does not, and the difference looked like an effect of 0.1 on all genes.
+    rng = np.random.default_rng(4)
+    share = rng.gamma(2.0, 1.0, 30)
+    rest = share / share.sum() * rng.lognormal(np.log(2000), 0.5, 600)[:, None]
+    rest[:, 3] = rest.sum(1) * rng.lognormal(-0.3, 1.0, 600)
+    labels = [CONTROL] * 590 + ["A"] * 10
+    store = store_of(
+        tmp_path,
+        screen(rng.poisson(rest), "K", (np.arange(600) % 2).astype(str), labels, [f"g{i}" for i in range(30)]),
+    )
+    profile = control_log_shares(store)
+    alpha = control_dispersion(store, profile)
+    rows = store.rows("K", CONTROL)
+    counts, mean = store.dense(rows), store.depth[rows, None] * np.exp(profile[store.batch[rows]])
+
+    def slope(ratio):
+        """Derivative of the log-likelihood by the log of the mean, in units of its own expected spread."""
+        weight = 1 / (1 + alpha * mean * ratio)
+        return (weight * (counts - mean * ratio)).sum(0) / np.sqrt((weight * mean * ratio).sum(0))
+
+    ratio = null_ratios(store, profile, alpha)[0]
+    assert np.abs(slope(np.ones(30))).max() > 5
+    assert np.abs(slope(ratio)).max() < 1
+    assert ratio[3] < 0.95 < 1.03 < np.median(np.delete(ratio, 3))
+
+
+def test_where_cells_are_as_the_likelihood_says_it_wants_the_profile(tmp_path):
+    rng = np.random.default_rng(5)
+    counts = draw_counts(rng, rng.dirichlet(np.full(40, 2.0)), rng.lognormal(7, 0.5, 1500), 0.3)
+    names = [f"g{i}" for i in range(40)]
+    store = store_of(tmp_path, screen(counts, "K", "1", [CONTROL] * 1490 + ["A"] * 10, names))
+    profile = control_log_shares(store)
+    assert np.abs(null_ratios(store, profile, control_dispersion(store, profile)) - 1).max() < 0.04

@@ -84,6 +84,7 @@ def make_batch(seed: int = 0) -> Batch:
         batch_code_BS=torch.randint(0, 3, (SETS, CELLS), generator=generator),
         response_BG=normal(SETS, GENES) * torch.tensor([1.0, 0.0, 1.0])[:, None],
         response_known_B=torch.tensor([True, False, True]),
+        null_ratio_BG=torch.ones(SETS, GENES),
         noise_seed_B=torch.arange(SETS),
         counts_BSG=counts * mask[..., None] * torch.isfinite(log_share),
     )

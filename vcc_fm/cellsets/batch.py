@@ -61,6 +61,7 @@ class Batch:
         batch_code_BS: int64, learned code of the technical batch; 0 when unknown or hidden.
         response_BG: log ratio of the same perturbation in other contexts; 0 where none is known.
         response_known_B: bool.
+        null_ratio_BG: what the likelihood expects of control cells over the control profile; see ``null_ratios``.
         noise_seed_B: int64, seed of the noise that the energy distance draws for a set.
         counts_BSG: measured counts, cell by cell of the same batch as the control; None when predicting, or before
             :meth:`to` where they travel sparse.
@@ -80,6 +81,7 @@ class Batch:
     batch_code_BS: torch.Tensor
     response_BG: torch.Tensor
     response_known_B: torch.Tensor
+    null_ratio_BG: torch.Tensor
     noise_seed_B: torch.Tensor
     counts_BSG: torch.Tensor | None = None
     sparse_counts: SparseCounts | None = None

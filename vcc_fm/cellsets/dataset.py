@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from vcc_fm.cellsets.dispersion import control_dispersion
+from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
 from vcc_fm.cellsets.profiles import control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses
 from vcc_fm.cellsets.split import Split
@@ -50,6 +50,11 @@ class Dataset:
     def dispersion(self) -> np.ndarray:
         """[G] float64, see :func:`control_dispersion`."""
         return control_dispersion(self.cells, self.log_shares)
+
+    @cached_property
+    def null_ratios(self) -> np.ndarray:
+        """[contexts, G] float32, see :func:`null_ratios`."""
+        return null_ratios(self.cells, self.log_shares, self.dispersion)
 
     @cached_property
     def responses(self) -> Responses:

@@ -1,4 +1,4 @@
-"""Negative-binomial dispersion of control cells, by moments."""
+"""How control cells spread around their profile: negative-binomial dispersion, and what a likelihood makes of it."""
 
 from __future__ import annotations
 
@@ -31,3 +31,32 @@ def control_dispersion(store: CellStore, log_shares: np.ndarray, chunk: int = 40
     common = np.median(excess[well_measured] / squares[well_measured]) if well_measured.any() else 0.3
     common = float(np.clip(common, SMALLEST, LARGEST))
     return np.clip((excess + PRIOR_CELLS * common) / (squares + PRIOR_CELLS), SMALLEST, LARGEST)
+
+
+NULL_PRIOR_COUNTS = 20.0
+"""Weighted counts of evidence for a ratio of one."""
+
+
+def null_ratios(store: CellStore, log_shares: np.ndarray, dispersion: np.ndarray, chunk: int = 4096) -> np.ndarray:
+    """Ratio of the mean that the likelihood prefers for a context's control cells to their control profile.
+
+    A profile weighs a cell by its UMI; a negative-binomial likelihood weighs its counts of a gene by ``1 / (1 + alpha
+    mu)``, deep cells less. Where a gene's share follows depth the two differ, and a model trained by likelihood takes
+    the difference for an effect that every perturbation has. One step of Fisher scoring from a ratio of one:
+    ``sum(w x) / sum(w mu)``.
+
+    Returns:
+        [number of contexts, G] float32; 1 where the context did not measure a gene.
+    """
+    shares = np.exp(log_shares)
+    seen = np.full((len(store.contexts), len(store.genes)), NULL_PRIOR_COUNTS)
+    expected = seen.copy()
+    for code, context in enumerate(store.contexts):
+        rows = store.rows(context, store.control)
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            mean = store.depth[part, None] * shares[store.batch[part]]
+            weight = 1.0 / (1.0 + dispersion * mean)
+            seen[code] += (weight * store.dense(part)).sum(axis=0, dtype=np.float64)
+            expected[code] += (weight * mean).sum(axis=0, dtype=np.float64)
+    return (seen / expected).astype(np.float32)

@@ -149,6 +149,9 @@ class Assembler:
         context_code = np.zeros(len(sets), np.int64)
         response = np.zeros((len(sets), genes), np.float32)
         response_known = np.zeros(len(sets), bool)
+        # Only a likelihood, of cells that were measured, asks for it.
+        measured = sets[0].measured_rows is not None
+        null_ratio = np.ones((len(sets), genes), np.float32)
         for i, one in enumerate(sets):
             n = len(one.control_rows)
             self.data.cell_vectors.take(one.control_rows, out=cells[i, :n])
@@ -169,6 +172,8 @@ class Assembler:
             known = None if one.hide_response else self.response_of(one.context, one.perturbation)
             if known is not None:
                 response[i], response_known[i] = known, True
+            if measured:
+                null_ratio[i] = self.data.null_ratios[store.contexts.index(one.context)]
         tensor = torch.from_numpy
         return Batch(
             cells_BSE=tensor(cells),
@@ -184,6 +189,7 @@ class Assembler:
             batch_code_BS=tensor(batch_code),
             response_BG=tensor(response),
             response_known_B=tensor(response_known),
+            null_ratio_BG=tensor(null_ratio),
             noise_seed_B=torch.tensor([one.noise_seed for one in sets]),
             counts_BSG=None if self.sparse else self._dense(sets, buffer),
             sparse_counts=self._sparse(sets) if self.sparse else None,

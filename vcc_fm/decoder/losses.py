@@ -43,7 +43,8 @@ def set_losses(predicted: CountDistribution, batch: Batch) -> dict[str, torch.Te
     """Loss terms of each set, [B] each, unweighted.
 
     - ``likelihood``: mean over real cells and measured genes of the negative log-likelihood of the measured counts,
-      given each measured cell's own depth.
+      given each measured cell's own depth. The mean is the predicted share times what the likelihood makes of control
+      cells (``null_ratio_BG``), so that no effect is the optimum where there is none.
     - ``energy``: energy distance (Szekely & Rizzo 2013) between predicted and measured cells in log1p CP10k, divided
       by the square root of the number of genes. Predicted cells are drawn from a normal distribution with the
       negative binomial's mean and variance, which lets the gradient through.
@@ -56,7 +57,8 @@ def set_losses(predicted: CountDistribution, batch: Batch) -> dict[str, torch.Te
     share_BSG = torch.where(measured_BSG, predicted.log_share_BSG, -torch.inf).exp()
     depth_BS1 = counts_BSG.sum(-1, keepdim=True)
 
-    nll_BSG = negative_binomial_nll(counts_BSG, depth_BS1 * share_BSG + SMALLEST_MEAN, predicted.dispersion_G)
+    mean_BSG = depth_BS1 * share_BSG * batch.null_ratio_BG[:, None] + SMALLEST_MEAN
+    nll_BSG = negative_binomial_nll(counts_BSG, mean_BSG, predicted.dispersion_G)
     likelihood_B = (nll_BSG * measured_BSG).sum((1, 2)) / measured_BSG.sum((1, 2))
 
     genes_B = measured_BSG.any(1).sum(-1)
