@@ -11,7 +11,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done, mark_done
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.report import write_report
-from vcc_fm.scoring.table import Entry, ScoreTable
+from vcc_fm.scoring.table import MEAN_RESPONSE, Entry, ScoreTable
 from vcc_fm.scoring.vcc import score
 from vcc_fm.store.folder import read_json
 from vcc_fm.training.checkpoint import read_log
@@ -33,11 +33,14 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     control = read_json(layout.cells / "store.json")["control"]
     table = score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache")
     table.print(console)
-    model, best = table.mean("model"), max(recipe.score.baselines, key=table.mean)
-    console.print(
-        f"model {model:+.3f}; best baseline {best} {table.mean(best):+.3f}; distance {model - table.mean(best):+.3f}",
-        highlight=False,
-    )
+    if reason := table.no_headline():
+        console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
+    else:
+        model, best = table.mean("model"), max([MEAN_RESPONSE, *recipe.score.baselines], key=table.mean)
+        mean = table.mean(best)
+        console.print(
+            f"model {model:+.3f}; best baseline {best} {mean:+.3f}; distance {model - mean:+.3f}", highlight=False
+        )
     report = layout.scores.with_name("report.html")
     write_report(
         report, table, layout.truth, layout.prediction("model"), control, _log(recipe), recipe.name, _notes(recipe)
