@@ -31,7 +31,7 @@ FLOORS = [
     {"calibrate"},
     {"train"},
     {"stages"},
-    {"embeddings", "prepare", "plan_decoder", "export"},
+    {"embeddings", "prepare", "plan_decoder", "plan_checks", "export"},
     {"plan", "plan_text"},
     {"cli", "__main__"},
 ]

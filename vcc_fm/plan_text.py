@@ -13,7 +13,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Show a plan to a person."""
     table = Table("stage", "state", "writes", title=f"plan of {escape(plan['recipe'])}", title_justify="left")
     for stage in plan["stages"]:
-        table.add_row(stage["stage"], "done" if stage["done"] else "to do", escape("\n".join(stage["outputs"][:3])))
+        table.add_row(stage["stage"], "done" if stage["done"] else "to do", escape(_outputs(stage["outputs"])))
     console.print(table)
     lines = Table.grid(padding=(0, 2))
     for name, text in _lines(plan):
@@ -26,6 +26,11 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(f"[red]problem[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     if not plan["problems"]:
         console.print("nothing stands in the way")
+
+
+def _outputs(paths: list[str]) -> str:
+    """One path, or the first of them (one a fold) and the number of the others."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]}\nand {len(paths) - 1} more, to {paths[-1]}"
 
 
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

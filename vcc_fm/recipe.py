@@ -214,7 +214,7 @@ class CellEncoderConfig(Section):
     scale_to: float | None = Field(
         None, gt=0, description="state-se: depth to which counts are scaled before log1p, UMI; null: not scaled"
     )
-    pad_length: PositiveInt = Field(2048, description="state-se: tokens of a cell, CLS included")
+    pad_length: int = Field(2048, ge=2, description="state-se: tokens of a cell, CLS included")
     draw: int = Field(0, ge=0, description="state-se: seed of ties and of the silent genes that fill a cell up")
     coverage: Fraction = Field(
         0.5, description="state-se: smallest share of a source's counts in genes that the checkpoint knows"
@@ -295,6 +295,12 @@ class ProteinEncoderConfig(Section):
             raise ValueError("embed.proteins.encoder=table and embed.proteins.table belong together; one is missing")
         if self.untrained is not None and self.encoder != "esm2":
             raise ValueError(f"embed.proteins.untrained needs embed.proteins.encoder=esm2, found {self.encoder}")
+        if self.untrained is not None and self.layer is not None and self.layer > self.untrained.layers:
+            raise ValueError(
+                f"embed.proteins.layer={self.layer}: embed.proteins.untrained has {self.untrained.layers}"
+            )
+        if self.spread and self.untrained is None and self.model.endswith(".pt"):
+            raise ValueError("embed.proteins.spread: original checkpoints run on one device; use a folder or Hub id")
         return self
 
 
@@ -468,6 +474,15 @@ class PredictConfig(Section):
         description="factor on predicted log ratios, the baselines' too: a number, or chosen on validation",
     )
 
+    @model_validator(mode="after")
+    def _depth_of_a_cell(self) -> PredictConfig:
+        if self.depth != "control" and not 0 < self.depth < 1_000_000:
+            raise ValueError(
+                f"predict.depth={self.depth:g}: give UMI above 0 and below 1,000,000, the most that the scorer takes, or "
+                "control"
+            )
+        return self
+
 
 class ScoreConfig(Section):
     """How predictions are judged."""
@@ -478,6 +493,14 @@ class ScoreConfig(Section):
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
         "embedding-transfer: SE's gene decoder, needs state-se",
     )
+
+    @field_validator("baselines")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"score.baselines names {repeated} twice; name each once")
+        return names
 
 
 class Recipe(Section):

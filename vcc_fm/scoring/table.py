@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -89,8 +90,8 @@ class ScoreTable:
         }
 
     def no_headline(self) -> str:
-        """Why there is no scaled mean over contexts, by context; empty where there is one."""
-        return "; ".join(f"{context}: {reason}" for context, reason in without_mean(self.anchors).items())
+        """Why there is no scaled mean over contexts, and in which contexts; empty where there is one."""
+        return "; ".join(_together(without_mean(self.anchors).items(), ": "))
 
     def contexts(self) -> list[str]:
         """The contexts, in the order of the truth's scoring."""
@@ -130,11 +131,11 @@ class ScoreTable:
     def missing(self) -> list[str]:
         """One line for every reason why scales are undefined, an entry has no value, or a context has no mean."""
         without = self.anchors[self.anchors["reason"] != ""]
-        lines = [
-            f"{context}, {', '.join(part['metric'].map(LABELS))}, every entry: {reason}"
+        undefined_here = [
+            (context, f"{', '.join(part['metric'].map(LABELS))}, every entry: {reason}")
             for (context, reason), part in without.groupby(["context", "reason"], sort=False)
         ]
-        lines += [f"{context}, scaled mean: {reason}" for context, reason in without_mean(self.anchors).items()]
+        lines = _together(undefined_here, ", ") + _together(without_mean(self.anchors).items(), ", scaled mean: ")
         undefined = {(row["context"], row["metric"]) for row in _records(self.anchors) if row["reason"]}
         lines += [
             f"{row['context']}, {LABELS[row['metric']]}, {row['entry']}: {row['reason']}"
@@ -208,6 +209,14 @@ def write_whole(path: Path, text: str) -> None:
 def number(value: float) -> str:
     """A score with three decimals, or a dash where there is none."""
     return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _together(texts: Iterable[tuple[str, str]], between: str) -> list[str]:
+    """Lines of (context, text) pairs: the contexts, then what holds for all of them."""
+    contexts: dict[str, list[str]] = {}
+    for context, text in texts:
+        contexts.setdefault(text, []).append(context)
+    return [f"{', '.join(of_it)}{between}{text}" for text, of_it in contexts.items()]
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
