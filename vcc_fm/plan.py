@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from vcc_fm.cellsets.split import Split, make_splits
-from vcc_fm.cellsets.targets import protein_coverage, separator_of, with_vectors
+from vcc_fm.cellsets.targets import protein_coverage, separator_of, with_vectors, without_any
 from vcc_fm.encoders.widths import cell_width, check_sequences, protein_width
 from vcc_fm.errors import UserError
 from vcc_fm.plan_checks import check_controls, check_phases, check_processes, check_scored
@@ -212,6 +212,7 @@ def _proteins(
         "axis_with_sequence": sum(r.found is not None for r in covered.genes),
         "width": width,
         "coverage": covered.lines(),
+        "note": without_any(covered, recipe.embed.proteins.missing),
     }
 
 

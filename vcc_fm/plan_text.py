@@ -19,9 +19,9 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for name, text in _lines(plan):
         lines.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     console.print(lines)
-    for fold in plan.get("split", [])[:1]:
-        for warning in fold["warnings"]:
-            console.print(f"[yellow]note[/yellow] {escape(warning)}", highlight=False)
+    notes = [(plan.get("proteins") or {}).get("note"), *(plan.get("split") or [{"warnings": []}])[0]["warnings"]]
+    for note in filter(None, notes):
+        console.print(f"[yellow]note[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     for problem in plan["problems"]:
         console.print(f"[red]problem[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     if not plan["problems"]:

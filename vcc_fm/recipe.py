@@ -478,8 +478,8 @@ class PredictConfig(Section):
     def _depth_of_a_cell(self) -> PredictConfig:
         if self.depth != "control" and not 0 < self.depth < 1_000_000:
             raise ValueError(
-                f"predict.depth={self.depth:g}: give UMI above 0 and below 1,000,000, the most that the scorer takes, or "
-                "control"
+                f"predict.depth={self.depth:g}: give UMI above 0 and below 1,000,000, the most that the scorer takes, "
+                "or control"
             )
         return self
 

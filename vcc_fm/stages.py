@@ -233,7 +233,7 @@ def _cell_store(layout: Layout) -> CellStore:
 
 def _split(recipe: Recipe, console: Console) -> None:
     from vcc_fm.cellsets.split import make_splits
-    from vcc_fm.cellsets.targets import protein_coverage, separator_of, with_vectors
+    from vcc_fm.cellsets.targets import protein_coverage, separator_of, with_vectors, without_any
     from vcc_fm.store.embeddings import EmbeddingStore
 
     layout = Layout(recipe)
@@ -245,6 +245,8 @@ def _split(recipe: Recipe, console: Console) -> None:
     write_json(layout.coverage, covered.to_json())
     for line in covered.lines():
         console.print(f"proteins: {line}", markup=False, soft_wrap=True)
+    if note := without_any(covered, recipe.embed.proteins.missing):
+        console.print(f"proteins: {note}", markup=False, soft_wrap=True)
     group_cells = cells.group_cells
     if recipe.embed.proteins.missing == "drop":
         group_cells = with_vectors(group_cells, set(covered.found()), cells.control, separator_of(recipe))

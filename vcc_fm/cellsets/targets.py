@@ -33,6 +33,16 @@ def protein_coverage(
     return coverage(targets, genes, table, set(map(str, known)), config.pins)
 
 
+def without_any(covered: Coverage, missing: str) -> str:
+    """What it means that no target gene has a protein vector, and all learn one; empty where some has."""
+    if missing != "learned" or any(target.found is not None for target in covered.targets):
+        return ""
+    return (
+        "no perturbation has a protein sequence (drugs and stimuli have none): each learns a vector of its own, and one "
+        "that no training group has is predicted as any other"
+    )
+
+
 def with_vectors(
     group_cells: dict[tuple[str, str], int], known: set[str], control: str, separator: str
 ) -> dict[tuple[str, str], int]:

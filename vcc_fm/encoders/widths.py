@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vcc_fm.encoders.composition import CompositionEncoder
+from vcc_fm.encoders.protein import AMINO_ACIDS
 from vcc_fm.encoders.token_batches import Cutting, plan_shards
 from vcc_fm.recipe import CellEncoderConfig, ProteinEncoderConfig, expand
 
@@ -56,6 +57,8 @@ def check_sequences(config: ProteinEncoderConfig, sequences: Iterable[str]) -> N
             room for a window.
     """
     if config.encoder == "composition":
-        CompositionEncoder(1).encode(list(sequences))
+        # A letter near the start tells for nearly all; the encoder itself, asked about the others, refuses them.
+        strange = [one for one in sequences if not any(letter in AMINO_ACIDS for letter in one.upper())]
+        CompositionEncoder(1).encode(strange)
     else:
         plan_shards(sequences, Cutting(config.window, config.overlap, config.tokens_per_batch))

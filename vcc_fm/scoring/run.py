@@ -29,14 +29,17 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     if not is_done(layout.prediction("model"), layout.predictions_fingerprint):
         raise UserError(f"{layout.prediction('model')} is missing or of another recipe; run `vcc-fm predict RECIPE`")
     entries = [Entry("model", "model", layout.prediction("model"))]
-    entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
+    baselines = _baselines(recipe)
+    entries += [Entry(name, "baseline", layout.prediction(name)) for name in baselines]
     control = read_json(layout.cells / "store.json")["control"]
     table = score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache")
     table.print(console)
+    if len(baselines) < len(recipe.score.baselines):
+        console.print("other-contexts is left out: no held-out group was measured elsewhere, so it is mean-response")
     if reason := table.no_headline():
         console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
     else:
-        model, best = table.mean("model"), max([MEAN_RESPONSE, *recipe.score.baselines], key=table.mean)
+        model, best = table.mean("model"), max([MEAN_RESPONSE, *baselines], key=table.mean)
         mean = table.mean(best)
         console.print(
             f"model {model:+.3f}; best baseline {best} {mean:+.3f}; distance {model - mean:+.3f}", highlight=False
@@ -52,6 +55,13 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     return table
 
 
+def _baselines(recipe: Recipe) -> list[str]:
+    """The recipe's baselines; other-contexts goes where it is mean-response for every group, and no rung of its own."""
+    record = read_json(recipe.run_folder / "prediction.json")
+    nowhere = record["without_response_elsewhere"] == record["groups"] and "mean-response" in recipe.score.baselines
+    return [name for name in recipe.score.baselines if not (nowhere and name == "other-contexts")]
+
+
 def _log(recipe: Recipe) -> list[dict[str, Any]]:
     """Training and validation lines of all phases of the first fold."""
     layout = Layout(recipe)
@@ -62,7 +72,12 @@ def _notes(recipe: Recipe) -> list[str]:
     record = read_json(recipe.run_folder / "prediction.json")
     notes = ["All cells are simulated."] if recipe.data.simulate else []
     notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; seed {recipe.seed}.")
-    if record["without_response_elsewhere"]:
+    if len(_baselines(recipe)) < len(recipe.score.baselines):
+        notes.append(
+            "The baseline other-contexts is left out: no held-out group has training cells of its perturbation in "
+            "another context, so that it is mean-response."
+        )
+    elif record["without_response_elsewhere"]:
         notes.append(
             f"{record['without_response_elsewhere']} of the held-out groups have no training cells of the same "
             "perturbation in another context; the baseline other-contexts predicts the mean response for them."

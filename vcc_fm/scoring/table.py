@@ -132,7 +132,7 @@ class ScoreTable:
         """One line for every reason why scales are undefined, an entry has no value, or a context has no mean."""
         without = self.anchors[self.anchors["reason"] != ""]
         undefined_here = [
-            (context, f"{', '.join(part['metric'].map(LABELS))}, every entry: {reason}")
+            (str(context), f"{', '.join(part['metric'].map(LABELS))}, every entry: {reason}")
             for (context, reason), part in without.groupby(["context", "reason"], sort=False)
         ]
         lines = _together(undefined_here, ", ") + _together(without_mean(self.anchors).items(), ", scaled mean: ")
