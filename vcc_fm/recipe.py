@@ -297,7 +297,7 @@ class ProteinEncoderConfig(Section):
             raise ValueError(f"embed.proteins.untrained needs embed.proteins.encoder=esm2, found {self.encoder}")
         if self.untrained is not None and self.layer is not None and self.layer > self.untrained.layers:
             raise ValueError(
-                f"embed.proteins.layer={self.layer}: embed.proteins.untrained has {self.untrained.layers}"
+                f"embed.proteins.layer={self.layer}: embed.proteins.untrained has {self.untrained.layers} layers"
             )
         if self.spread and self.untrained is None and self.model.endswith(".pt"):
             raise ValueError("embed.proteins.spread: original checkpoints run on one device; use a folder or Hub id")

@@ -162,14 +162,17 @@ def make_splits(config: SplitConfig, cells: dict[Group, int], control: str, sepa
         One split a fold, `config.folds` in all.
 
     Raises:
-        UserError: a listed label or context does not exist (the nearest is named) or is the control; a label is listed
-            both for test and validation; two labels mean the same target genes; nothing is left to test or to train
-            on; a context that is trained on or held out has no control cells; or the cell-load table is refused.
+        UserError: there is no perturbation; a listed label or context does not exist (the nearest is named) or is the
+            control; a label is listed both for test and validation; two labels mean the same target genes; nothing is
+            left to test or to train on; a context that is trained on or held out has no control cells; or the
+            cell-load table is refused.
     """
     measured = {group: number for group, number in cells.items() if group[1] != control}
     labels_of: dict[str, set[str]] = defaultdict(set)
     for context, label in measured:
         labels_of[context].add(label)
+    if not measured:
+        raise UserError("no perturbation is left to train on or to test; loosen data.minimum_cells, keep or quality")
     targets = _targets({label for _, label in measured}, control, separator)
 
     if config.hold_out == "perturbations":

@@ -38,8 +38,8 @@ def without_any(covered: Coverage, missing: str) -> str:
     if missing != "learned" or any(target.found is not None for target in covered.targets):
         return ""
     return (
-        "no perturbation has a protein sequence (drugs and stimuli have none): each learns a vector of its own, and one "
-        "that no training group has is predicted as any other"
+        "no perturbation has a protein sequence (drugs and stimuli have none): each learns a vector of its own, and "
+        "one that no training group has is predicted as any other"
     )
 
 

@@ -56,7 +56,7 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
 
 
 def _baselines(recipe: Recipe) -> list[str]:
-    """The recipe's baselines; other-contexts goes where it is mean-response for every group, and no rung of its own."""
+    """The recipe's baselines, without other-contexts where that is mean-response for every group."""
     record = read_json(recipe.run_folder / "prediction.json")
     nowhere = record["without_response_elsewhere"] == record["groups"] and "mean-response" in recipe.score.baselines
     return [name for name in recipe.score.baselines if not (nowhere and name == "other-contexts")]
