@@ -130,8 +130,8 @@ def test_a_plan_says_how_many_folds_it_does_not_list(tmp_path):
     out = StringIO()
     print_plan(plan, Console(file=out, width=600))
     said = out.getvalue()
-    assert "fold-0/model" in said
-    assert "and 3 more, to" in said
+    assert "fold-0/base" in said
+    assert "and 7 more, to" in said
     assert "fold-3/model" in said
     assert [f"split, fold {fold}" in said for fold in range(5)] == [True] * 4 + [False]
 

@@ -29,8 +29,8 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
 
 
 def _outputs(paths: list[str]) -> str:
-    """One path, or the first of them (one a fold) and the number of the others."""
-    return paths[0] if len(paths) == 1 else f"{paths[0]}\nand {len(paths) - 1} more, to {paths[-1]}"
+    """Up to two paths, or the first of them (one or two a fold) and how many there are besides."""
+    return "\n".join(paths) if len(paths) < 3 else f"{paths[0]}\nand {len(paths) - 1} more, to {paths[-1]}"
 
 
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -105,7 +105,7 @@ def test_a_run_without_a_headline_has_no_mean_and_is_named_however_it_was_stored
     frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
     assert np.isnan(frame.loc[("m|1", ALL, SCALED_MEAN, "scaled"), "mean"])
     reason = "1 of 6 metrics have a scale, a mean needs 4"
-    assert without_headline(files) == [f"one: no scaled mean: a: {reason}; b: {reason}"]
+    assert without_headline(files) == [f"one: no scaled mean: a, b: {reason}"]
 
 
 def test_markdown_puts_the_best_first_and_escapes_names(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, is_done, mark_done
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.report import write_report
-from vcc_fm.scoring.table import MEAN_RESPONSE, Entry, ScoreTable
+from vcc_fm.scoring.table import Entry, ScoreTable
 from vcc_fm.scoring.vcc import score
 from vcc_fm.store.folder import read_json
 from vcc_fm.training.checkpoint import read_log
@@ -29,17 +30,14 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     if not is_done(layout.prediction("model"), layout.predictions_fingerprint):
         raise UserError(f"{layout.prediction('model')} is missing or of another recipe; run `vcc-fm predict RECIPE`")
     entries = [Entry("model", "model", layout.prediction("model"))]
-    baselines = _baselines(recipe)
-    entries += [Entry(name, "baseline", layout.prediction(name)) for name in baselines]
+    entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
     control = read_json(layout.cells / "store.json")["control"]
-    table = score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache")
+    table = without_twins(score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache"))
     table.print(console)
-    if len(baselines) < len(recipe.score.baselines):
-        console.print("other-contexts is left out: no held-out group was measured elsewhere, so it is mean-response")
     if reason := table.no_headline():
         console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
     else:
-        model, best = table.mean("model"), max([MEAN_RESPONSE, *baselines], key=table.mean)
+        model, best = table.mean("model"), max(table.baselines(), key=table.mean)
         mean = table.mean(best)
         console.print(
             f"model {model:+.3f}; best baseline {best} {mean:+.3f}; distance {model - mean:+.3f}", highlight=False
@@ -55,11 +53,30 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     return table
 
 
-def _baselines(recipe: Recipe) -> list[str]:
-    """The recipe's baselines, without other-contexts where that is mean-response for every group."""
-    record = read_json(recipe.run_folder / "prediction.json")
-    nowhere = record["without_response_elsewhere"] == record["groups"] and "mean-response" in recipe.score.baselines
-    return [name for name in recipe.score.baselines if not (nowhere and name == "other-contexts")]
+def without_twins(table: ScoreTable) -> ScoreTable:
+    """The table without baselines whose raw scores are those of an earlier one, which a note names.
+
+    Where a perturbation was measured in no other context, other-contexts is mean-response; where there is no other
+    perturbation, mean-response is control. Such a row would look like a rung of its own.
+    """
+    raw = table.rows.set_index(["entry", "context", "metric"])["raw"]
+    kept: list[str] = []
+    notes = []
+    for name in table.baselines():
+        scored = raw[name].notna().any()
+        twin = next((other for other in kept if scored and raw[other].equals(raw[name])), None)
+        if twin is None:
+            kept.append(name)
+        else:
+            notes.append(f"baseline {name} is left out: here it is {twin}")
+    stay = table.rows["kind"].ne("baseline") | table.rows["entry"].isin(kept)
+    means = table.means["kind"].ne("baseline") | table.means["entry"].isin(kept)
+    return replace(
+        table,
+        rows=table.rows[stay].reset_index(drop=True),
+        means=table.means[means].reset_index(drop=True),
+        notes=table.notes + notes,
+    )
 
 
 def _log(recipe: Recipe) -> list[dict[str, Any]]:
@@ -72,12 +89,7 @@ def _notes(recipe: Recipe) -> list[str]:
     record = read_json(recipe.run_folder / "prediction.json")
     notes = ["All cells are simulated."] if recipe.data.simulate else []
     notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; seed {recipe.seed}.")
-    if len(_baselines(recipe)) < len(recipe.score.baselines):
-        notes.append(
-            "The baseline other-contexts is left out: no held-out group has training cells of its perturbation in "
-            "another context, so that it is mean-response."
-        )
-    elif record["without_response_elsewhere"]:
+    if record["without_response_elsewhere"]:
         notes.append(
             f"{record['without_response_elsewhere']} of the held-out groups have no training cells of the same "
             "perturbation in another context; the baseline other-contexts predicts the mean response for them."

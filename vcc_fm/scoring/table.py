@@ -89,6 +89,10 @@ class ScoreTable:
             )
         }
 
+    def baselines(self) -> list[str]:
+        """Names of the baselines, in order; the scorer's own is the last."""
+        return list(dict.fromkeys(self.rows.loc[self.rows["kind"] == "baseline", "entry"]))
+
     def no_headline(self) -> str:
         """Why there is no scaled mean over contexts, and in which contexts; empty where there is one."""
         return "; ".join(_together(without_mean(self.anchors).items(), ": "))
