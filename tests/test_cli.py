@@ -67,6 +67,18 @@ def test_no_arguments_show_help(main):
     assert "proteins" in embed.out
 
 
+@pytest.mark.parametrize("module", ["vcc_fm", "vcc_fm.cli"])
+def test_the_package_and_its_command_line_module_are_the_command(module):
+    ended = subprocess.run(
+        [sys.executable, "-m", module, "plan", "none.yaml"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (2, "error: none.yaml: no such recipe\n")
+
+
 def test_help_names_every_command_and_what_it_takes(main):
     text = main("--help").out
     for name in "run plan prepare embed split train calibrate predict score inspect compare".split():

@@ -32,9 +32,10 @@ FLOORS = [
     {"calibrate"},
     {"train"},
     {"stages"},
-    {"embeddings", "prepare", "plan_decoder", "export"},
+    {"embeddings", "prepare", "plan_decoder", "plan_checks", "export"},
     {"plan", "plan_text"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 

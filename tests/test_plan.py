@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from program import TINY, vcc_fm, write_recipe
+from program import ENVIRONMENT, TINY, vcc_fm, write_recipe
 from rich.console import Console
 
 from vcc_fm.cellsets.load import load_dataset
@@ -93,6 +95,54 @@ def test_a_plan_is_printed_as_it_is(tmp_path):
     for part in ("prepare", "to do", "50 genes", "processes", "llama, base pretrain"):
         assert part in out.getvalue()
     assert "nothing stands in the way" not in out.getvalue()
+
+
+@pytest.mark.parametrize(("override", "imported"), [("seed=0", False), ("decoder.backbone.rms_norm_eps=1e-6", True)])
+def test_a_plan_imports_torch_only_for_what_cannot_be_judged_without(tmp_path, override, imported):
+    # Of the seconds that a plan takes, the import of torch and transformers would be two thirds.
+    recipe = write_recipe(tmp_path)
+    look = f"import sys; from vcc_fm.plan import DRIVERS, make_plan; from vcc_fm.recipe_file import load_recipe; \
+        from pathlib import Path; plan = make_plan(load_recipe({str(recipe)!r}, [{override!r}]), 1); \
+        print(plan['problems'], any(map(Path.exists, map(Path, DRIVERS))), \
+        bool({{'torch', 'transformers', 'datasets', 'matplotlib'}} & sys.modules.keys()))"
+    ended = subprocess.run([sys.executable, "-c", look], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    problems, driver, found = ended.stdout.rsplit(maxsplit=2)
+    assert problems == "[]", ended.stderr
+    if driver == "False":
+        assert found == str(imported)
+
+
+@pytest.mark.parametrize("base", ["scratch", "pretrain"])
+def test_the_sizes_of_a_plain_llama_are_those_of_one_that_is_built(tmp_path, base):
+    content = {**deepcopy(TINY), "output": str(tmp_path)}
+    content["decoder"] |= {"base": base, "gene_rank": 7, "lora": {"r": 3, "alpha": 4}}
+    content["decoder"]["backbone"] |= {
+        "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3, "vocab_size": 5
+    }  # fmt: skip
+    content["pretrain"] = content["pretrain"] if base == "pretrain" else None
+    plain = make_plan(Recipe.model_validate(content), 1)["decoder"]
+    content["decoder"]["backbone"]["rms_norm_eps"] = 1e-6  # its default; but now the plan has to build the decoder
+    assert plain == make_plan(Recipe.model_validate(content), 1)["decoder"]
+
+
+def test_a_plan_says_how_many_folds_it_does_not_list(tmp_path):
+    plan = planned(tmp_path, "split={hold_out: perturbations, folds: 4}")
+    out = StringIO()
+    print_plan(plan, Console(file=out, width=600))
+    said = out.getvalue()
+    assert "fold-0/base" in said
+    assert "and 7 more, to" in said
+    assert "fold-3/model" in said
+    assert [f"split, fold {fold}" in said for fold in range(5)] == [True] * 4 + [False]
+
+
+def test_what_learned_vectors_of_perturbations_without_proteins_mean_is_said(tmp_path):
+    (tmp_path / "p.fasta").write_text(">OTHER\nMKV\n")
+    plan = planned(tmp_path, f"embed.proteins.fasta={tmp_path / 'p.fasta'}", "embed.proteins.missing=learned")
+    out = StringIO()
+    print_plan(plan, Console(file=out, width=200))
+    assert plan["problems"] == []
+    assert "note no perturbation has a protein sequence (drugs and stimuli have none)" in out.getvalue()
 
 
 # ----------------------------------------------------------------------------------------------- without the data

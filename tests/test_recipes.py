@@ -93,6 +93,15 @@ def test_real_recipes_have_nothing_in_their_way(name: str, real_data: Path, tmp_
     assert sum(tested) == 25
 
 
+def test_a_drug_in_five_patients_has_nothing_in_its_way(real_data: Path, tmp_path: Path) -> None:
+    plan = make_plan(load_recipe(RECIPES[0].with_name("glioblastoma.yaml"), [f"output={tmp_path}"]), 1)
+    assert plan["problems"] == []
+    held = [{role: counts["groups"] for role, counts in fold["counts"].items()} for fold in plan["split"]]
+    assert held == [{"train": 3, "validation": 1, "test": 1, "unused": 0}] * 5
+    assert plan["proteins"]["targets_without_sequence"] == ["panobinostat"]
+    assert not [line for line in plan["proteins"]["coverage"] if "mouse" in line and "panobinostat" in line]
+
+
 def test_combinations_from_singles_have_nothing_in_their_way(real_data: Path, tmp_path: Path) -> None:
     plan = make_plan(load_recipe(RECIPES[0].with_name("norman.yaml"), [f"output={tmp_path}"]), 1)
     assert plan["problems"] == []

@@ -61,6 +61,8 @@ def best_scale(means: dict[float, float]) -> float:
     best of the scales tried.
     """
     scales, scores = np.array(list(means)), np.array(list(means.values()))
+    if not np.isfinite(scores).all():
+        return 1.0  # there is no scaled mean to choose by
     bend, slope, _ = np.polyfit(np.log(scales), scores, 2)
     if bend >= 0:
         return float(scales[np.argmax(scores)])
@@ -89,4 +91,6 @@ def _validation_scores(recipe: Recipe, fold: int, data: Dataset, console: Consol
                     emit_groups(file, recipe, data, predictor, asked, Console(quiet=True))
                 entries.append(entry)
         table = score(truth, entries, data.cells.control, recipe.score.preset, Path(scratch, "cache"))
+    if reason := table.no_headline():
+        console.print(f"fold {fold}: effect scale 1, the validation groups cannot tell: {reason}", markup=False)
     return {name: {scale: table.mean(f"{name} {scale:g}") for scale in SCALES} for name in predictors}

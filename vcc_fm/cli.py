@@ -325,8 +325,14 @@ def compare(
 ) -> None:
     """Put several runs (seeds) side by side: mean and standard deviation of every score, as Markdown."""
     from vcc_fm.scoring.compare import compare as compare_runs
-    from vcc_fm.scoring.compare import to_markdown
+    from vcc_fm.scoring.compare import to_markdown, without_headline
 
     files = [path / "scores.json" if path.is_dir() else path for path in scores]
     frame = compare_runs(files)
     print(frame.to_json(orient="records", indent=1) if as_json else to_markdown(frame))
+    for line in without_headline(files):
+        _console(quiet, as_json).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
+import numpy as np
 from rich.console import Console
 
-from vcc_fm.cellsets.load import protein_coverage, separator_of, sources_of_contexts, with_vectors
 from vcc_fm.cellsets.split import Split, make_splits
-from vcc_fm.encoders.cell_store import cell_width
-from vcc_fm.encoders.protein_store import protein_width
-from vcc_fm.encoders.protein_table import read_pt
+from vcc_fm.cellsets.targets import (
+    protein_coverage,
+    separator_of,
+    sources_of_contexts,
+    with_vectors,
+    without_any,
+)
+from vcc_fm.encoders.widths import cell_width, check_sequences, protein_width
 from vcc_fm.errors import UserError
+from vcc_fm.plan_checks import check_controls, check_phases, check_processes, check_scored
 from vcc_fm.plan_decoder import plan_decoder
 from vcc_fm.recipe import Recipe, SourceConfig, TrainConfig, expand
 from vcc_fm.sources.alignment import open_sources
 from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.stages import protein_fasta, source_configs, stages_of
-from vcc_fm.store.cell_table import unified_labels
+from vcc_fm.store.cell_table import cell_table
 
 DENSITY = 0.15
 """Share of non-zero counts that the size of a store is guessed with before its counts are read."""
+
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""What the driver of a GPU leaves in the file system: NVIDIA's, that of Windows for Linux, AMD's."""
 
 
 def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
@@ -49,7 +55,8 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
         problems += [entry["problem"] for entry in plan["missing"]]
         if configs and not any(entry["needed_for"] == "cells" for entry in plan["missing"]):
             _plan_cells(plan, recipe, configs, Path(scratch))
-    plan["processes"] = _processes(recipe, processes, problems)
+    plan["processes"] = {"processes": processes, "device": _device()}
+    check_processes(recipe, processes, problems)
     # One mistake may stand in the way of several stages; it is said once.
     plan["problems"] = list(dict.fromkeys(problems))
     return plan
@@ -76,7 +83,9 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     if "split" not in missing:
         splits = _splits(recipe, groups, configs[0].control, sources, problems)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
-        _phases(recipe, splits, opened["contexts"], problems)
+        check_phases(recipe, splits, opened["contexts"], problems)
+        check_controls(splits, groups, configs[0].control, problems)
+        check_scored(recipe, splits, groups, configs[0].control, problems)
     plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
     plan["resources"] = _resources(recipe, opened, len(genes))
 
@@ -114,12 +123,7 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
     try:
         with open_sources(recipe.data, configs) as aligned:
             sources, axis = aligned.opened, aligned.axis
-            tables = [
-                source.cells.assign(
-                    perturbation=unified_labels(source.cells["perturbation"], config, configs[0]), source=source.name
-                )
-                for source, config in zip(sources, configs, strict=True)
-            ]
+            cells = cell_table(sources, configs, recipe.seed)
             measured = aligned.measured
             described = [
                 {
@@ -136,8 +140,18 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
     except UserError as error:
         problems.append(str(error))
         return None
-    cells = pd.concat(tables)
-    counts = Counter(zip(cells["context"], cells["perturbation"], strict=True))
+    pairs, sizes = np.unique(
+        np.column_stack([cells.codes["context"], cells.codes["perturbation"]]), axis=0, return_counts=True
+    )
+    counts = {
+        (str(cells.names["context"][context]), str(cells.names["perturbation"][label])): int(number)
+        for (context, label), number in zip(pairs, sizes, strict=True)
+    }
+    of_source = np.column_stack([cells.codes["context"], cells.source(np.arange(len(cells.rank)))])
+    context_sources = [
+        (str(cells.names["context"][context]), cells.sources[source])
+        for context, source in np.unique(of_source, axis=0)
+    ]
     few = {key: n for key, n in counts.items() if n < recipe.data.minimum_cells and key[1] != configs[0].control}
     kept = {key: n for key, n in counts.items() if key not in few}
     if not kept:
@@ -148,15 +162,14 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
         "dropped_perturbations": len(few),
         "genes": len(axis),
         "contexts": sorted({context for context, _ in kept}),
-        # As in the store: a batch is one of a source and of a context.
-        "batches": len(cells[["source", "context", "batch"]].drop_duplicates()),
+        "batches": len(cells.names["batch"]),
         "perturbations": len({label for _, label in kept} - {configs[0].control}),
         "simulated": recipe.data.simulate is not None,
         "sources": described,
         "axis": axis.tolist(),
         "genes_in_all": int(measured.all(axis=0).sum()),
         "group_cells": kept,
-        "context_sources": list(cells[["context", "source"]].drop_duplicates().itertuples(index=False, name=None)),
+        "context_sources": context_sources,
     }
 
 
@@ -180,28 +193,6 @@ def _encoder(
             f"fit on; use a width below {smallest}"
         )
     return width
-
-
-def _phases(recipe: Recipe, splits: list[Split], contexts: list[str], problems: list[str]) -> None:
-    """Whether each training phase has groups to train on, and calibration some to validate on."""
-    for name, phase in (("pretrain", recipe.pretrain), ("train", recipe.train)):
-        if phase is None:
-            continue
-        chosen = contexts if phase.contexts is None else phase.contexts
-        unknown = sorted(set(chosen) - set(contexts))
-        if unknown:
-            problems.append(
-                f"{name}.contexts: there is no context {', '.join(unknown)}; there are {', '.join(contexts)}"
-            )
-        elif any(not {context for context, _ in split.groups("train")} & set(chosen) for split in splits):
-            problems.append(
-                f"{name}.contexts={chosen}: the split leaves nothing to train on there; name others, or hold out less"
-            )
-    if recipe.predict.effect_scale == "validation" and any(not split.groups("validation") for split in splits):
-        problems.append(
-            "predict.effect_scale=validation needs validation groups, the split has none; give a number, or raise "
-            "split.validation"
-        )
 
 
 def _splits(
@@ -240,6 +231,7 @@ def _proteins(
         "axis_with_sequence": sum(r.found is not None for r in covered.genes),
         "width": width,
         "coverage": covered.lines(),
+        "note": without_any(covered, recipe.embed.proteins.missing),
     }
 
 
@@ -247,9 +239,12 @@ def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int, dict[
     """Symbols that have a protein vector, its length, and what is wrong with the proteins of other symbols."""
     config = recipe.embed.proteins
     if config.table is not None:
+        from vcc_fm.encoders.protein_table import read_pt  # it reads torch's files
+
         symbols, vectors = read_pt(expand(config.table))
         return set(symbols), vectors.shape[1], {}
     read = read_proteins(protein_fasta(recipe, scratch))
+    check_sequences(config, [protein.sequence for protein in read.proteins])
     return {protein.symbol for protein in read.proteins}, protein_width(config), read.report.faulty
 
 
@@ -270,20 +265,10 @@ def _batch_bytes(phase: TrainConfig, genes: int) -> int:
     return 16 * sets * phase.set_size * genes * 4
 
 
-def _processes(recipe: Recipe, processes: int, problems: list[str]) -> dict[str, Any]:
-    phases = {"pretrain": recipe.pretrain, "train": recipe.train}
-    for name, phase in phases.items():
-        if phase is None:
-            continue
-        if phase.processes is not None and phase.processes != processes:
-            problems.append(
-                f"{name}.processes={phase.processes}, but the plan is for {processes}; "
-                f"pass --processes {phase.processes}"
-            )
-        if phase.batch_sets % (processes * (phase.micro_sets or 1)):
-            problems.append(
-                f"{name}.batch_sets={phase.batch_sets} is not a multiple of {processes} processes x "
-                f"{name}.micro_sets={phase.micro_sets or 1}"
-            )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return {"processes": processes, "device": device}
+def _device() -> str:
+    """The GPU that a run would use, or CPU; torch, slow to import, is asked only where a GPU driver is."""
+    if not any(Path(path).exists() for path in DRIVERS):
+        return "CPU"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

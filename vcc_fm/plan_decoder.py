@@ -1,19 +1,21 @@
-"""The decoder that a recipe asks for, built without memory for its weights: does it fit, and how large is it."""
+"""The decoder that a recipe asks for: does it fit, and how large is it.
+
+A llama of plain sizes, which nearly every recipe asks for, is judged by arithmetic, because the import of torch and
+transformers takes longer than everything else that a plan does. Any other is built, without memory for its weights.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoConfig
-
-from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone
-from vcc_fm.decoder.lora import add_adapters
-from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import Recipe
-from vcc_fm.training.phase import count_parameters
+
+if TYPE_CHECKING:
+    from vcc_fm.decoder.model import PerturbationDecoder
+
+_SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
 
 
 def plan_decoder(
@@ -33,6 +35,59 @@ def plan_decoder(
     """
     if proteins is None or cells["vector_width"] is None:
         return None
+    sizes = _plain_sizes(recipe)
+    if sizes is not None:
+        return _plain(recipe, sizes, cells, len(genes), proteins)
+    return _built(recipe, cells, genes, proteins, problems)
+
+
+def _plain_sizes(recipe: Recipe) -> dict[str, int] | None:
+    """Sizes of a llama that is made here and fits together, trained whole or under the usual adapters; None else."""
+    settings, sizes = recipe.decoder, dict(recipe.decoder.backbone)
+    if settings.base not in ("scratch", "pretrain") or sizes.pop("model_type", None) != "llama":
+        return None
+    if settings.base == "pretrain" and settings.lora.target_modules != "all-linear":
+        return None
+    plain = {key: size for key, size in sizes.items() if isinstance(size, int) and not isinstance(size, bool)}
+    if plain.keys() != _SIZES or sizes.keys() != _SIZES or min(plain.values()) < 1:
+        return None
+    # Positions turn pairs of a head's channels.
+    return None if plain["hidden_size"] % (2 * plain["num_attention_heads"]) else plain
+
+
+def _plain(
+    recipe: Recipe, sizes: dict[str, int], cells: dict[str, Any], genes: int, proteins: dict[str, Any]
+) -> dict[str, Any]:
+    """What :func:`_built` says of such a decoder."""
+    width, inner, layers = (sizes[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    rank = recipe.decoder.gene_rank
+    linear = layers * (4 * width * width + 3 * width * inner)  # attention, and the gated network
+    norms = (2 * layers + 1) * width
+    codes = 5 + len(cells["contexts"]) + cells["batches"] + len(proteins["targets_without_sequence"])
+    vectors = cells["vector_width"] + 1 + proteins["width"]
+    around = codes * width + (vectors + 2 * (width + 1) + 2) * width + (rank + 1) * width + 2 * width
+    head = genes * (rank + 1) + proteins["width"] * rank + (2 * width + 1) * rank + 3 * (width + 1)
+    trainable = linear + norms + around + head
+    total = sizes["vocab_size"] * width + trainable
+    if recipe.decoder.base == "pretrain":
+        # The backbone is frozen under adapters, and what is around it is copied to be trained.
+        adapters = recipe.decoder.lora.r * layers * (4 * 2 * width + 3 * (width + inner))
+        trainable = adapters + around + head
+        total += trainable
+    return {"base": recipe.decoder.base, "parameters": total, "trainable": trainable, "backbone": "llama"}
+
+
+def _built(
+    recipe: Recipe, cells: dict[str, Any], genes: list[str], proteins: dict[str, Any], problems: list[str]
+) -> dict[str, Any] | None:
+    """Build the decoder on torch's device without memory, show it tokens, and count."""
+    import torch
+
+    from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig
+    from vcc_fm.decoder.lora import add_adapters
+    from vcc_fm.decoder.model import PerturbationDecoder
+    from vcc_fm.training.phase import count_parameters
+
     base = recipe.decoder.base
     try:
         backbone = _backbone(recipe)
@@ -67,6 +122,10 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: the backbone's keys are wrong, or there is no such base.
     """
+    from transformers import AutoConfig
+
+    from vcc_fm.decoder.config import PerturbationDecoderConfig, check_backbone
+
     settings = recipe.decoder
     if settings.base in ("scratch", "pretrain"):
         check_backbone(settings.backbone)
@@ -92,6 +151,8 @@ def _exists(base: str) -> bool:
 
 def _show_tokens(decoder: PerturbationDecoder) -> None:
     """Let the backbone read four tokens as the decoder will give them: some models can be built and read none."""
+    import torch
+
     width = decoder.special_token.embedding_dim
     decoder.backbone(
         inputs_embeds=torch.zeros(1, 4, width),

@@ -13,19 +13,24 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Show a plan to a person."""
     table = Table("stage", "state", "writes", title=f"plan of {escape(plan['recipe'])}", title_justify="left")
     for stage in plan["stages"]:
-        table.add_row(stage["stage"], "done" if stage["done"] else "to do", escape("\n".join(stage["outputs"][:3])))
+        table.add_row(stage["stage"], "done" if stage["done"] else "to do", escape(_outputs(stage["outputs"])))
     console.print(table)
     lines = Table.grid(padding=(0, 2))
     for name, text in _lines(plan):
         lines.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     console.print(lines)
-    for fold in plan.get("split", [])[:1]:
-        for warning in fold["warnings"]:
-            console.print(f"[yellow]note[/yellow] {escape(warning)}", highlight=False)
+    notes = [(plan.get("proteins") or {}).get("note"), *(plan.get("split") or [{"warnings": []}])[0]["warnings"]]
+    for note in filter(None, notes):
+        console.print(f"[yellow]note[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     for problem in plan["problems"]:
         console.print(f"[red]problem[/red] {escape(problem)}", highlight=False, soft_wrap=True)
     if not plan["problems"]:
         console.print("nothing stands in the way")
+
+
+def _outputs(paths: list[str]) -> str:
+    """Up to two paths, or the first of them (one or two a fold) and how many there are besides."""
+    return "\n".join(paths) if len(paths) < 3 else f"{paths[0]}\nand {len(paths) - 1} more, to {paths[-1]}"
 
 
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, is_done, mark_done
 from vcc_fm.predictors import BASELINES, BaselinePredictor, DecoderPredictor, Predictor
 from vcc_fm.processes import process_state
+from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe
 from vcc_fm.script import script_main
 from vcc_fm.store.counts_file import CountsFile, join_counts_files
@@ -53,12 +54,12 @@ def predict(recipe: Recipe, console: Console) -> None:
     if state.is_main_process:
         forget(layout.prediction("model"))
     for name in scales[0]:
-        console.print(f"predictor {name}")
 
         def make(fold: int, groups: list[Asked], name: str = name) -> Predictor:
             return make_predictor(name, recipe, fold, folds[fold], scales[fold][name], groups, console)
 
-        _predict_shared(layout.prediction(name), recipe, folds, asked, make, uns | {"predictor": name}, console)
+        progress = ProgressLines(f"predict: {name}", "cells", console)
+        _predict_shared(layout.prediction(name), recipe, folds, asked, make, uns | {"predictor": name}, progress)
     if state.is_main_process:
         write_measured(layout.truth, folds[0].cells, [(one.context, one.perturbation) for one in asked], uns)
         emitted, warnings = check_emitter(
@@ -94,7 +95,7 @@ def _predict_shared(
     asked: list[Asked],
     make: Callable[[int, list[Asked]], Predictor],
     uns: dict[str, Any],
-    console: Console,
+    progress: ProgressLines,
 ) -> None:
     """Predict ``asked`` in equal runs of groups, one a process, and join the parts in order."""
     state = process_state()
@@ -103,10 +104,15 @@ def _predict_shared(
     _part(path, state.process_index).unlink(missing_ok=True)
     if mine:
         with CountsFile(_part(path, state.process_index), folds[0].cells.genes, uns) as file:
+            done, total = 0, sum(one.cells for one in mine)
             # One fold at a time: a predictor may be large.
             for fold, run in groupby(mine, key=lambda one: one.fold):
                 groups = list(run)
-                emit_groups(file, recipe, folds[fold], make(fold, groups), groups, console)
+                predictor = make(fold, groups)
+                for one in groups:
+                    emit_groups(file, recipe, folds[fold], predictor, [one], Console(quiet=True))
+                    done += one.cells
+                    progress(done, total)
     state.wait_for_everyone()
     if state.is_main_process:
         parts = [part for i in range(state.num_processes) if (part := _part(path, i)).exists()]

@@ -216,7 +216,7 @@ class CellEncoderConfig(Section):
     scale_to: float | None = Field(
         None, gt=0, description="state-se: depth to which counts are scaled before log1p, UMI; null: not scaled"
     )
-    pad_length: PositiveInt = Field(2048, description="state-se: tokens of a cell, CLS included")
+    pad_length: int = Field(2048, ge=2, description="state-se: tokens of a cell, CLS included")
     draw: int = Field(0, ge=0, description="state-se: seed of ties and of the silent genes that fill a cell up")
     coverage: Fraction = Field(
         0.5, description="state-se: smallest share of a source's counts in genes that the checkpoint knows"
@@ -297,6 +297,12 @@ class ProteinEncoderConfig(Section):
             raise ValueError("embed.proteins.encoder=table and embed.proteins.table belong together; one is missing")
         if self.untrained is not None and self.encoder != "esm2":
             raise ValueError(f"embed.proteins.untrained needs embed.proteins.encoder=esm2, found {self.encoder}")
+        if self.untrained is not None and self.layer is not None and self.layer > self.untrained.layers:
+            raise ValueError(
+                f"embed.proteins.layer={self.layer}: embed.proteins.untrained has {self.untrained.layers} layers"
+            )
+        if self.spread and self.untrained is None and self.model.endswith(".pt"):
+            raise ValueError("embed.proteins.spread: original checkpoints run on one device; use a folder or Hub id")
         return self
 
 
@@ -314,17 +320,25 @@ class SplitConfig(Section):
         description="perturbations: everywhere; contexts: all their perturbations; few-shot: some perturbations in "
         "`contexts`; table: a cell-load TOML"
     )
-    contexts: list[str] = Field([], description="held-out contexts (contexts) or target contexts (few-shot)")
+    contexts: list[str] = Field(
+        [], description="held-out contexts, in turn if there are folds (contexts), or target contexts (few-shot)"
+    )
     test: Fraction | PositiveInt | list[str] = Field(
         0.3, description="held-out perturbations: a fraction, a number, or labels (perturbations and few-shot)"
     )
     validation: Fraction | list[str] = Field(
-        0.15, description="of what remains for training: a fraction, or labels, kept for choosing checkpoints"
+        0.15,
+        description="of what remains for training: a fraction of the perturbations (contexts: of the groups of a "
+        "context and a perturbation), or labels, kept for choosing checkpoints; table: the table says",
     )
     unseen: Fraction = Field(
         0.0, description="few-shot: fraction of the test perturbations that is held out of every other context too"
     )
-    folds: PositiveInt = Field(1, description="perturbations: number of folds, each held out once, scored together")
+    folds: PositiveInt = Field(
+        1,
+        description="number of folds, scored together: parts of all perturbations (perturbations), or of `contexts` "
+        "(contexts), each held out once",
+    )
     table: str | None = Field(
         None, description="table: path of the cell-load TOML ([training], [zeroshot], [fewshot])"
     )
@@ -335,8 +349,14 @@ class SplitConfig(Section):
             raise ValueError(f"split.hold_out={self.hold_out} needs split.contexts")
         if self.hold_out == "table" and self.table is None:
             raise ValueError("split.hold_out=table needs split.table, the path of a cell-load TOML")
-        if self.folds > 1 and self.hold_out != "perturbations":
-            raise ValueError(f"split.folds={self.folds} needs split.hold_out=perturbations, found {self.hold_out}")
+        if self.folds > 1 and self.hold_out not in ("perturbations", "contexts"):
+            raise ValueError(
+                f"split.folds={self.folds} needs split.hold_out=perturbations or contexts, found {self.hold_out}"
+            )
+        if len(set(self.contexts)) < len(self.contexts):
+            raise ValueError(f"split.contexts={self.contexts} names a context twice; name each once")
+        if self.hold_out == "contexts" and self.folds > len(self.contexts):
+            raise ValueError(f"split.folds={self.folds} is more than the {len(self.contexts)} of split.contexts")
         if self.contexts and self.hold_out in ("perturbations", "table"):
             raise ValueError(f"split.contexts={self.contexts} has no meaning with split.hold_out={self.hold_out}")
         if self.table is not None and self.hold_out != "table":
@@ -461,6 +481,15 @@ class PredictConfig(Section):
         description="factor on predicted log ratios, the baselines' too: a number, or chosen on validation",
     )
 
+    @model_validator(mode="after")
+    def _depth_of_a_cell(self) -> PredictConfig:
+        if self.depth != "control" and not 0 < self.depth < 1_000_000:
+            raise ValueError(
+                f"predict.depth={self.depth:g}: give UMI above 0 and below 1,000,000, the most that the scorer takes, "
+                "or control"
+            )
+        return self
+
 
 class ScoreConfig(Section):
     """How predictions are judged."""
@@ -471,6 +500,14 @@ class ScoreConfig(Section):
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
         "embedding-transfer: SE's gene decoder, needs state-se",
     )
+
+    @field_validator("baselines")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"score.baselines names {repeated} twice; name each once")
+        return names
 
 
 class Recipe(Section):

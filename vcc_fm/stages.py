@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -19,8 +20,10 @@ from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, is_done, mark_done
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.script import script_main
-from vcc_fm.store.cells import CellStore
 from vcc_fm.store.folder import write_json
+
+if TYPE_CHECKING:
+    from vcc_fm.store.cells import CellStore
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def _prepare(recipe: Recipe, console: Console, processes: int) -> None:
         _launch("prepare.py", recipe, console, processes)
         return
     from vcc_fm.processes import process_state
+    from vcc_fm.store.cells import CellStore
     from vcc_fm.store.prepare import write_cell_store
 
     layout, started, state = Layout(recipe), time.perf_counter(), process_state()
@@ -218,6 +222,8 @@ def _embed_cells(recipe: Recipe, console: Console) -> None:
 
 
 def _cell_store(layout: Layout) -> CellStore:
+    from vcc_fm.store.cells import CellStore
+
     if not is_done(layout.cells, layout.cells_fingerprint):
         raise UserError(
             f"{layout.cells} is missing or was made from another recipe; run `vcc-fm prepare RECIPE` first"
@@ -226,8 +232,15 @@ def _cell_store(layout: Layout) -> CellStore:
 
 
 def _split(recipe: Recipe, console: Console) -> None:
-    from vcc_fm.cellsets.load import faulty_proteins, protein_coverage, separator_of, sources_of_contexts, with_vectors
+    from vcc_fm.cellsets.load import faulty_proteins
     from vcc_fm.cellsets.split import make_splits
+    from vcc_fm.cellsets.targets import (
+        protein_coverage,
+        separator_of,
+        sources_of_contexts,
+        with_vectors,
+        without_any,
+    )
     from vcc_fm.store.embeddings import EmbeddingStore
 
     layout = Layout(recipe)
@@ -240,6 +253,8 @@ def _split(recipe: Recipe, console: Console) -> None:
     write_json(layout.coverage, covered.to_json())
     for line in covered.lines():
         console.print(f"proteins: {line}", markup=False, soft_wrap=True)
+    if note := without_any(covered, recipe.embed.proteins.missing):
+        console.print(f"proteins: {note}", markup=False, soft_wrap=True)
     group_cells = cells.group_cells
     if recipe.embed.proteins.missing == "drop":
         group_cells = with_vectors(group_cells, set(covered.found()), cells.control, separator_of(recipe))

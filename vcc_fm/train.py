@@ -35,7 +35,7 @@ def train(recipe: Recipe, console: Console) -> None:
             continue
         data = load_dataset(recipe, fold)
         for phase in todo:
-            name = phase if recipe.split.folds == 1 else f"{phase} (fold {fold + 1} of {recipe.split.folds})"
+            name = phase if recipe.split.folds == 1 else f"{phase} (fold {fold}, the last is {recipe.split.folds - 1})"
             console.rule(name, style="dim")
             train_phase(recipe, data, fold, phase, console)
 

@@ -117,8 +117,45 @@ def test_validation_listed_with_folds_is_tested_in_its_fold_only():
 def test_contexts_hold_out_all_of_a_context_and_validate_elsewhere():
     split = split_one(FOUR, hold_out="contexts", contexts=["gamma"], validation=0.2)
     assert split.groups("test") == [("gamma", label) for label in GENES]
-    assert split.counts()["validation"] == {"contexts": 3, "perturbations": 4, "groups": 12, "cells": 120}
+    validation = split.counts()["validation"]
+    assert (validation["groups"], validation["contexts"]) == (12, 3)
     assert {context for context, _ in split.groups("train")} == {"alpha", "beta", "delta"}
+    # A perturbation that validates in one context trains in another, as it does where it is tested.
+    assert labels(split, "train") == set(GENES)
+    listed = split_one(FOUR, hold_out="contexts", contexts=["gamma"], validation=["G03"])
+    assert listed.groups("validation") == [(context, "G03") for context in ("alpha", "beta", "delta")]
+
+
+PATIENTS = table({f"P{i}": ["drug"] for i in range(5)})
+
+
+def test_one_perturbation_validates_in_some_contexts_and_trains_in_the_others():
+    split = split_one(PATIENTS, hold_out="contexts", contexts=["P4"], validation=0.25)
+    assert {role: counts["groups"] for role, counts in split.counts().items()} == {
+        "train": 3, "validation": 1, "test": 1, "unused": 0
+    }  # fmt: skip
+    # The last group that could train is left to training.
+    alone = split_one(table({"P0": ["drug"], "P1": ["drug"]}), hold_out="contexts", contexts=["P1"], validation=0.25)
+    assert (alone.groups("train"), alone.groups("validation")) == ([("P0", "drug")], [])
+
+
+@pytest.mark.parametrize(("folds", "held"), [(5, ["P0", "P1", "P2", "P3", "P4"]), (2, ["P0 P1 P2", "P3 P4"])])
+def test_folds_hold_out_the_listed_contexts_in_turn(folds, held):
+    config = SplitConfig(hold_out="contexts", contexts=[f"P{i}" for i in range(5)], folds=folds, validation=0.25)
+    splits = make_splits(config, PATIENTS, CONTROL, "+", 0)
+    assert [" ".join(context for context, _ in split.groups("test")) for split in splits] == held
+    assert all(split.groups("train") and split.groups("validation") for split in splits)
+
+
+def test_a_validation_share_beside_a_table_is_said_to_change_nothing(tmp_path):
+    (tmp_path / "t.toml").write_text(
+        '[datasets]\nd = "x"\n[training]\nd = "train"\n[zeroshot]\n"d.gamma" = "test"\n[fewshot]\n'
+    )
+    keys = {"hold_out": "table", "table": str(tmp_path / "t.toml")}
+    assert split_one(FOUR, **keys).warnings == []
+    (warning,) = split_one(FOUR, **keys, validation=0.25).warnings
+    assert warning.startswith("split.validation=0.25 changes nothing: with hold_out=table the table says")
+    assert warning.endswith("validate, here none")
 
 
 def test_few_shot_holds_out_in_target_contexts_and_unseen_everywhere():

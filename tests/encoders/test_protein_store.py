@@ -20,8 +20,9 @@ from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders import shards
 from vcc_fm.encoders.esm2_untrained import write_untrained
-from vcc_fm.encoders.protein_store import embed_proteins, import_table, make_protein_encoder, protein_width
+from vcc_fm.encoders.protein_store import embed_proteins, import_table, make_protein_encoder
 from vcc_fm.encoders.protein_table import write_pt
+from vcc_fm.encoders.widths import protein_width
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import ProteinEncoderConfig, Recipe, UntrainedEsm2

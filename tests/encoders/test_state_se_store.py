@@ -28,11 +28,12 @@ from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of, write_sc
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.encoders import cell_store
-from vcc_fm.encoders.cell_store import cell_width, embed_cells
+from vcc_fm.encoders.cell_store import embed_cells
 from vcc_fm.encoders.state_se import CITATION, LICENCE, SeSettings, StateSeEncoder
 from vcc_fm.encoders.state_se_model import SeGeometry
 from vcc_fm.encoders.state_se_tokens import Tokens
 from vcc_fm.encoders.state_se_weights import load_state_se
+from vcc_fm.encoders.widths import cell_width
 from vcc_fm.errors import UserError
 from vcc_fm.export import export_obsm
 from vcc_fm.layout import Layout

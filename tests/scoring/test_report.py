@@ -1,6 +1,7 @@
 import base64
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_page_shows_every_entry_and_the_headline_numbers(page, table):
     best = max(("no effect", "cell-eval2 mean response"), key=table.mean)
     assert f"{table.mean('replica') - table.mean(best):.3f} above the best baseline, {best}" in text
     assert "a replicate scores 1.000" in text
+
+
+def test_no_headline_is_read_from_few_metrics(table):
+    anchors = table.anchors.copy()
+    lost = (anchors["context"] == "beta") & (anchors["metric"] != "pds_cosine")
+    anchors.loc[lost, "reason"] = "no value"
+    text = headline(replace(table, anchors=anchors))
+    assert text.startswith("No headline number can be given. beta: 1 of 6 metrics have a scale, a mean needs 4.")
+    assert not re.search(r"\d\.\d", text)
 
 
 def test_the_same_table_gives_the_same_page(page, screen, table, tmp_path):

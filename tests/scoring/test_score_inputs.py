@@ -123,16 +123,11 @@ def single_cell(truth):
     return truth[np.setdiff1d(np.arange(truth.n_obs), rows[1:])].copy()
 
 
-def one_perturbation(truth):
-    return truth[truth.obs["perturbation"].isin([CONTROL, "G01"])].copy()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (without_controls, r"context 'beta' has no control cells \(obs\.perturbation == 'non-targeting'\)"),
         (single_cell, "context 'beta' has a single cell of G02; the replicate splits"),
-        (one_perturbation, "context 'alpha' has 1 perturbation besides the controls"),
     ],
 )
 def test_truths_without_a_scale_are_refused(tmp_path, truth, change, message):

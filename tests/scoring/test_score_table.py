@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from vcc_fm.errors import UserError
-from vcc_fm.scoring.compare import SCALED_MEAN, compare, to_markdown
-from vcc_fm.scoring.table import ALL, LABELS, ScoreTable, read_table
-from vcc_fm.scoring.vcc import scaled_means
+from vcc_fm.scoring.compare import SCALED_MEAN, compare, to_markdown, without_headline
+from vcc_fm.scoring.means import ALL, scaled_means
+from vcc_fm.scoring.table import LABELS, ScoreTable, read_table
 
 
 def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -> ScoreTable:
@@ -20,15 +20,15 @@ def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -
             for metric in LABELS
         ]
     ).assign(perturbations=3, reason="")
-    anchors = pd.DataFrame({"context": ["a", "b"], "metric": "pds_cosine", "baseline": 0.5, "replicate": 0.9})
-    anchors = anchors.assign(replicate_sd=0.1, replicate_min=0.8, replicate_max=1.0, reason="")
+    anchors = pd.DataFrame({"context": ["a"] * 6 + ["b"] * 6, "metric": [*LABELS] * 2, "baseline": 0.5})
+    anchors = anchors.assign(replicate=0.9, replicate_sd=0.1, replicate_min=0.8, replicate_max=1.0, reason="")
     if missing:
         lost = (rows["context"] == "b") & (rows["metric"] == "pds_cosine")
         rows.loc[lost, ["raw", "scaled"]] = np.nan
-        rows.loc[lost, "reason"] = anchors.loc[1, "reason"] = "no value <here>"
+        rows.loc[lost, "reason"] = anchors.loc[6, "reason"] = "no value <here>"
     return ScoreTable(
         rows=rows.assign(scorer="s", version=version),
-        means=scaled_means(rows),
+        means=scaled_means(rows, anchors),
         anchors=anchors,
         significant=pd.DataFrame({"perturbation": ["G"], "significant": [4], "context": ["a"]}),
         notes=["a note"],
@@ -93,6 +93,19 @@ def test_compare_does_not_average_over_what_is_missing(tmp_path):
     frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
     assert np.isnan(frame.loc[("m|1", ALL, "pds_cosine", "scaled"), "mean"])
     assert frame.loc[("m|1", "a", "pds_cosine", "scaled"), "mean"] == 0.5
+
+
+def test_a_run_without_a_headline_has_no_mean_and_is_named_however_it_was_stored(tmp_path):
+    one = small_table(0.4)
+    one.anchors.loc[one.anchors["metric"] != "pds_cosine", "reason"] = "no value"
+    one.rows.loc[one.rows["metric"] != "pds_cosine", "scaled"] = np.nan
+    assert one.mean("m|1") == pytest.approx(0.9)  # as a program wrote it that averaged over one metric of six
+    files = [write(tmp_path, "two", small_table()), write(tmp_path, "one", one)]
+    assert np.isnan(read_table(files[1]).mean("m|1"))
+    frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
+    assert np.isnan(frame.loc[("m|1", ALL, SCALED_MEAN, "scaled"), "mean"])
+    reason = "1 of 6 metrics have a scale, a mean needs 4"
+    assert without_headline(files) == [f"one: no scaled mean: a, b: {reason}"]
 
 
 def test_markdown_puts_the_best_first_and_escapes_names(tmp_path):

@@ -11,8 +11,9 @@ from scoring_screens import CONTROL, make_screen, perturbed
 
 from vcc_fm.errors import UserError
 from vcc_fm.scoring.anchors import quiet, scorer_config
-from vcc_fm.scoring.table import ALL, LABELS, MEAN_RESPONSE, REPLICATE, Entry
-from vcc_fm.scoring.vcc import scaled_means, score
+from vcc_fm.scoring.means import ALL
+from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, Entry
+from vcc_fm.scoring.vcc import score
 
 
 def value(table, entry, context, metric, column="scaled"):
@@ -112,11 +113,31 @@ def test_members_that_a_weak_truth_cannot_give_are_missing_and_named(tmp_path, c
     rows = table.rows[table.rows["entry"] == "m"]
     present = rows["scaled"].notna()
     assert 0 < present.sum() < 6
-    assert table.mean("m") == pytest.approx(rows.loc[present, "scaled"].mean())
     table.print()
     printed = " ".join(capsys.readouterr().out.split())
     assert f"({present.sum()} of 6)" in printed
     assert "missing weak, NMAE, every entry: no perturbation has 10 significant genes" in printed
+
+
+def test_a_single_perturbation_has_raw_values_beside_a_replicate_and_no_scale(tmp_path, capsys):
+    for name, draw in (("truth", 0), ("p", 1)):
+        cells = make_screen(0, contexts=("P1",), draw=draw)
+        cells = cells[cells.obs["perturbation"].isin(["G00", CONTROL])].copy()
+        (cells if name == "truth" else perturbed(cells)).write_h5ad(tmp_path / f"{name}.h5ad")
+    table = score(tmp_path / "truth.h5ad", [Entry("m", "model", tmp_path / "p.h5ad")], CONTROL, "vcc2026", tmp_path)
+    rows = table.rows.set_index(["entry", "metric"])
+    assert rows["scaled"].isna().all()
+    for metric in LABELS:
+        raw = rows.loc[[("m", metric), (REPLICATE, metric)], "raw"]
+        assert raw.isna().all() if metric == "pds_cosine" else raw.notna().all(), metric
+    # A second draw of the same cells is about as good as a replicate.
+    assert rows.loc[("m", "de_wilcoxon_sig_jaccard"), "raw"] > 0.6
+    assert table.significant["significant"].tolist()[0] > 10
+    table.print()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "missing P1, PDS, every entry: there is one perturbation, and no other to tell it from" in printed
+    assert "missing P1, MSE, NMAE, fidelity, reach, Jaccard, every entry: there is one perturbation" in printed
+    assert "missing P1, scaled mean: 0 of 6 metrics have a scale, a mean needs 4" in printed
 
 
 def test_an_error_of_the_scorer_is_not_taken_for_a_weak_truth(screen, tmp_path, monkeypatch):
@@ -138,15 +159,6 @@ def test_a_screen_whose_targets_are_not_measured_is_scored_with_a_note(tmp_path)
     table = score(tmp_path / "truth.h5ad", [Entry("m", "model", tmp_path / "p.h5ad")], CONTROL, "vcc2026", tmp_path)
     assert table.mean("m") > 0.8
     assert "no target gene is left out" in table.notes[0]
-
-
-def test_scaled_means_count_what_is_present():
-    rows = pd.DataFrame(
-        {"entry": "m", "kind": "model", "context": ["a", "a", "b", "b"], "scaled": [1.0, np.nan, 0.2, 0.4]}
-    )
-    means = scaled_means(rows).set_index("context")
-    assert means.loc["a", ["scaled", "present", "members"]].tolist() == [1.0, 1, 2]
-    assert means.loc[ALL, ["scaled", "present", "members"]].tolist() == pytest.approx([0.65, 3, 4])
 
 
 def test_unknown_presets_and_repeated_names_are_refused(screen, tmp_path):

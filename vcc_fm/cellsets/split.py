@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,8 +155,8 @@ def make_splits(
     """Give every measured group a role.
 
     Numbers that come from a fraction are rounded, and a fraction above zero takes at least one label. With folds, a
-    seeded permutation of the perturbations is cut into near-equal parts, each the test set once, and `test` is not
-    used; labels listed for validation train no fold but are tested in theirs.
+    seeded permutation of the perturbations (or the listed contexts, in their order) is cut into near-equal parts, each
+    the test set once, and `test` is not used; labels listed for validation train no fold but are tested in theirs.
 
     Args:
         config: the recipe's `split` section.
@@ -170,21 +170,24 @@ def make_splits(
         One split a fold, `config.folds` in all.
 
     Raises:
-        UserError: a listed label or context does not exist (the nearest is named) or is the control; a label is listed
-            both for test and validation; two labels mean the same target genes; nothing is left to test or to train
-            on; a context that is trained on or held out has no control cells; or the cell-load table is refused.
+        UserError: there is no perturbation; a listed label or context does not exist (the nearest is named) or is the
+            control; a label is listed both for test and validation; two labels mean the same target genes; nothing is
+            left to test or to train on; a context that is trained on or held out has no control cells; or the
+            cell-load table is refused.
     """
     measured = {group: number for group, number in cells.items() if group[1] != control}
     labels_of: dict[str, set[str]] = defaultdict(set)
     for context, label in measured:
         labels_of[context].add(label)
+    if not measured:
+        raise UserError("no perturbation is left to train on or to test; loosen data.minimum_cells, keep or quality")
     targets = _targets({label for _, label in measured}, control, separator)
     notes: list[str] = []
 
     if config.hold_out == "perturbations":
         divisions = _hold_out_perturbations(config, labels_of, control, seed)
     elif config.hold_out == "contexts":
-        divisions = [_hold_out_contexts(config, labels_of, control, seed)]
+        divisions = _hold_out_contexts(config, labels_of, control, seed)
     elif config.hold_out == "few-shot":
         divisions = [_hold_out_few_shot(config, labels_of, control, seed)]
     else:
@@ -198,6 +201,11 @@ def make_splits(
         _check(config, roles, cells, control)
         split = Split(config.hold_out, fold, config.folds, seed, roles, measured, [])
         warnings = additive_warnings(split.groups("train"), split.groups("validation") + split.groups("test"), targets)
+        if config.hold_out == "table" and "validation" in config.model_fields_set:
+            warnings.append(
+                f"split.validation={config.validation} changes nothing: with hold_out=table the table says which "
+                f"groups validate, here {len(split.groups('validation')) or 'none'}"
+            )
         splits.append(replace(split, warnings=notes + warnings))
     return splits
 
@@ -244,15 +252,23 @@ def _hold_out_perturbations(
     return divisions
 
 
-def _hold_out_contexts(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> Roles:
-    held = _known_contexts(config.contexts, labels_of)
-    rest = set[str]().union(*(labels for context, labels in labels_of.items() if context not in held))
-    validation = _choose_validation(config, rest, set(), seed, "validation", control)
-    return {
-        (context, label): "test" if context in held else _role(label, set(), validation)
-        for context in labels_of
-        for label in labels_of[context]
-    }
+def _hold_out_contexts(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> list[Roles]:
+    _known_contexts(config.contexts, labels_of)
+    groups = {(context, label) for context, labels in labels_of.items() for label in labels}
+    divisions = []
+    for fold, held in enumerate(np.array_split(np.array(config.contexts, dtype=object), config.folds)):
+        rest = {group for group in groups if group[0] not in held}
+        if isinstance(config.validation, list):
+            _refuse_unknown(config.validation, {label for _, label in rest}, "split.validation", control)
+            validation = {group for group in rest if group[1] in config.validation}
+        else:
+            purpose = "validation" if config.folds == 1 else f"validation {fold}"
+            validation = _choose_groups(config.validation, rest, seed, purpose)
+        roles: Roles = dict.fromkeys(groups, "test")
+        roles.update(dict.fromkeys(rest, "train"))
+        roles.update(dict.fromkeys(validation, "validation"))
+        divisions.append(roles)
+    return divisions
 
 
 def _hold_out_few_shot(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> Roles:
@@ -294,7 +310,12 @@ def _role(label: str, test: set[str], validation: set[str]) -> Role:
 
 def _permuted(labels: Iterable[str], seed: int, purpose: str) -> np.ndarray:
     """The labels in an order that depends on their set, the seed and the purpose only."""
-    return np.random.default_rng([seed, *purpose.encode()]).permutation(np.array(sorted(labels), dtype=object))
+    ordered = np.array(sorted(labels), dtype=object)
+    return ordered[_permuted_places(len(ordered), seed, purpose)]
+
+
+def _permuted_places(number: int, seed: int, purpose: str) -> np.ndarray:
+    return np.random.default_rng([seed, *purpose.encode()]).permutation(number)
 
 
 def _choose(
@@ -318,6 +339,24 @@ def _choose_validation(
     if isinstance(config.validation, list):
         return _choose(config.validation, labels, seed, purpose, "split.validation", control)
     return _choose(config.validation, labels - test, seed, purpose, "split.validation", control)
+
+
+def _choose_groups(fraction: float, groups: set[Group], seed: int, purpose: str) -> set[Group]:
+    """A share of groups to validate on, all but one at most.
+
+    A perturbation that validates in one context trains in another, as it does where it is tested, for as long as there
+    are such; only then is the last group of a perturbation taken. A perturbation that validated everywhere would ask
+    another question than the test does, and leave nothing to train on where it is the only one.
+    """
+    wanted = min(max(1, round(fraction * len(groups))) if fraction > 0 else 0, len(groups) - 1)
+    left = Counter(label for _, label in groups)
+    chosen, lasting = list[Group](), list[Group]()
+    pairs = sorted(groups)
+    for i in _permuted_places(len(pairs), seed, purpose):
+        trains_elsewhere = left[pairs[i][1]] > 1
+        left[pairs[i][1]] -= trains_elsewhere
+        (chosen if trains_elsewhere else lasting).append(pairs[i])
+    return set((chosen + lasting)[:wanted])
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

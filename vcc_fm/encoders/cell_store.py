@@ -17,7 +17,7 @@ from vcc_fm.encoders.expression import FIT_CELLS, ExpressionEncoder
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.encoders.state_se import SeSettings, StateSeEncoder
 from vcc_fm.encoders.state_se_tokens import Tokenizer, match_genes
-from vcc_fm.encoders.state_se_weights import SeCheckpoint, load_state_se, read_width
+from vcc_fm.encoders.state_se_weights import SeCheckpoint, load_state_se
 from vcc_fm.errors import UserError
 from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import CellEncoderConfig, expand
@@ -62,17 +62,6 @@ def embed_cells(
             lines = ProgressLines("embed cells", "cells", console)
             _embed_expression(partial, cells, config, fingerprint, lines)
     state.wait_for_everyone()
-
-
-def cell_width(config: CellEncoderConfig) -> int:
-    """Length of the vectors that a recipe asks for, without loading weights.
-
-    Raises:
-        UserError: the checkpoint cannot be found.
-    """
-    if config.encoder == "expression":
-        return config.width
-    return read_width(str(expand(config.model)), config.revision)
 
 
 def _embed_expression(

@@ -82,7 +82,21 @@ def load_transformers(
     return Esm2Encoder(backbone, cutting)
 
 
-def _find(path_or_hub_id: str, revision: str | None) -> tuple[Path, Callable[[], dict[str, JSON]]]:
+def read_config(path_or_hub_id: str, revision: str | None, layer: int | None) -> EsmConfig:
+    """The configuration of a checkpoint without its weights: of the Hub, ``config.json`` alone is fetched.
+
+    Raises:
+        UserError: There is no such checkpoint, it is not ESM2, or it has no such layer.
+    """
+    folder, _ = _find(path_or_hub_id, revision, weights=False)
+    config = _config(folder, path_or_hub_id)
+    choose_layer(layer, config.num_hidden_layers, path_or_hub_id)
+    return config
+
+
+def _find(
+    path_or_hub_id: str, revision: str | None, weights: bool = True
+) -> tuple[Path, Callable[[], dict[str, JSON]]]:
     """The folder, and what identifies it."""
     folder = Path(path_or_hub_id)
     if folder.is_dir():
@@ -92,8 +106,9 @@ def _find(path_or_hub_id: str, revision: str | None) -> tuple[Path, Callable[[],
     if not _HUB_ID.fullmatch(path_or_hub_id):
         raise UserError(f"{path_or_hub_id}: no such folder, and no Hub id (OWNER/NAME)")
     try:
-        found = _download(path_or_hub_id, revision, ["config.json", "*.safetensors", "*.safetensors.index.json"])
-        if not any(found.glob("*.safetensors")):
+        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+        found = _download(path_or_hub_id, revision, patterns if weights else patterns[:1])
+        if weights and not any(found.glob("*.safetensors")):
             found = _download(path_or_hub_id, revision, ["config.json", "pytorch_model*"])
     except (OSError, HFValidationError) as error:
         raise UserError(

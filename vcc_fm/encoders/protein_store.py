@@ -16,16 +16,14 @@ import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
 from rich.console import Console
-from transformers import AutoConfig
 
 from vcc_fm.encoders.composition import CompositionEncoder
-from vcc_fm.encoders.esm2_fair_esm import load_fair_esm, read_settings
+from vcc_fm.encoders.esm2_fair_esm import load_fair_esm
 from vcc_fm.encoders.esm2_transformers import load_transformers
 from vcc_fm.encoders.protein import ProteinEncoder, mean_over_isoforms
 from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.encoders.token_batches import Cutting
-from vcc_fm.errors import UserError
 from vcc_fm.recipe import ProteinEncoderConfig, expand
 from vcc_fm.sources.fasta import Protein, isoforms, read_proteins
 from vcc_fm.store.embeddings import write_embeddings
@@ -59,28 +57,6 @@ def make_protein_encoder(config: ProteinEncoderConfig, device: str) -> ProteinEn
     if model.endswith(".pt"):
         return load_fair_esm(model, config.layer, config.precision, place, cutting)
     return load_transformers(model, config.revision, config.layer, config.precision, place, cutting)
-
-
-def protein_width(config: ProteinEncoderConfig) -> int:
-    """Length of the vectors that a recipe asks for, without loading a model.
-
-    Raises:
-        UserError: the model cannot be found.
-    """
-    if config.encoder == "composition":
-        return CompositionEncoder(config.kmer).width
-    if config.untrained is not None:
-        return config.untrained.width
-    model = expand(config.model)
-    if model.suffix == ".pt":
-        return read_settings(model).encoder_embed_dim
-    try:
-        return AutoConfig.from_pretrained(str(model), revision=config.revision, trust_remote_code=False).hidden_size
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"embed.proteins.model={config.model}: no folder, and not to be had from the Hub: {said}"
-        ) from None
 
 
 def embed_proteins(

@@ -36,9 +36,12 @@ SIGNIFICANT = "de_wilcoxon_nsig_counts_real"
 #: wrong than too weak a truth, and the error is not taken for one.
 ALWAYS_DEFINED = "de_wilcoxon_sig_jaccard"
 
+#: It ranks a perturbation among the others, of which there must be some.
+DISCRIMINATION = "pds_cosine"
+
 #: Why the scorer has no value for a member, where it returns none instead of refusing.
 NO_VALUE = {
-    "pds_cosine": "no value",
+    DISCRIMINATION: "no value",
     "expr_mse_unbiased_capped_norm": "no value",
     "de_wilcoxon_lfc_nmae": "no perturbation has 10 significant genes in the truth, its own target left out",
     "de_wilcoxon_direction_fidelity_yield_raw": "no perturbation has a significant gene",
@@ -137,13 +140,18 @@ def measure_anchors(real: ad.AnnData, config: EvalConfig) -> Anchors:
     """Measure both ends of the scale of one context with the scorer's own producers.
 
     A member that the scorer cannot anchor (too few significant genes, no effect beyond noise, no headroom between the
-    two ends) keeps a reason instead of a scale; the others are not touched by it.
+    two ends) keeps a reason instead of a scale; the others are not touched by it. A single perturbation has no scale
+    at all, as it is itself the mean response; it keeps the replicates, beside which raw values can be read.
     """
     from cell_eval2.catalog import CATALOG
     from cell_eval2.scoring import is_degenerate
 
-    baselines, significant = _baseline(real, config)
-    defined = [metric for metric, row in baselines.items() if not row["reason"]]
+    if real.obs["perturbation"].nunique() > 2:
+        baselines, significant = _baseline(real, config)
+        defined = [metric for metric, row in baselines.items() if not row["reason"]]
+    else:
+        baselines, significant = _alone(real, config)
+        defined = [metric for metric in baselines if metric != DISCRIMINATION]
     replicates = _tolerant(lambda part: _replicate(real, part), config, defined)
     rows: dict[str, dict[str, Any]] = {}
     for metric in LABELS:
@@ -217,6 +225,17 @@ def _baseline(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, dict[str,
         }
 
     return _tolerant(measure, config, list(LABELS)), significant
+
+
+def _alone(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Of a single perturbation: reasons in place of baselines, and its number of significant genes."""
+    from cell_eval2 import compute_metrics
+
+    found = compute_metrics(real, real, config=replace(config, metrics=[SIGNIFICANT]))
+    reason = "there is one perturbation, and the mean response, where the scale begins, is that perturbation itself"
+    baselines = {metric: {"reason": reason} for metric in LABELS}
+    baselines[DISCRIMINATION] = {"reason": "there is one perturbation, and no other to tell it from"}
+    return baselines, {p: int(n) for p, n in zip(found["perturbation"], found["value"], strict=True)}
 
 
 def _replicate(real: ad.AnnData, config: EvalConfig) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.errors import UserError
-from vcc_fm.scoring.table import ALL, LABELS, read_table
+from vcc_fm.scoring.means import ALL
+from vcc_fm.scoring.table import LABELS, read_table
 
 #: Under this name the scaled mean stands among the metrics.
 SCALED_MEAN = "scaled mean"
@@ -55,6 +56,12 @@ def compare(score_files: list[Path]) -> pd.DataFrame:
     runs.insert(1, "sd", runs[names].std(axis=1, ddof=1, skipna=False) if len(names) > 1 else np.nan)
     runs.insert(2, "runs", len(names))
     return runs.reset_index()
+
+
+def without_headline(score_files: list[Path]) -> list[str]:
+    """One line for each of the runs in ``score_files`` that has no scaled mean over contexts, with the reason."""
+    found = {path: read_table(path).no_headline() for path in score_files}
+    return [f"{path.resolve().parent.name}: no scaled mean: {reason}" for path, reason in found.items() if reason]
 
 
 def to_markdown(comparison: pd.DataFrame, quantity: str = "scaled") -> str:

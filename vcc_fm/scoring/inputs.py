@@ -68,8 +68,8 @@ def check_truth(truth: Labels, control: str) -> None:
     """Refuse a truth that cannot give a scale.
 
     Raises:
-        UserError: a context without control cells or with fewer than two perturbations, or a group of one cell,
-            which cannot be split in halves for the replicate.
+        UserError: a context without control cells, or a group of one cell, which cannot be split in halves for the
+            replicate.
     """
     for context in truth.contexts():
         groups = truth.groups(context)
@@ -77,11 +77,6 @@ def check_truth(truth: Labels, control: str) -> None:
             raise UserError(
                 f"{truth.path}: context {context!r} has no control cells (obs.perturbation == {control!r}); "
                 f"add its measured controls, or correct the control label"
-            )
-        if len(groups) < 3:
-            raise UserError(
-                f"{truth.path}: context {context!r} has {len(groups) - 1} perturbation besides the controls; "
-                f"discrimination needs at least 2"
             )
         single = sorted(str(label) for label in groups.index[groups < 2])
         if single:

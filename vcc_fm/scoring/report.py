@@ -7,11 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vcc_fm.scoring import figures
 from vcc_fm.scoring.inputs import read_context, read_labels
-from vcc_fm.scoring.table import ALL, LABELS, MEAN_RESPONSE, REPLICATE, ScoreTable, number, write_whole
+from vcc_fm.scoring.means import ALL
+from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, ScoreTable, number, write_whole
 
 #: Perturbations in the scatter.
 PANELS = 6
@@ -103,17 +102,17 @@ def write_report(
 
 
 def headline(table: ScoreTable) -> str:
-    """One or two sentences: the model's scaled mean beside the best baseline and the replicate."""
+    """One or two sentences: the model's scaled mean beside the best baseline and the replicate, or why none is."""
     overall = table.means[table.means["context"] == ALL]
     models = overall[overall["kind"] == "model"]
     baselines = overall[overall["kind"] == "baseline"].sort_values("scaled", ascending=False)
+    if reason := table.no_headline():
+        return f"No headline number can be given. {reason}. The metrics that are defined stand below."
     best, best_mean = str(baselines["entry"].iloc[0]), float(baselines["scaled"].iloc[0])
     texts = table.mean_texts()
     if models.empty:
         return f"No model was scored. The best baseline, {best}, has a scaled mean of {texts[best]}."
     model, mean = str(models["entry"].iloc[0]), float(models["scaled"].iloc[0])
-    if np.isnan(mean):
-        return f"{model} could not be scored: no metric is defined on this truth (reasons below)."
     difference = mean - best_mean
     verdict = f"{abs(difference):.3f} {'above' if difference > 0 else 'below'} the best baseline"
     contexts = len(table.contexts())

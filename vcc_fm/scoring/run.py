@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -31,13 +32,16 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     entries = [Entry("model", "model", layout.prediction("model"))]
     entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
     control = read_json(layout.cells / "store.json")["control"]
-    table = score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache")
+    table = without_twins(score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache"))
     table.print(console)
-    model, best = table.mean("model"), max(recipe.score.baselines, key=table.mean)
-    console.print(
-        f"model {model:+.3f}; best baseline {best} {table.mean(best):+.3f}; distance {model - table.mean(best):+.3f}",
-        highlight=False,
-    )
+    if reason := table.no_headline():
+        console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
+    else:
+        model, best = table.mean("model"), max(table.baselines(), key=table.mean)
+        mean = table.mean(best)
+        console.print(
+            f"model {model:+.3f}; best baseline {best} {mean:+.3f}; distance {model - mean:+.3f}", highlight=False
+        )
     report = layout.scores.with_name("report.html")
     record = read_json(recipe.run_folder / "prediction.json")
     write_report(
@@ -56,6 +60,32 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     mark_done(layout.scores, layout.scores_fingerprint, time.perf_counter() - started)
     console.print(f"report: {report}", soft_wrap=True)
     return table
+
+
+def without_twins(table: ScoreTable) -> ScoreTable:
+    """The table without baselines whose raw scores are those of an earlier one, which a note names.
+
+    Where a perturbation was measured in no other context, other-contexts is mean-response; where there is no other
+    perturbation, mean-response is control. Such a row would look like a rung of its own.
+    """
+    raw = table.rows.set_index(["entry", "context", "metric"])["raw"]
+    kept: list[str] = []
+    notes = []
+    for name in table.baselines():
+        scored = raw[name].notna().any()
+        twin = next((other for other in kept if scored and raw[other].equals(raw[name])), None)
+        if twin is None:
+            kept.append(name)
+        else:
+            notes.append(f"baseline {name} is left out: here it is {twin}")
+    stay = table.rows["kind"].ne("baseline") | table.rows["entry"].isin(kept)
+    means = table.means["kind"].ne("baseline") | table.means["entry"].isin(kept)
+    return replace(
+        table,
+        rows=table.rows[stay].reset_index(drop=True),
+        means=table.means[means].reset_index(drop=True),
+        notes=table.notes + notes,
+    )
 
 
 def _log(recipe: Recipe) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vcc_fm.errors import UserError
+from vcc_fm.scoring.means import ALL, scaled_means, without_mean
 
 Kind = Literal["model", "baseline", "ceiling"]
 
@@ -32,9 +34,6 @@ LABELS = {
     "de_wilcoxon_direction_reach_raw": "reach",
     "de_wilcoxon_sig_jaccard": "Jaccard",
 }
-
-#: The name under which the mean over contexts is filed.
-ALL = "all contexts"
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class ScoreTable:
     Attributes:
         rows: one row per (entry, kind, context, metric): raw and scaled value (NaN where undefined), the number of
             perturbations that have a value, the reason of a missing value (else empty), scorer and version.
-        means: one row per (entry, kind, context), and one for ``ALL``: scaled mean of the members present, how many
-            were present, and of how many. ``ALL`` is the mean over contexts.
+        means: one row per (entry, kind, context), and one for ``ALL``, see :func:`scaled_means`: scaled mean of the
+            members present (NaN where :func:`without_mean` says why), how many were present, and of how many.
         anchors: one row per (context, metric): baseline (scaled 0), replicate (scaled 1), its standard deviation and
             range over the scorer's split halves, and the reason where the scale is undefined (else empty).
         significant: one row per (context, perturbation): number of significant genes in the truth.
@@ -90,6 +89,14 @@ class ScoreTable:
             )
         }
 
+    def baselines(self) -> list[str]:
+        """Names of the baselines, in order; the scorer's own is the last."""
+        return list(dict.fromkeys(self.rows.loc[self.rows["kind"] == "baseline", "entry"]))
+
+    def no_headline(self) -> str:
+        """Why there is no scaled mean over contexts, and in which contexts; empty where there is one."""
+        return "; ".join(_together(without_mean(self.anchors).items(), ": "))
+
     def contexts(self) -> list[str]:
         """The contexts, in the order of the truth's scoring."""
         return list(dict.fromkeys(self.rows["context"]))
@@ -120,18 +127,19 @@ class ScoreTable:
             console.print(self._context_table(context))
         console.print(self._overall_table())
         for line in self.missing():
-            console.print(f"[yellow]missing[/yellow] {escape(line)}")
+            console.print(f"[yellow]missing[/yellow] {escape(line)}", soft_wrap=True)
         for note in self.notes:
             console.print(escape(note))
         console.print(f"{self.scorer} {self.version}, preset {self.preset}, {self.seconds:.1f} s")
 
     def missing(self) -> list[str]:
-        """One line for every undefined scale and every entry without a value, with the reason."""
-        lines = [
-            f"{row['context']}, {LABELS[row['metric']]}, every entry: {row['reason']}"
-            for row in _records(self.anchors)
-            if row["reason"]
+        """One line for every reason why scales are undefined, an entry has no value, or a context has no mean."""
+        without = self.anchors[self.anchors["reason"] != ""]
+        undefined_here = [
+            (str(context), f"{', '.join(part['metric'].map(LABELS))}, every entry: {reason}")
+            for (context, reason), part in without.groupby(["context", "reason"], sort=False)
         ]
+        lines = _together(undefined_here, ", ") + _together(without_mean(self.anchors).items(), ", scaled mean: ")
         undefined = {(row["context"], row["metric"]) for row in _records(self.anchors) if row["reason"]}
         lines += [
             f"{row['context']}, {LABELS[row['metric']]}, {row['entry']}: {row['reason']}"
@@ -176,10 +184,11 @@ def read_table(path: Path) -> ScoreTable:
     """
     try:
         content = json.loads(path.read_text())
+        rows, anchors = _frame(content["rows"]), _frame(content["anchors"])
         return ScoreTable(
-            rows=_frame(content["rows"]),
-            means=_frame(content["means"]),
-            anchors=_frame(content["anchors"]),
+            rows=rows,
+            means=scaled_means(rows, anchors),  # not as stored: an older program averaged over any number of metrics
+            anchors=anchors,
             significant=_frame(content["significant"]),
             notes=content["notes"],
             preset=content["preset"],
@@ -204,6 +213,14 @@ def write_whole(path: Path, text: str) -> None:
 def number(value: float) -> str:
     """A score with three decimals, or a dash where there is none."""
     return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _together(texts: Iterable[tuple[str, str]], between: str) -> list[str]:
+    """Lines of (context, text) pairs: the contexts, then what holds for all of them."""
+    contexts: dict[str, list[str]] = {}
+    for context, text in texts:
+        contexts.setdefault(text, []).append(context)
+    return [f"{', '.join(of_it)}{between}{text}" for text, of_it in contexts.items()]
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ from vcc_fm.scoring.anchors import (
     threads,
 )
 from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, read_context, read_labels
-from vcc_fm.scoring.table import ALL, LABELS, MEAN_RESPONSE, REPLICATE, Entry, ScoreTable
+from vcc_fm.scoring.means import scaled_means, uncertain
+from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, Entry, ScoreTable
 
 if TYPE_CHECKING:
     from cell_eval2 import EvalConfig
@@ -104,10 +105,11 @@ def score(truth: Path, entries: list[Entry], control: str, preset: str, cache: P
         significant.append(counts.assign(context=context))
 
     table = pd.DataFrame(rows).assign(scorer=SCORER, version=version(SCORER))
+    ends = pd.concat(scales, ignore_index=True)
     return ScoreTable(
         rows=table,
-        means=scaled_means(table),
-        anchors=pd.concat(scales, ignore_index=True),
+        means=scaled_means(table, ends),
+        anchors=ends,
         significant=pd.concat(significant, ignore_index=True),
         notes=notes,
         preset=preset,
@@ -117,28 +119,11 @@ def score(truth: Path, entries: list[Entry], control: str, preset: str, cache: P
     )
 
 
-def scaled_means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Scaled mean of every entry: per context over the members present, then the mean over contexts.
-
-    Args:
-        rows: columns entry, kind, context, metric, scaled (NaN where undefined).
-
-    Returns:
-        Columns entry, kind, context (``ALL`` for the mean over contexts), scaled, present, members.
-    """
-    groups = rows.groupby(["entry", "kind", "context"], sort=False)["scaled"]
-    by_context = groups.agg(scaled="mean", present="count", members="size").reset_index()
-    groups_of_contexts = by_context.groupby(["entry", "kind"], sort=False)
-    overall = groups_of_contexts.agg(scaled=("scaled", "mean"), present=("present", "sum"), members=("members", "sum"))
-    return pd.concat([by_context, overall.reset_index().assign(context=ALL)], ignore_index=True)
-
-
 def _raw(labels: Labels, context: str, real: ad.AnnData, config: EvalConfig, anchors: Anchors) -> Raw:
     """Raw metrics of one prediction in one context, of the members that the truth can give."""
     from cell_eval2 import compute_metrics
 
-    baseline = anchors.frame["baseline"]
-    metrics = list(baseline.index[np.isfinite(baseline)])
+    metrics = list(anchors.frame.dropna(subset=["baseline", "replicate"], how="all").index)
     if not metrics:
         return {}
     controls = real[real.obs["perturbation"] == config.control]
@@ -153,12 +138,10 @@ def _ends(anchors: Anchors, value: str, size: str) -> Raw:
 
 def _unsure(context: str, anchors: Anchors) -> list[str]:
     """A note for every member whose scale is hardly known: the splits differ by as much as the scale is long."""
-    frame = anchors.frame[anchors.frame["reason"] == ""]
-    length = (frame["replicate"] - frame["baseline"]).abs()
     return [
         f"{context}, {LABELS[str(metric)]}: the replicate is {row['replicate']:.3f} with sd {row['replicate_sd']:.3f} "
         f"over the splits, the mean response {row['baseline']:.3f}; its scaled values are uncertain"
-        for metric, row in frame[frame["replicate_sd"] > length / 2].iterrows()
+        for metric, row in anchors.frame[uncertain(anchors.frame)].iterrows()
     ]
 
 

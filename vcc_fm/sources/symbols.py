@@ -133,7 +133,9 @@ class SymbolTable:
         for other in (symbol.upper(), symbol.capitalize()):
             if other != symbol and (other in known or other in self._genes or other in self._names):
                 return f"{other} is another symbol: case matters, and mouse and human symbols differ by it"
-        return "looks like a mouse symbol" if _mouse_like(symbol) else ""
+        # A word (a drug, a stimulus) is written like Gapdh; a number at its end makes it look like a gene.
+        mouse = _mouse_like(symbol) and symbol[0].isupper() and symbol[-1].isdigit()
+        return "looks like a mouse symbol" if mouse else ""
 
 
 def without_version(name: str) -> str:

@@ -1,0 +1,358 @@
+"""Inputs that `vcc-fm plan` refuses: each breaks one thing of a small recipe that nothing stands in the way of."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+import zarr
+from program import TINY
+from safetensors.numpy import save_file
+
+GENES = [f"G{i}" for i in range(20)]
+LABELS = ["non-targeting", "G0", "G1", "G2", "G3"]
+ESM2 = {
+    "model_type": "esm", "position_embedding_type": "rotary", "emb_layer_norm_before": False, "token_dropout": True,
+    "vocab_size": 33, "num_hidden_layers": 2, "hidden_size": 16,
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    """An input, the function whose refusal of it the plan reports, and a part of what the plan says."""
+
+    by: str
+    edit: Callable[[Path, dict[str, Any]], None]
+    said: str
+
+
+def write_inputs(folder: Path) -> dict[str, Any]:
+    """Write a screen of two contexts and its proteins; the recipe of a run that nothing stands in the way of."""
+    rng = np.random.default_rng(0)
+    label = np.repeat(LABELS, 16)
+    obs = pd.DataFrame({"target": label, "line": np.tile(["x", "y"], 40), "guides": 1.0, "day": np.arange(80)})
+    obs.index = [f"cell{i}" for i in range(len(obs))]
+    counts = sp.csr_matrix(rng.poisson(3.0, (len(obs), len(GENES))).astype(np.float32))
+    anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=GENES)).write_h5ad(folder / "s.h5ad")
+    (folder / "p.fasta").write_text("".join(f">{gene}\nMKVLA{'W' * i}\n" for i, gene in enumerate(GENES)))
+    (folder / "names.tsv").write_text("alias\tapproved\n" + "".join(f"X{gene}\t{gene}\n" for gene in GENES))
+    source = {"name": "s", "path": str(folder / "s.h5ad"), "perturbation_column": "target", "context_column": "line"}
+    return {
+        "name": "case",
+        "output": str(folder),
+        "data": {"sources": [source]},
+        "embed": {"cells": {"width": 4}, "proteins": {"kmer": 1, "fasta": str(folder / "p.fasta")}},
+        "split": {"hold_out": "perturbations", "test": ["G0"], "validation": ["G1"]},
+        "decoder": {"gene_rank": 4, "backbone": dict(TINY["decoder"]["backbone"])},
+        "train": {"steps": 2, "batch_sets": 4},
+    }
+
+
+Edit = Callable[[Path, dict[str, Any]], None]
+
+
+def keys(**changes: Any) -> Edit:
+    """Sets keys of the recipe, written with two underscores for a dot; FOLDER stands for the inputs' folder."""
+
+    def edit(folder: Path, content: dict[str, Any]) -> None:
+        for key, value in json.loads(json.dumps(changes).replace("FOLDER", str(folder))).items():
+            *parents, last = key.split("__")
+            place: Any = content
+            for part in parents:
+                place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+            place[last] = value
+
+    return edit
+
+
+def source(**changes: Any) -> Edit:
+    """Sets keys of the only source."""
+    return keys(**{f"data__sources__0__{key}": value for key, value in changes.items()})
+
+
+def proteins(**changes: Any) -> Edit:
+    """Sets keys of the encoder of proteins."""
+    return keys(**{f"embed__proteins__{key}": value for key, value in changes.items()})
+
+
+def both(*edits: Edit) -> Edit:
+    """One edit after the other."""
+
+    def edit(folder: Path, content: dict[str, Any]) -> None:
+        for one in edits:
+            one(folder, content)
+
+    return edit
+
+
+def written(name: str, content: str | bytes) -> Edit:
+    """Writes a file beside the others."""
+
+    def edit(folder: Path, recipe: dict[str, Any]) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return edit
+
+
+def screen(change: Callable[[anndata.AnnData], Any]) -> Edit:
+    """Writes the screen again, changed; ``change`` may return another table."""
+
+    def edit(folder: Path, content: dict[str, Any]) -> None:
+        table = anndata.read_h5ad(folder / "s.h5ad")
+        changed = change(table)
+        (changed if isinstance(changed, anndata.AnnData) else table).write_h5ad(folder / "s.h5ad")
+
+    return edit
+
+
+def without(label: str, keep: int, line: str = "x") -> Edit:
+    """Leaves ``keep`` cells of a label in a context."""
+
+    def change(table: anndata.AnnData) -> anndata.AnnData:
+        mine = ((table.obs["target"] == label) & (table.obs["line"] == line)).to_numpy()
+        return table[~mine | (np.cumsum(mine) <= keep)].copy()
+
+    return screen(change)
+
+
+def labelled(column: str, values: Any) -> Edit:
+    """Puts other values into an obs column."""
+    return screen(lambda table: table.obs.__setitem__(column, values))
+
+
+def hdf5(change: Callable[[h5py.File], Any]) -> Edit:
+    """Changes the screen's file as no writer of h5ad would."""
+
+    def edit(folder: Path, content: dict[str, Any]) -> None:
+        with h5py.File(folder / "s.h5ad", "r+") as file:
+            change(file)
+
+    return edit
+
+
+def rewritten(path: str, values: Any) -> Edit:
+    """Puts another array in place of one of the screen's file."""
+
+    def change(file: h5py.File) -> None:
+        attributes = dict(file[path].attrs)
+        del file[path]
+        file[path] = values
+        file[path].attrs.update(attributes)
+
+    return hdf5(change)
+
+
+def with_old_obs(file: h5py.File) -> None:
+    """obs as anndata wrote it before 0.7."""
+    del file["obs"]
+    file["obs"] = np.array([(1,)], dtype=[("target", "i4")])
+
+
+def two_sources(control: str, separator: str = "+", **words: str) -> Edit:
+    """A second source, with words of its own for the labels."""
+
+    def edit(folder: Path, content: dict[str, Any]) -> None:
+        table = anndata.read_h5ad(folder / "s.h5ad")
+        table.obs["target"] = table.obs["target"].astype(str).replace({"non-targeting": control, **words})
+        table.write_h5ad(folder / "t.h5ad")
+        more = {"name": "t", "path": str(folder / "t.h5ad"), "control": control, "separator": separator}
+        content["data"]["sources"].append({**content["data"]["sources"][0], **more})
+
+    return edit
+
+
+def table(text: str, head: str = '[datasets]\ns = "s.h5ad"\n') -> Edit:
+    """A cell-load table in place of the split."""
+    return both(written("t.toml", head + text), keys(split={"hold_out": "table", "table": "FOLDER/t.toml"}))
+
+
+def torch_file(name: str, value: Any) -> Edit:
+    """Writes a file of torch."""
+    return lambda folder, content: torch.save(value, folder / name)
+
+
+def zarr_array(folder: Path, content: dict[str, Any]) -> None:
+    """A zarr array in place of the screen."""
+    zarr.save_array(str(folder / "a.zarr"), np.ones(3))
+    source(path="FOLDER/a.zarr")(folder, content)
+
+
+def zarr_without_chunks(folder: Path, content: dict[str, Any]) -> None:
+    """The screen as a zarr store that lost the values of X."""
+    anndata.read_h5ad(folder / "s.h5ad").write_zarr(folder / "s.zarr")
+    for file in (folder / "s.zarr" / "X" / "data").rglob("*"):
+        if file.is_file() and file.name not in ("zarr.json", ".zarray", ".zattrs"):
+            file.unlink()
+    source(path="FOLDER/s.zarr")(folder, content)
+
+
+UNTRAINED = proteins(encoder="esm2", untrained={"width": 8, "heads": 2})
+PT = proteins(encoder="table", table="FOLDER/f.pt", fasta=None)
+ESM = proteins(encoder="esm2", model="FOLDER/esm")
+X = ">G0\nXXXX\n"
+
+
+def se(name: str) -> Edit:
+    """SE's weights in that file or folder."""
+    return keys(embed__cells={"encoder": "state-se", "model": f"FOLDER/{name}"})
+
+
+SPLIT, LOAD, SOURCES = "cellsets.split.", "cellsets.cell_load_table.", "sources."
+ESM2_, SE = "encoders.esm2_transformers.", "encoders.state_se_weights."
+LOADED = "recipe_file.load_recipe"
+
+CASES = [
+    # --------------------------------------------------------------------------------------------------- the recipe
+    Case(LOADED, keys(trian=1), "unknown key trian (did you mean train?)"),
+    Case("scoring.inputs._check_counts", keys(predict__depth=2e6), "predict.depth=2e+06: give UMI above 0"),
+    Case("scoring.vcc.score", keys(score__baselines=["control"] * 2), "names control twice"),
+    Case("encoders.esm2.choose_layer", both(UNTRAINED, proteins(layer=3)), "embed.proteins.untrained has 2 layers"),
+    Case(
+        "encoders.esm2_fair_esm.load_fair_esm",
+        proteins(encoder="esm2", model="e.pt", spread=True),
+        "original checkpoints run on one device",
+    ),
+    Case("encoders.state_se_tokens.Tokenizer.__init__", keys(embed__cells__pad_length=1), "embed.cells.pad_length: "),
+    Case("recipe.expand", source(path="${VCC_FM_NOT_SET}/s.h5ad"), "VCC_FM_NOT_SET is not set"),
+    Case("stages.protein_fasta", proteins(fasta=None), "embed.proteins.fasta is missing"),
+    Case("sources.simulate._check", keys(data={"simulate": {"contexts": []}}), "data.simulate.contexts is empty"),
+    # ---------------------------------------------------------------------------------------------------- the split
+    Case(SPLIT + "_hold_out_perturbations", keys(split={"hold_out": "perturbations", "folds": 5}), "folds=5 is more"),
+    Case(SPLIT + "_choose", keys(split__test=9), "split.test=9 is more than the 4"),
+    Case(SPLIT + "_refuse_unknown", keys(split__test=["G7"]), "there is no perturbation 'G7'"),
+    Case(SPLIT + "_known_contexts", keys(split={"hold_out": "contexts", "contexts": ["z"]}), "no context 'z'"),
+    Case(SPLIT + "_refuse_overlap", keys(split__validation=["G0"]), "listed in both"),
+    Case(SPLIT + "_check", keys(split__test=1.0), "leaves nothing to train on"),
+    Case(LOAD + "_load", table("[", ""), "not readable as TOML"),
+    Case(LOAD + "_mapping", table("", "datasets = 1\n"), "must be a section"),
+    Case(LOAD + "_trained_datasets", table('[training]\nz = "train"'), "is not in [datasets]"),
+    Case(LOAD + "_context", table('[training]\ns = "train"\n[zeroshot]\n"s.z" = "test"'), "there is no context"),
+    Case(LOAD + "_fewshot_lists", table('[training]\ns = "train"\n[fewshot."s.x"]\ntrain = []'), "unknown key"),
+    Case(LOAD + "read_cell_load_table", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
+    # ------------------------------------------------------------------------- phases, controls, what is scored
+    Case("training.phase._samplers", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
+    Case("cellsets.sampler.SetSampler.__init__", keys(train__contexts=[]), "leaves nothing to train on there"),
+    Case("training.phase._weights", keys(train__context_weights={"z": 2.0}), "no training group has the context z"),
+    Case("training.phase._weights", keys(train__perturbation_weights={"G0": 2.0}), "has the perturbation G0; take"),
+    Case(
+        "calibrate._validation_scores",
+        keys(split__validation=[], predict__effect_scale="validation"),
+        "predict.effect_scale=validation needs validation groups",
+    ),
+    Case("training.loop.make_accelerator", keys(train__processes=2), "train.processes=2, but the plan is for 1"),
+    Case("scoring.inputs.check_truth", without("G0", 1), "G0 in x: a single cell; the score stage splits"),
+    Case("scoring.inputs.check_truth", without("non-targeting", 1), "non-targeting in x: a single cell"),
+    Case(
+        "scoring.inputs.check_truth",
+        both(without("G1", 1), keys(predict__effect_scale="validation")),
+        "G1 in x: a single cell",
+    ),
+    Case(
+        "cellsets.profiles.control_log_shares",
+        both(
+            *(without(label, 0) for label in LABELS if label != "G0"),
+            keys(split={"hold_out": "few-shot", "contexts": ["y"], "test": ["G0"], "unseen": 1.0}),
+        ),
+        "no control cells ('non-targeting') in context x",
+    ),
+    Case("cellsets.split.make_splits", keys(data__minimum_cells=99), "no perturbation is left"),
+    Case("encoders.expression.ExpressionEncoder.fit", keys(embed__cells__width=20), "use a width below 16"),
+    # ------------------------------------------------------------------------------------------------- the decoder
+    Case("decoder.config.check_backbone", keys(decoder__backbone__model_type="lama"), "did you mean llama?"),
+    Case("decoder.build.build_decoder", keys(decoder__backbone__hidden_size=18), "cannot be built"),
+    Case("decoder.build._base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
+    Case("decoder.build._learned_targets", written("p.fasta", ">G0\nMKV\n"), "3 target genes have no protein"),
+    # -------------------------------------------------------------------------------------------- encoders' inputs
+    Case("encoders.composition.CompositionEncoder.encode", written("p.fasta", X), "no standard amino acid"),
+    Case("encoders.esm2_tokens.check_sequences", both(UNTRAINED, written("p.fasta", X)), "no standard amino acid"),
+    Case("encoders.token_batches.plan_shards", both(UNTRAINED, proteins(tokens_per_batch=9)), "a window takes 1024"),
+    Case("encoders.windows.cut_windows", both(UNTRAINED, proteins(overlap=1022)), "can share 0 to 1021 residues"),
+    Case(
+        "encoders.esm2.choose_layer",
+        both(ESM, written("esm/config.json", json.dumps(ESM2)), proteins(layer=3)),
+        "2 layers",
+    ),
+    Case(ESM2_ + "_config", both(ESM, written("esm/config.json", "{}")), "is not of ESM2"),
+    Case(ESM2_ + "_find", proteins(encoder="esm2", model="FOLDER/none/here/x"), "no such folder, and no Hub id"),
+    Case("encoders.esm2_fair_esm._read", proteins(encoder="esm2", model="FOLDER/none.pt"), "no such file"),
+    Case("encoders.protein_table._load", both(PT, written("f.pt", "text")), "cut short, or not written by torch.save"),
+    Case("encoders.protein_table.read_pt", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
+    Case(SE + "_find", se("none.safetensors"), "no such file"),
+    Case(SE + "_weights_in", both(written("empty/text", ""), se("empty")), "no model.safetensors"),
+    Case(
+        SE + "_read_safetensors", both(written("f.safetensors", "text"), se("f.safetensors")), "damaged or cut short"
+    ),
+    Case(SE + "_read_lightning", both(torch_file("f.ckpt", {}), se("f.ckpt")), "no Lightning checkpoint"),
+    Case(SE + "_unpickle", both(written("f.ckpt", "text"), se("f.ckpt")), "f.ckpt: "),
+    Case(
+        SE + "read_width",
+        both(lambda folder, content: save_file({"a": np.ones(2)}, folder / "f.safetensors"), se("f.safetensors")),
+        "is missing; give a checkpoint of SE",
+    ),
+    # --------------------------------------------------------------------------------------------------- FASTA, names
+    Case(SOURCES + "fasta._entries", written("p.fasta", "MKV"), "not FASTA"),
+    Case(SOURCES + "fasta._parse", written("p.fasta", ">G0\nMKV\n>G0\nMKVL\n"), "comes twice"),
+    Case(SOURCES + "fasta._names", written("p.fasta", ">ENSP00000000233.5\nMKV\n"), "names a protein, not a gene"),
+    Case(SOURCES + "fasta._checked", written("p.fasta", ">G0\nMK1V\n"), "'1' at residue 3 stands for no amino acid"),
+    Case(SOURCES + "remote.open_local", both(written("d/f", ""), proteins(fasta="FOLDER/d")), "is a folder"),
+    Case(SOURCES + "remote.read_bytes", written("p.fasta", gzip.compress(b">G0\nMKV\n" * 99)[:-9]), "gzip file cut"),
+    Case(SOURCES + "remote._check_address", proteins(fasta="ftp://example.org/p.fasta"), "not an address to download"),
+    Case(
+        SOURCES + "symbols.read_symbols", both(written("n.tsv", "a\tb\n"), proteins(symbols="FOLDER/n.tsv")), "table"
+    ),
+    Case(SOURCES + "symbols.coverage", proteins(pins={"G99": "G0"}), "G99 is neither a target gene nor"),
+    Case(
+        SOURCES + "alignment.open_sources",
+        keys(data__symbols="FOLDER/names.tsv", data__pins={"XX": "XG0"}),
+        "XG0 is no approved symbol",
+    ),
+    Case(
+        SOURCES + "alignment._check_axis",
+        both(written("a.txt", "XG0\nG1\n"), keys(data__symbols="FOLDER/names.tsv", data__genes="FOLDER/a.txt")),
+        "not under their approved symbols",
+    ),
+    Case(SOURCES + "genes._read_axis", both(written("a.txt", ""), keys(data__genes="FOLDER/a.txt")), "names no gene"),
+    Case(
+        SOURCES + "genes.gene_axis", both(written("a.txt", "Z"), keys(data__genes="FOLDER/a.txt")), "none of its genes"
+    ),
+    Case(SOURCES + "genes.gene_columns", source(symbols="none"), "var has no column 'none'"),
+    # ------------------------------------------------------------------------------------------------------ labels
+    Case(SOURCES + "labels.read_labels", source(perturbation_column="taget"), "did you mean 'target'?"),
+    Case(SOURCES + "labels._keep", source(keep={"line": "z"}), "no cell has"),
+    Case(SOURCES + "labels._with_guides", source(quality={"guides_column": "guides", "guides": [7]}), "no kept cell"),
+    Case(
+        SOURCES + "labels._check_controls",
+        both(labelled("guides", [0] * 16 + [1] * 64), source(quality={"guides_column": "guides"})),
+        "leaves out all 16 cells of the control",
+    ),
+    Case(SOURCES + "labels._text", labelled("line", ["x", None] * 40), "has no value in 40"),
+    Case(SOURCES + "perturbations.read_perturbations", source(control="none"), "has no control label 'none'"),
+    Case(
+        "store.cell_table.unified_labels", two_sources("NT", G0="non-targeting"), "'non-targeting' is a perturbation"
+    ),
+    Case("store.cell_table._check_controls", two_sources("NT", G0="G1+non-targeting"), "the control of source 's'"),
+    # ----------------------------------------------------------------------------------------------------- the file
+    Case(SOURCES + "anndata_file._hdf5", written("s.h5ad", "text"), "cut short or damaged, or not HDF5"),
+    Case(SOURCES + "anndata_file._root", zarr_array, "it is a single array"),
+    Case(SOURCES + "anndata_file.open_file", source(path="FOLDER/none.h5ad"), "none.h5ad is missing"),
+    Case(SOURCES + "anndata_file.locate", source(matrix="layers/none"), "has no matrix 'layers/none'"),
+    Case(SOURCES + "anndata_file.read_table", hdf5(with_old_obs), "before 0.7"),
+    Case(
+        SOURCES + "anndata_source.AnnDataSource.__init__", hdf5(lambda f: f["X"].attrs.update(shape=(80, 9))), "shape"
+    ),
+    Case(
+        SOURCES + "anndata_source.AnnDataSource._read_totals", source(totals_column="none"), "(totals_column); set it"
+    ),
+    Case(SOURCES + "anndata_source.AnnDataSource._find_reading", source(values="normalised"), "but they look like"),
+    Case(SOURCES + "matrix.open_matrix", hdf5(lambda f: f["X"].attrs.update({"encoding-type": "coo"})), "is not read"),
+    Case(SOURCES + "matrix._check_kind", rewritten("X/data", np.array([b"a"] * 3)), "holds values of type"),
+    Case(SOURCES + "matrix._check_compressed", rewritten("X/indptr", np.zeros(81, int)), "indptr does not rise"),
+    Case(SOURCES + "zarr_array.check_chunks", zarr_without_chunks, "are not in the store"),
+]

@@ -1,0 +1,262 @@
+"""Every refusal that a stage can make is in one of two columns: `plan` makes it, or no plan could.
+
+A refusal that is in neither, because somebody wrote a new one, fails the first test.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from refusals import CASES, Case, write_inputs
+
+from vcc_fm.errors import UserError
+from vcc_fm.plan import make_plan
+from vcc_fm.recipe_file import load_recipe
+
+ROOT = Path(__file__).parents[1] / "vcc_fm"
+
+OTHERS = ("inspection", "cli", "export", "plan", "plan_checks", "plan_decoder", "scoring.compare", "store.verify")
+"""Rooms and modules that no stage runs: other commands, and the plan itself."""
+
+REASONS = {
+    "values": "follows from the counts, which a plan does not read",
+    "weights": "follows from what is in a checkpoint's weights and beside them",
+    "made": "speaks of what an earlier stage made",
+    "machine": "speaks of the machine: network, memory, other processes",
+    "command": "of the command line or the YAML, before there is a recipe to plan",
+    "ruled out": "cannot happen in a run: the recipe's types or the reading of labels rule it out",
+}
+
+REFUSALS: dict[str, tuple[int, int, str]] = {
+    "calibrate._validation_scores": (1, 0, ""),
+    "cellsets.cell_load_table._context": (3, 0, ""),
+    "cellsets.cell_load_table._fewshot_lists": (4, 0, ""),
+    "cellsets.cell_load_table._load": (3, 0, ""),
+    "cellsets.cell_load_table._mapping": (1, 0, ""),
+    "cellsets.cell_load_table._trained_datasets": (2, 0, ""),
+    "cellsets.cell_load_table.read_cell_load_table": (5, 0, ""),
+    "cellsets.dataset.Dataset.__post_init__": (0, 1, "made"),
+    "cellsets.dataset.Dataset.context_controls": (0, 1, "made"),
+    "cellsets.load.load_dataset": (0, 1, "made"),
+    "cellsets.profiles.control_log_shares": (1, 0, ""),
+    "cellsets.sampler.SetSampler.__init__": (1, 0, ""),
+    "cellsets.split.Split.read": (0, 3, "made"),
+    "cellsets.split._check": (3, 0, ""),
+    "cellsets.split._choose": (1, 0, ""),
+    "cellsets.split._hold_out_perturbations": (1, 0, ""),
+    "cellsets.split._known_contexts": (1, 0, ""),
+    "cellsets.split._refuse_overlap": (1, 0, ""),
+    "cellsets.split._refuse_unknown": (2, 0, ""),
+    "cellsets.split._targets": (0, 1, "ruled out"),
+    "cellsets.split.make_splits": (1, 0, ""),
+    "decoder.build._base_config": (1, 0, ""),
+    "decoder.build._learned_targets": (1, 0, ""),
+    "decoder.build._load": (0, 1, "weights"),
+    "decoder.build.build_decoder": (1, 0, ""),
+    "decoder.config.check_backbone": (3, 0, ""),
+    "encoders.cell_store.vocabulary_coverage": (0, 1, "weights"),
+    "encoders.composition.CompositionEncoder.__init__": (0, 1, "ruled out"),
+    "encoders.composition.CompositionEncoder.encode": (1, 0, ""),
+    "encoders.esm2.choose_device": (0, 2, "ruled out"),
+    "encoders.esm2.choose_dtype": (0, 1, "ruled out"),
+    "encoders.esm2.choose_layer": (1, 0, ""),
+    "encoders.esm2_fair_esm._build": (0, 3, "weights"),
+    "encoders.esm2_fair_esm._read": (5, 0, ""),
+    "encoders.esm2_fair_esm.load_fair_esm": (1, 0, ""),
+    "encoders.esm2_tokens.check_sequences": (1, 0, ""),
+    "encoders.esm2_transformers._config": (4, 0, ""),
+    "encoders.esm2_transformers._find": (3, 0, ""),
+    "encoders.esm2_transformers._weights": (0, 4, "weights"),
+    "encoders.expression.ExpressionEncoder.fit": (1, 0, ""),
+    "encoders.protein.encode_genes": (0, 2, "ruled out"),
+    "encoders.protein_table._load": (5, 0, ""),
+    "encoders.protein_table.read_pt": (5, 0, ""),
+    "encoders.state_se_decoder.StateSeGeneDecoder.decode": (0, 1, "weights"),
+    "encoders.state_se_decoder.StateSeGeneDecoder.from_tensors": (0, 2, "weights"),
+    "encoders.state_se_decoder._load": (0, 2, "weights"),
+    "encoders.state_se_decoder._matrix": (0, 2, "weights"),
+    "encoders.state_se_model.SeGeometry.from_shapes": (0, 4, "weights"),
+    "encoders.state_se_model.SeGeometry.from_shapes.size": (0, 2, "weights"),
+    "encoders.state_se_tokens.Tokenizer.__init__": (2, 2, "weights"),
+    "encoders.state_se_tokens.Tokenizer._refuse": (0, 3, "weights"),
+    "encoders.state_se_tokens.match_genes": (0, 1, "weights"),
+    "encoders.state_se_weights._check_settings": (0, 1, "weights"),
+    "encoders.state_se_weights._check_values": (0, 3, "weights"),
+    "encoders.state_se_weights._check_vectors": (0, 4, "weights"),
+    "encoders.state_se_weights._compare": (0, 2, "weights"),
+    "encoders.state_se_weights._find": (5, 0, ""),
+    "encoders.state_se_weights._heads": (0, 1, "weights"),
+    "encoders.state_se_weights._read_lightning": (1, 0, ""),
+    "encoders.state_se_weights._read_safetensors": (1, 0, ""),
+    "encoders.state_se_weights._read_vectors": (0, 1, "weights"),
+    "encoders.state_se_weights._settings": (0, 1, "weights"),
+    "encoders.state_se_weights._unpickle": (2, 0, ""),
+    "encoders.state_se_weights._weights_in": (2, 0, ""),
+    "encoders.state_se_weights.read_width": (3, 0, ""),
+    "encoders.token_batches.plan_shards": (1, 0, ""),
+    "encoders.windows.cut_windows": (1, 0, ""),
+    "launch._judge": (0, 3, "machine"),
+    "predict.effect_scales": (0, 1, "made"),
+    "predict.make_predictor": (0, 1, "made"),
+    "predictors.DecoderPredictor.__init__": (0, 1, "made"),
+    "recipe.expand": (1, 0, ""),
+    "recipe_file._Loader.construct_mapping": (0, 2, "command"),
+    "recipe_file._apply": (0, 3, "command"),
+    "recipe_file._position": (0, 1, "command"),
+    "recipe_file.load_recipe": (5, 0, ""),
+    "scoring.anchors.scorer_config": (0, 1, "ruled out"),
+    "scoring.inputs._check_counts": (1, 4, "made"),
+    "scoring.inputs._open": (0, 2, "made"),
+    "scoring.inputs.check_pair": (0, 4, "made"),
+    "scoring.inputs.check_truth": (2, 0, ""),
+    "scoring.inputs.read_labels": (0, 3, "made"),
+    "scoring.run.score_run": (0, 1, "made"),
+    "scoring.table.read_table": (0, 2, "made"),
+    "scoring.vcc.score": (1, 0, ""),
+    "sources.alignment._check_axis": (1, 0, ""),
+    "sources.alignment.open_sources": (1, 0, ""),
+    "sources.anndata_file._hdf5": (3, 0, ""),
+    "sources.anndata_file._root": (3, 0, ""),
+    "sources.anndata_file.locate": (2, 0, ""),
+    "sources.anndata_file.open_file": (1, 0, ""),
+    "sources.anndata_file.read_table": (1, 0, ""),
+    "sources.anndata_source.AnnDataSource.__init__": (1, 0, ""),
+    "sources.anndata_source.AnnDataSource._as_matrix": (0, 1, "values"),
+    "sources.anndata_source.AnnDataSource._find_reading": (2, 0, ""),
+    "sources.anndata_source.AnnDataSource._read_totals": (3, 0, ""),
+    "sources.anndata_source.AnnDataSource._refusal": (0, 2, "values"),
+    "sources.anndata_source.AnnDataSource._summed": (0, 1, "values"),
+    "sources.anndata_source.AnnDataSource._too_few": (0, 1, "values"),
+    "sources.fasta._checked": (3, 0, ""),
+    "sources.fasta._entries": (2, 0, ""),
+    "sources.fasta._names": (2, 0, ""),
+    "sources.fasta._parse": (4, 0, ""),
+    "sources.genes._read_axis": (5, 0, ""),
+    "sources.genes.gene_axis": (2, 0, ""),
+    "sources.genes.gene_columns": (4, 0, ""),
+    "sources.labels._check_controls": (1, 0, ""),
+    "sources.labels._keep": (2, 0, ""),
+    "sources.labels._text": (1, 0, ""),
+    "sources.labels._with_guides": (2, 0, ""),
+    "sources.labels.read_labels": (1, 0, ""),
+    "sources.matrix.CscMatrix._turn": (0, 1, "machine"),
+    "sources.matrix._check_compressed": (2, 0, ""),
+    "sources.matrix._check_kind": (1, 0, ""),
+    "sources.matrix._check_range": (0, 1, "values"),
+    "sources.matrix.damage": (0, 1, "values"),
+    "sources.matrix.open_matrix": (2, 0, ""),
+    "sources.perturbations.read_perturbations": (7, 0, ""),
+    "sources.remote._check_address": (3, 0, ""),
+    "sources.remote._download": (0, 3, "machine"),
+    "sources.remote._from_hub": (0, 7, "machine"),
+    "sources.remote._from_web": (0, 1, "machine"),
+    "sources.remote.open_local": (2, 0, ""),
+    "sources.remote.read_bytes": (1, 0, ""),
+    "sources.simulate._check": (4, 0, ""),
+    "sources.symbols.coverage": (2, 0, ""),
+    "sources.symbols.read_symbols": (2, 0, ""),
+    "sources.zarr_array.check_chunks": (2, 0, ""),
+    "stages._cell_store": (0, 1, "made"),
+    "stages._split": (0, 1, "made"),
+    "stages.protein_fasta": (1, 0, ""),
+    "store.arrow._check_size": (0, 2, "made"),
+    "store.cell_table._check_controls": (1, 0, ""),
+    "store.cell_table.unified_labels": (2, 0, ""),
+    "store.cells.CellStore.__init__": (0, 1, "made"),
+    "store.embeddings.EmbeddingStore.__init__": (0, 1, "made"),
+    "store.folder.one_writer": (0, 1, "machine"),
+    "store.folder.read_json": (0, 2, "made"),
+    "store.kept.Kept.__init__": (0, 2, "values"),
+    "store.kept.Kept._check_controls": (0, 1, "values"),
+    "store.prepare._check_depth": (0, 1, "values"),
+    "training.loop.make_accelerator": (2, 0, ""),
+    "training.phase._samplers": (1, 0, ""),
+    "training.phase._weights": (1, 0, ""),
+}
+"""Function -> refusals in it that a plan makes, those that it does not make, and why not.
+
+A plan runs most of these functions itself, on what the stage will run them on: one input of ``CASES`` shows that it
+reports what they raise. Those in ``REPEATED`` it cannot run, and looks for the same mistake on its own.
+"""
+
+REPEATED = {
+    "calibrate._validation_scores", "cellsets.profiles.control_log_shares", "cellsets.sampler.SetSampler.__init__",
+    "decoder.build._base_config", "decoder.build._learned_targets", "decoder.build.build_decoder",
+    "encoders.esm2_fair_esm.load_fair_esm", "encoders.expression.ExpressionEncoder.fit",
+    "encoders.state_se_tokens.Tokenizer.__init__", "scoring.inputs._check_counts", "scoring.inputs.check_truth",
+    "scoring.vcc.score", "sources.anndata_file.open_file", "training.loop.make_accelerator",
+    "training.phase._samplers", "training.phase._weights",
+}  # fmt: skip
+
+
+def refusals(node: ast.AST, name: str) -> Iterator[str]:
+    """The function around each ``UserError(...)``, as a dotted name, wherever in the source it is made."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from refusals(child, f"{name}.{child.name}")
+        else:
+            if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id == "UserError":
+                yield name
+            yield from refusals(child, name)
+
+
+def of_stages() -> Counter[str]:
+    """Function -> number of refusals in it, of all modules that stages run."""
+    found: Counter[str] = Counter()
+    for file in sorted(ROOT.rglob("*.py")):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        if module not in OTHERS and module.partition(".")[0] not in OTHERS:
+            found.update(refusals(ast.parse(file.read_text(encoding="utf-8")), module))
+    return found
+
+
+def planned(folder: Path, content: dict[str, Any]) -> list[str]:
+    """What stands in the way of a recipe: why it cannot be read, or the plan's problems."""
+    path = folder / "case.yaml"
+    path.write_text(yaml.safe_dump(content))
+    try:
+        return make_plan(load_recipe(path), 1)["problems"]
+    except UserError as error:
+        return [str(error)]
+
+
+def test_every_refusal_is_made_by_the_plan_or_has_a_reason_why_not():
+    found = of_stages()
+    unsorted = {name: number for name, number in found.items() if number != sum(REFUSALS.get(name, (0, 0))[:2])}
+    assert not unsorted, "new refusals: let the plan make them, with a case in refusals.py, or say why it cannot"
+    assert REFUSALS.keys() == found.keys(), "refusals that are gone"
+    assert {name for name, (made, _, _) in REFUSALS.items() if made} == {case.by for case in CASES}
+    assert {why for _, later, why in REFUSALS.values() if later} <= REASONS.keys()
+
+
+def test_a_new_refusal_is_seen_wherever_it_stands():
+    source = "class A:\n def f(self):\n  if 1:\n   raise UserError('x')\n  return [UserError(f'{1}')]\n"
+    assert list(refusals(ast.parse(source), "m")) == ["m.A.f", "m.A.f"]
+
+
+def test_nothing_stands_in_the_way_of_what_the_cases_break(tmp_path):
+    assert planned(tmp_path, write_inputs(tmp_path)) == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.by)
+def test_the_plan_makes_the_refusal(case: Case, tmp_path, monkeypatch):
+    content = write_inputs(tmp_path)
+    case.edit(tmp_path, content)
+    raised = []
+
+    def record(self: UserError, *texts: str) -> None:
+        frame = sys._getframe(1)
+        raised.append(f"{frame.f_globals['__name__'].removeprefix('vcc_fm.')}.{frame.f_code.co_qualname}")
+        Exception.__init__(self, *texts)
+
+    monkeypatch.setattr(UserError, "__init__", record)
+    problems = planned(tmp_path, content)
+    assert [problem for problem in problems if case.said in problem], problems
+    assert case.by in raised or case.by in REPEATED or raised == ["recipe_file.load_recipe"], raised
