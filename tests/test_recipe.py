@@ -238,3 +238,31 @@ def test_an_untrained_esm2_has_a_shape_that_can_be_built(load):
         load(SIMULATED, "embed.proteins={encoder: esm2, untrained: {width: 20, heads: 4}}")
     with pytest.raises(UserError, match=r"untrained needs embed.proteins.encoder=esm2, found composition"):
         load(SIMULATED, "embed.proteins.untrained={}")
+
+
+@pytest.mark.parametrize(
+    ("override", "refusal"),
+    [
+        ("train.clip=.inf", r"train.clip.*finite"),
+        ("train.lr=.nan", r"train.lr.*finite"),
+        ("predict.effect_scale=.nan", r"effect_scale"),
+        ("predict.effect_scale=-1.0", r"effect_scale"),
+        ("predict.effect_scale=1e9", r"effect_scale"),
+        ("predict.depth=-5.0", r"depth"),
+        ("predict.depth=1e15", r"depth"),
+        ("predict.depth=.inf", r"depth"),
+        ("train.context_weights={K: .inf}", r"finite"),
+        ("train.loss={delta: .inf}", r"finite"),
+        ("score.baselines=[]", r"score.baselines.*at least 1"),
+        ("score.baselines=[control, control]", r"baselines: 'control' stands twice"),
+        ("train.contexts=[]", r"train.contexts.*at least 1"),
+        ("split.contexts=[a, b, a]", r"contexts: 'a' stands twice"),
+    ],
+)
+def test_numbers_have_ranges_and_lists_no_repeats(load, override, refusal):
+    with pytest.raises(UserError, match=refusal):
+        load(SIMULATED, override)
+
+
+def test_no_limit_on_the_gradient_is_null(load):
+    assert load(SIMULATED, "train.clip=null").train.clip is None

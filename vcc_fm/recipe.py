@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from vcc_fm.errors import UserError
 
@@ -28,9 +28,18 @@ _UNASSIGNED = (
 
 
 class Section(BaseModel):
-    """A part of the recipe: immutable, no unknown keys, no silent conversion of types."""
+    """A part of the recipe: immutable, no unknown keys, no silent conversion of types, finite numbers, no repeats."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _each_once(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list):
+            repeated = next((one for i, one in enumerate(value) if one in value[:i]), None)
+            if repeated is not None:
+                raise ValueError(f"{info.field_name}: {repeated!r} stands twice; name each once")
+        return value
 
 
 class SimulateConfig(Section):
@@ -420,7 +429,7 @@ class LossWeights(Section):
 class TrainConfig(Section):
     """One training phase. The trajectory depends on `batch_sets`, never on how devices share it."""
 
-    contexts: list[str] | None = Field(
+    contexts: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="contexts to train on; null means every one with training cells"
     )
     steps: PositiveInt = Field(description="optimiser steps")
@@ -438,7 +447,7 @@ class TrainConfig(Section):
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     warmup: Fraction = Field(0.1, description="share of the steps with rising learning rate, cosine decay follows")
-    clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
+    clip: PositiveFloat | None = Field(1.0, description="largest global norm of the gradient; null: no limit")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="arithmetic of the backbone; heads and losses stay fp32"
     )
@@ -476,9 +485,9 @@ class PredictConfig(Section):
         description="what a predicted cell is made of: its control cell's own counts, changed by the predicted ratio, "
         "or a distribution around the control profile, in which genes are independent",
     )
-    effect_scale: Literal["validation"] | float = Field(
+    effect_scale: Literal["validation"] | Annotated[float, Field(ge=0, le=100)] = Field(
         1.0,
-        description="factor on predicted log ratios, the baselines' too: a number, or chosen on validation",
+        description="factor on predicted log ratios, the baselines' too: 0 to 100, or chosen on validation",
     )
 
     @model_validator(mode="after")
@@ -497,17 +506,10 @@ class ScoreConfig(Section):
     preset: Literal["vcc2026"] = Field("vcc2026", description="cell-eval2 preset")
     baselines: list[Literal["control", "mean-response", "other-contexts", "additive", "embedding-transfer"]] = Field(
         ["control", "mean-response", "other-contexts"],
+        min_length=1,
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
         "embedding-transfer: SE's gene decoder, needs state-se",
     )
-
-    @field_validator("baselines")
-    @classmethod
-    def _each_once(cls, names: list[str]) -> list[str]:
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated is not None:
-            raise ValueError(f"score.baselines names {repeated} twice; name each once")
-        return names
 
 
 class Recipe(Section):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from vcc_fm.decoder.emit import emit, emit_from_controls
+from vcc_fm.errors import UserError
 
 
 def test_mean_and_variance() -> None:
@@ -37,6 +39,15 @@ def test_a_gene_that_cannot_appear_does_not() -> None:
 def test_the_same_generator_gives_the_same_cells() -> None:
     one, two = (emit(np.zeros((3, 2)), np.ones(3), np.ones(2), np.random.default_rng(5)) for _ in range(2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_a_count_that_fits_no_integer_is_refused() -> None:
+    log_share = np.zeros((1, 1))
+    with pytest.raises(UserError, match=r"a predicted count is .*predict.depth"):
+        emit(log_share, np.array([1e15]), np.array([0.01]), np.random.default_rng(0))
+    counts = np.full((1, 1), 1000)
+    with pytest.raises(UserError, match=r"a predicted count is .*predict.depth"):
+        changed(counts, log_share, log_share, np.array([0.01]), np.random.default_rng(0), np.array([1e15]))
 
 
 def controls(rng: np.random.Generator, n: int, share: np.ndarray, dispersion: np.ndarray) -> np.ndarray:

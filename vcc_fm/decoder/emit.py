@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vcc_fm.errors import UserError
+
 
 def emit(log_share: np.ndarray, depth: np.ndarray, dispersion: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw negative-binomial counts as a gamma-Poisson mixture.
@@ -19,7 +21,7 @@ def emit(log_share: np.ndarray, depth: np.ndarray, dispersion: np.ndarray, rng: 
     """
     mean = depth[:, None] * np.exp(log_share.astype(np.float64))
     rate = rng.gamma(1.0 / dispersion, dispersion * mean)
-    return rng.poisson(rate).astype(np.int32)
+    return _integers(rng.poisson(rate))
 
 
 def emit_from_controls(
@@ -65,4 +67,17 @@ def emit_from_controls(
     changed += rng.poisson(np.maximum(ratio - 1.0, 0.0) * rate)
     if again.any():
         changed[again] = rng.poisson(ratio[again] * rate[again])
-    return changed.astype(np.int32)
+    return _integers(changed)
+
+
+def _integers(counts: np.ndarray) -> np.ndarray:
+    """The counts as int32.
+
+    Raises:
+        UserError: one does not fit.
+    """
+    if counts.size and counts.max() > np.iinfo(np.int32).max:
+        raise UserError(
+            f"a predicted count is {counts.max():,}, which no cell has; look at predict.depth and predict.effect_scale"
+        )
+    return counts.astype(np.int32)

@@ -195,7 +195,7 @@ class Trainer:
                 self.accelerator.backward(total_loss(terms, self.config.loss))
                 if self.accelerator.sync_gradients:
                     # Over all micro-batches and processes: what is not finite anywhere is not finite here.
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
                     if not torch.isfinite(norm):
                         share = self._micro * self._accumulation
                         first = self.accelerator.process_index * share
