@@ -351,6 +351,7 @@ CASES = [
         SOURCES + "anndata_source.AnnDataSource._read_totals", source(totals_column="none"), "(totals_column); set it"
     ),
     Case(SOURCES + "anndata_source.AnnDataSource._find_reading", source(values="normalised"), "but they look like"),
+    Case(SOURCES + "anndata_source.AnnDataSource._refusal", screen(lambda t: setattr(t, "X", t.X * -1.5)), "holds -"),
     Case(SOURCES + "matrix.open_matrix", hdf5(lambda f: f["X"].attrs.update({"encoding-type": "coo"})), "is not read"),
     Case(SOURCES + "matrix._check_kind", rewritten("X/data", np.array([b"a"] * 3)), "holds values of type"),
     Case(SOURCES + "matrix._check_compressed", rewritten("X/indptr", np.zeros(81, int)), "indptr does not rise"),

@@ -74,7 +74,12 @@ def test_a_loaded_recipe_cannot_be_changed(load):
         (SIMULATED.replace("perturbations", "genes"), r"split\.hold_out: input should be 'perturbations'"),
         (SIMULATED.replace("perturbations", "contexts"), r"split\.hold_out=contexts needs split\.contexts"),
         (SIMULATED.replace("perturbations", "table"), r"split\.hold_out=table needs split\.table"),
-        (FILES.replace("[K562]", "[K562], folds: 3"), r"split\.folds=3 needs split\.hold_out=perturbations"),
+        (FILES.replace("[K562]", "[K562], folds: 3"), r"split\.folds=3 is more than the 1 of split\.contexts"),
+        (FILES.replace("[K562]", "[K562, K562]"), r"split\.contexts=\['K562', 'K562'\] names a context twice"),
+        (
+            FILES.replace("hold_out: contexts", "hold_out: few-shot, folds: 3"),
+            r"split\.folds=3 needs split\.hold_out=perturbations or contexts, found few-shot",
+        ),
         (FILES.replace("[K562]", "[K562], unseen: 0.5"), r"split\.unseen=0\.5 needs split\.hold_out=few-shot"),
         (SIMULATED.replace("100", "100, batch_sets: 8, micro_sets: 3"), "8 is not a multiple of train.micro_sets=3"),
         (SIMULATED + "decoder: {base: pretrain}", r"decoder\.base=pretrain and a pretrain section belong together"),

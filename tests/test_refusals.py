@@ -131,7 +131,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "sources.anndata_source.AnnDataSource._as_matrix": (0, 1, "values"),
     "sources.anndata_source.AnnDataSource._find_reading": (2, 0, ""),
     "sources.anndata_source.AnnDataSource._read_totals": (3, 0, ""),
-    "sources.anndata_source.AnnDataSource._refusal": (0, 2, "values"),
+    "sources.anndata_source.AnnDataSource._refusal": (2, 0, ""),
     "sources.anndata_source.AnnDataSource._summed": (0, 1, "values"),
     "sources.anndata_source.AnnDataSource._too_few": (0, 1, "values"),
     "sources.fasta._checked": (3, 0, ""),

@@ -33,6 +33,10 @@ def _outputs(paths: list[str]) -> str:
     return "\n".join(paths) if len(paths) < 3 else f"{paths[0]}\nand {len(paths) - 1} more, to {paths[-1]}"
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith("ch") else "s")
+
+
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     if cells := plan.get("cells"):
@@ -40,8 +44,8 @@ def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "cells",
-                f"{cells['cells']:,}{kind}, {cells['perturbations']:,} perturbations, {cells['batches']} "
-                f"batches, contexts {', '.join(cells['contexts'])}",
+                f"{cells['cells']:,}{kind}, {_counted(cells['perturbations'], 'perturbation')}, "
+                f"{_counted(cells['batches'], 'batch')}, contexts {', '.join(cells['contexts'])}",
             )
         )
         for source in cells["sources"]:
@@ -57,7 +61,7 @@ def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("gene axis", f"{cells['genes']:,} genes"))
     for fold in plan.get("split", []):
         said = "; ".join(
-            f"{role} {count['groups']} groups, {count['cells']:,} cells"
+            f"{role} {_counted(count['groups'], 'group')}, {_counted(count['cells'], 'cell')}"
             for role, count in fold["counts"].items()
             if count["groups"]
         )

@@ -270,7 +270,9 @@ def _split(recipe: Recipe, console: Console) -> None:
         mark_done(path, layout.split_fingerprint, 0.0)
         for role, counts in split.counts().items():
             if counts["groups"]:
-                shown = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+                shown = ", ".join(
+                    f"{number:,} {what if number != 1 else what.removesuffix('s')}" for what, number in counts.items()
+                )
                 console.print(f"fold {split.fold}: {role}: {shown}")
     for warning in sorted({warning for split in splits for warning in split.warnings}):
         console.print("[yellow]note[/yellow]", end=" ")
