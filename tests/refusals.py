@@ -212,7 +212,7 @@ CASES = [
     # --------------------------------------------------------------------------------------------------- the recipe
     Case(LOADED, keys(trian=1), "unknown key trian (did you mean train?)"),
     Case("scoring.inputs._check_counts", keys(predict__depth=2e6), "predict.depth=2e+06: give UMI above 0"),
-    Case("scoring.vcc.score", keys(score__baselines=["control"] * 2), "names control twice"),
+    Case("scoring.vcc.score", keys(score__baselines=["control"] * 2), "'control' stands twice"),
     Case("encoders.esm2.choose_layer", both(UNTRAINED, proteins(layer=3)), "embed.proteins.untrained has 2 layers"),
     Case(
         "encoders.esm2_fair_esm.load_fair_esm",
@@ -234,11 +234,20 @@ CASES = [
     Case(LOAD + "_mapping", table("", "datasets = 1\n"), "must be a section"),
     Case(LOAD + "_trained_datasets", table('[training]\nz = "train"'), "is not in [datasets]"),
     Case(LOAD + "_context", table('[training]\ns = "train"\n[zeroshot]\n"s.z" = "test"'), "there is no context"),
+    Case(
+        LOAD + "_trains",
+        table('[training]\na = "train"\n[zeroshot]\n"a.x" = "test"', '[datasets]\na = "a.h5ad"\nb = "b.h5ad"\n'),
+        "is in no section",
+    ),
     Case(LOAD + "_fewshot_lists", table('[training]\ns = "train"\n[fewshot."s.x"]\ntrain = []'), "unknown key"),
     Case(LOAD + "read_cell_load_table", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
     # ------------------------------------------------------------------------- phases, controls, what is scored
-    Case("training.phase._samplers", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
-    Case("cellsets.sampler.SetSampler.__init__", keys(train__contexts=[]), "leaves nothing to train on there"),
+    Case("training.phase._training_groups", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
+    Case(
+        "cellsets.sampler.SetSampler.__init__",
+        keys(split={"hold_out": "contexts", "contexts": ["x"]}, train__contexts=["x"]),
+        "leaves nothing to train on there",
+    ),
     Case("training.phase._weights", keys(train__context_weights={"z": 2.0}), "no training group has the context z"),
     Case("training.phase._weights", keys(train__perturbation_weights={"G0": 2.0}), "has the perturbation G0; take"),
     Case(
@@ -270,8 +279,6 @@ CASES = [
     Case("decoder.build._base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
     Case("decoder.build._learned_targets", written("p.fasta", ">G0\nMKV\n"), "3 target genes have no protein"),
     # -------------------------------------------------------------------------------------------- encoders' inputs
-    Case("encoders.composition.CompositionEncoder.encode", written("p.fasta", X), "no standard amino acid"),
-    Case("encoders.esm2_tokens.check_sequences", both(UNTRAINED, written("p.fasta", X)), "no standard amino acid"),
     Case("encoders.token_batches.plan_shards", both(UNTRAINED, proteins(tokens_per_batch=9)), "a window takes 1024"),
     Case("encoders.windows.cut_windows", both(UNTRAINED, proteins(overlap=1022)), "can share 0 to 1021 residues"),
     Case(
@@ -298,14 +305,24 @@ CASES = [
     ),
     # --------------------------------------------------------------------------------------------------- FASTA, names
     Case(SOURCES + "fasta._entries", written("p.fasta", "MKV"), "not FASTA"),
-    Case(SOURCES + "fasta._parse", written("p.fasta", ">G0\nMKV\n>G0\nMKVL\n"), "comes twice"),
-    Case(SOURCES + "fasta._names", written("p.fasta", ">ENSP00000000233.5\nMKV\n"), "names a protein, not a gene"),
-    Case(SOURCES + "fasta._checked", written("p.fasta", ">G0\nMK1V\n"), "'1' at residue 3 stands for no amino acid"),
+    Case(SOURCES + "fasta._parse", written("p.fasta", ">G0\nMK1V\n"), "none of the 1 proteins can be used"),
+    Case(
+        SOURCES + "fasta._main_organism",
+        written("p.fasta", "".join(f">sp|P0{i}|A Protein OX={i} GN=G{i}\nMKV\n" for i in range(4))),
+        "proteins of 4 organisms",
+    ),
+    Case(
+        "cellsets.targets.protein_coverage",
+        written("p.fasta", ">G0\nMK1V\n" + "".join(f">{gene}\nMKVLA\n" for gene in GENES[1:])),
+        "no sound protein",
+    ),
     Case(SOURCES + "remote.open_local", both(written("d/f", ""), proteins(fasta="FOLDER/d")), "is a folder"),
     Case(SOURCES + "remote.read_bytes", written("p.fasta", gzip.compress(b">G0\nMKV\n" * 99)[:-9]), "gzip file cut"),
     Case(SOURCES + "remote._check_address", proteins(fasta="ftp://example.org/p.fasta"), "not an address to download"),
     Case(
-        SOURCES + "symbols.read_symbols", both(written("n.tsv", "a\tb\n"), proteins(symbols="FOLDER/n.tsv")), "table"
+        SOURCES + "symbol_files.read_symbols",
+        both(written("n.tsv", "a\tb\n"), proteins(symbols="FOLDER/n.tsv")),
+        "table",
     ),
     Case(SOURCES + "symbols.coverage", proteins(pins={"G99": "G0"}), "G99 is neither a target gene nor"),
     Case(
@@ -313,12 +330,7 @@ CASES = [
         keys(data__symbols="FOLDER/names.tsv", data__pins={"XX": "XG0"}),
         "XG0 is no approved symbol",
     ),
-    Case(
-        SOURCES + "alignment._check_axis",
-        both(written("a.txt", "XG0\nG1\n"), keys(data__symbols="FOLDER/names.tsv", data__genes="FOLDER/a.txt")),
-        "not under their approved symbols",
-    ),
-    Case(SOURCES + "genes._read_axis", both(written("a.txt", ""), keys(data__genes="FOLDER/a.txt")), "names no gene"),
+    Case(SOURCES + "genes.read_axis", both(written("a.txt", ""), keys(data__genes="FOLDER/a.txt")), "names no gene"),
     Case(
         SOURCES + "genes.gene_axis", both(written("a.txt", "Z"), keys(data__genes="FOLDER/a.txt")), "none of its genes"
     ),

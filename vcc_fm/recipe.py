@@ -362,8 +362,6 @@ class SplitConfig(Section):
             raise ValueError(
                 f"split.folds={self.folds} needs split.hold_out=perturbations or contexts, found {self.hold_out}"
             )
-        if len(set(self.contexts)) < len(self.contexts):
-            raise ValueError(f"split.contexts={self.contexts} names a context twice; name each once")
         if self.hold_out == "contexts" and self.folds > len(self.contexts):
             raise ValueError(f"split.folds={self.folds} is more than the {len(self.contexts)} of split.contexts")
         if self.contexts and self.hold_out in ("perturbations", "table"):
