@@ -209,7 +209,7 @@ def test_a_pattern_that_matches_nothing_or_has_no_group_is_refused() -> None:
             read(obs, control="ctrl", target_pattern=pattern)
 
 
-# ----------------------------------------------------------------------------------------- guides named by their strand
+# ---------------------------------------------------------------------------------------- guides named by their strand
 @pytest.mark.parametrize(
     ("label", "target"),
     [

@@ -163,7 +163,9 @@ def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool
     said = ", ".join(f"{label} ({number:,})" for label, number in list(others.items())[:5])
     said += ", …" if len(others) > 5 else ""
     if control is None and len(others) > 1:
-        told.problems.append(
+        # Labels of one name and a number are the controls of one library; others may be something else.
+        numbered = len(best.also_control) == 1 and best.also_control[0].endswith("*")
+        (told.notes if numbered else told.problems).append(
             f"{len(others)} labels of {best.column!r} look like controls: {said}; all are read as the control "
             f"(also_control: {', '.join(best.also_control)}): take out what is none"
         )
@@ -175,6 +177,11 @@ def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool
         said = ", ".join(f"{label} ({number:,} cells)" for label, number in best.unassigned.items())
         told.problems.append(
             f"labels of {best.column!r} that are no perturbation: {said}: add them to quality.unassigned"
+        )
+    if best.torn:
+        told.problems.append(
+            f"{len(best.torn):,} labels of {best.column!r} hold a + ({', '.join(best.torn[:3])}), and neither side of "
+            f"it is a gene, a control or a label: they are read whole (separator: {best.separator!r})"
         )
     if best.pattern is not None:
         told.notes.append(

@@ -59,7 +59,7 @@ def source_keys(
         keys["control"] = best.control
         if best.also_control:
             keys["also_control"] = best.also_control
-    keys["separator"] = best.separator if best is not None and best.separator else "+"
+    keys["separator"] = best.separator if best is not None else "+"
     if best is not None and best.pattern is not None:
         keys["target_pattern"] = best.pattern
     if labels.contexts:

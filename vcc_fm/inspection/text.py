@@ -124,10 +124,10 @@ def _control(found: Inspection) -> str:
     controls = found.labels.perturbations[0].controls
     said = ", ".join(f"{label} ({number:,} cells)" for label, number in list(controls.items())[:4])
     said += ", …" if len(controls) > 4 else ""
-    if found.control is None or found.control in controls:
-        return said or "none found"
     cells = "" if found.groups is None else f" ({found.groups.control_cells:,} cells)"
-    return f"{found.control}{cells}" + (f": {said}" if found.also_control else "")
+    if found.also_control:
+        return f"{found.control} and {', '.join(found.also_control[:4])}{cells}: {said}"
+    return said or "none found" if found.control is None or found.control in controls else f"{found.control}{cells}"
 
 
 def _groups(groups: Groups) -> Iterable[tuple[str, str]]:

@@ -12,7 +12,6 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig
 from vcc_fm.sources.controls import looks_like_control
 
-
 STRAND = r"_[+-]_\d.*"
 """What follows the gene in a guide's name of the CRISPRi v2 libraries: ``TP53_+_9084074.23-P1P2``."""
 
