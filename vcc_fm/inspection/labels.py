@@ -37,6 +37,8 @@ _NUMBER_OF_GUIDES = re.compile(
     r"(n|num|number|nr|no)?_?(of_)?(perts?|perturbations?|guides?|sg_?rnas?|grnas?|features)(_?(count|number|num|n))?s?$",
     re.IGNORECASE,
 )
+_OF_GENES = re.compile(r"genes?|features?", re.IGNORECASE)
+_OF_COUNTS = re.compile(r"umi|read|transcript|molecule", re.IGNORECASE)
 _BAD = re.compile(r"doublet|multiplet|fail|dead|dying|bad|low_?quality|outlier", re.IGNORECASE)
 _CHOICE = re.compile(r"assign|pass|good|keep|singlet|single|valid|(^|_)qc", re.IGNORECASE)
 _FURTHER = re.compile(r"treatment|stimul|stim$|time|dose|dosage|concentration|donor|disease|age$", re.IGNORECASE)
@@ -130,9 +132,14 @@ def read_obs(obs: pd.DataFrame, genes: GeneNames, asked: str | None) -> LabelFac
 
 
 def possible_depths(obs: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns of obs that may hold each cell's depth: integers, not negative, none missing; [cells] int64."""
+    """Columns of obs that may hold each cell's depth: integers, not negative, none missing; [cells] int64.
+
+    A number of genes is none: it is below the depth, and would bound it all the same where a file has few genes.
+    """
     found = {}
     for name in obs.columns:
+        if _OF_GENES.search(str(name)) and not _OF_COUNTS.search(str(name)):
+            continue
         if not pd.api.types.is_numeric_dtype(obs[name]) or pd.api.types.is_bool_dtype(obs[name]):
             continue
         values = obs[name].to_numpy(np.float64, na_value=np.nan)
