@@ -18,13 +18,18 @@ from vcc_fm.sources.labels import folded, missing_labels
 from vcc_fm.sources.perturbations import STRAND, split_label
 
 SEPARATORS = ("+", "|", ",", ";", "_")
-PERTURBATION = re.compile(
-    r"(^|_)(perturb\w*|targets?|genes?|guides?|sg_?rnas?|grnas?|conditions?|treatments?|drugs?|compounds?|knockouts?"
-    r"|crispr\w*)($|_)",
-    re.IGNORECASE,
+_GENETIC = r"targets?|genes?|guides?|sg_?rnas?|grnas?|sg_?ids?|knock_?(?:outs?|downs?)|crispr[a-z]*"
+_OTHER = (
+    r"treat(?:ments?|ed)?|drugs?|compounds?|chemicals?|agents?|stim[a-z]*|cytokines?|ligands?|exposures?|infections?"
+    r"|genotypes?"
 )
+PERTURBATION = re.compile(rf"(?:^|[^a-z])(?:perturb[a-z]*|conditions?|{_GENETIC}|{_OTHER})(?:$|[^a-z])", re.IGNORECASE)
 HARDLY = 0.1
 """Share of targets below which nearly none is a gene of the file."""
+_OF_GENES = re.compile(rf"(?:^|[^a-z])(?:{_GENETIC})(?:$|[^a-z])", re.IGNORECASE)
+_OF_OTHERS = re.compile(rf"(?:^|[^a-z])(?:{_OTHER})(?:$|[^a-z])", re.IGNORECASE)
+_SYMBOL = r"[A-Z][A-Z0-9]+(?:[-.][A-Z0-9]+)*(?:orf\d+)?$|[A-Z][a-z]+[a-z0-9]*\d[a-z0-9]*$"
+_LEAST_GENES = 4  # labels; of fewer that look like symbols, LPS and PMA, nothing follows
 _UNASSIGNED = re.compile(
     r"(un-?(assigned|known|labell?ed|determined|mapped)|n/?a|multiplets?|doublets?|ambiguous|negative"
     r"|no[-_ ]?(guide|call|grna|sgrna)s?)$",
@@ -80,6 +85,8 @@ class PerturbationFacts:
     """Labels of targets."""
     otherwise: str | None
     """How nearly all targets are named, where nearly none is a gene of the file."""
+    genetic: bool
+    """Whether the labels are of genes, of the file or not; else they are drugs, stimuli, genotypes or the like."""
     score: float
 
     @property
@@ -142,6 +149,8 @@ def read_perturbation(column: pd.Series, counted: pd.Series, names: GeneNames) -
         torn = [label for label, split in apart.items() if known.isdisjoint(split)]
         whole = apart and len(torn) == len(apart)
         separator = next((one for one in SEPARATORS if not any(one in label for label in rest)), "+") if whole else "+"
+    share = max(named, found.genes if found else 0.0)
+    otherwise = _otherwise(rest, names) if rest and share < HARDLY else None
     return PerturbationFacts(
         column=str(column.name),
         labels=len(cells),
@@ -158,9 +167,18 @@ def read_perturbation(column: pd.Series, counted: pd.Series, names: GeneNames) -
         unlabelled=len(column) - sum(everything.values()),
         candidates={} if controls else _candidates(everything, genes),
         examples=rest[:3],
-        otherwise=_otherwise(rest, names) if rest and max(named, found.genes if found else 0.0) < HARDLY else None,
+        otherwise=otherwise,
+        genetic=share >= HARDLY or found is not None or otherwise is not None or _genetic(str(column.name), rest),
         score=_score(str(column.name), rest, named, found, bool(controls)),
     )
+
+
+def _genetic(name: str, labels: list[str]) -> bool:
+    """Whether labels that are no genes of the file are genes all the same, by the column's name or as they look."""
+    if _OF_GENES.search(name) or _OF_OTHERS.search(name):
+        return not _OF_OTHERS.search(name)
+    alike = pd.Series(labels, dtype=object).str.match(_SYMBOL) if labels else pd.Series([False])
+    return len(labels) >= _LEAST_GENES and bool(alike.mean() >= 0.5)
 
 
 def _score(name: str, labels: list[str], named: float, found: Pattern | None, controls: bool) -> float:

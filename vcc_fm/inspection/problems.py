@@ -8,6 +8,7 @@ from vcc_fm.inspection.genes import GeneFacts
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.labels import LabelFacts
 from vcc_fm.inspection.perturbation import HARDLY, PerturbationFacts
+from vcc_fm.inspection.roles import Roles
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts
 
 _GIANT = 4 << 30
@@ -188,12 +189,23 @@ def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool
             f"labels of {best.column!r} hold more than the target gene ({', '.join(best.examples)}): target_pattern "
             "reads it"
         )
+    elif not best.genetic:
+        told.notes.append(
+            f"no label of {best.column!r} ({', '.join(best.examples)}) is a gene: each gets a learned vector of its "
+            "own (embed.proteins.missing: learned)"
+        )
     elif named and best.genes < HARDLY and (best.controls or control):
         how = f"they are {best.otherwise}" if best.otherwise else "they are not in the file, or named otherwise"
         told.problems.append(
             f"{'hardly any' if best.genes else 'no'} target of {best.column!r} ({', '.join(best.examples)}) is a gene "
             f"of the file: {how}; write the targets as the symbols that are read, in obs or in var"
         )
+
+
+def tell_roles(roles: Roles, told: Remarks) -> None:
+    """Add which columns are no context and no batch although they are named as one."""
+    for what, found in (("context", roles.contexts), ("batch", roles.batches)):
+        told.notes.extend(f"{one.column} is no {what}: {one.why}" for one in found if not one.fits)
 
 
 def tell_groups(groups: Groups, told: Remarks) -> None:

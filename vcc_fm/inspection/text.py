@@ -10,6 +10,7 @@ from rich.table import Table
 
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.inspect import Inspection
+from vcc_fm.inspection.roles import Role
 from vcc_fm.inspection.targets import LOW, KnockDown
 from vcc_fm.inspection.values import MatrixFacts
 
@@ -114,10 +115,15 @@ def _labels(found: Inspection) -> Iterable[tuple[str, str]]:
         )
     if labels.perturbations:
         yield "control", _control(found)
-    yield "context", " or ".join(labels.contexts[:4]) or "no column"
-    yield "batch", " or ".join(labels.batches[:4]) or "no column"
-    if labels.further:
-        yield "also", f"{', '.join(labels.further[:6])}: may make one context several"
+    yield "context", _roles(found.roles.contexts)
+    yield "batch", _roles(found.roles.batches)
+    further = [name for name in found.roles.further if name != found.batch]
+    if further:
+        yield "also", f"{', '.join(further[:6])}: may make one context several"
+
+
+def _roles(roles: list[Role]) -> str:
+    return " or ".join(f"{one.column} ({one.why})" for one in roles[:4] if one.fits) or "no column"
 
 
 def _control(found: Inspection) -> str:
