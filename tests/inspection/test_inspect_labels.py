@@ -88,12 +88,12 @@ def test_guides_rank_below_targets_and_alone_are_read_by_a_pattern(screen, count
     assert found.labels.perturbations[1].by_pattern == pytest.approx(1.0)
     del obs["target_gene"]
     found = inspect_file(screen(counts, obs=obs))
-    assert (found.perturbation, found.control, found.also_control) == ("guide", "NTC", ["NTC_sg*"])
+    assert (found.perturbation, found.control, found.also_control) == ("guide", "NTC_sg0", ["NTC_sg*"])
     assert "hold more than the target gene" in only(found.notes, "target_pattern")
-    assert found.groups.repairs == {"target genes read by target_pattern": 100, "labels read as control": 20}
+    assert found.groups.repairs == {"target genes read by target_pattern": 100, "labels read as control": 10}
     assert (found.targets.perturbations, found.targets.not_measured) == (5, [])
     with opened(found) as source:
-        assert set(source.cells["perturbation"]) == {"NTC", *GENES[:5]}
+        assert set(source.cells["perturbation"]) == {"NTC_sg0", *GENES[:5]}
 
 
 def test_controls_by_many_names(screen, counts, obs):

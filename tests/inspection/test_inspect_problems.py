@@ -96,8 +96,9 @@ def test_numbered_controls_are_one(screen, counts, obs):
     control = obs["target_gene"] == "non-targeting"
     obs.loc[control, "target_gene"] = [f"NTC_{i % 8 + 1}" for i in range(20)]
     found = inspect_file(screen(counts, obs=obs))
-    assert (found.control, found.also_control, found.groups.control_cells) == ("NTC", ["NTC_*"], 20)
-    assert "NTC (20 cells): NTC_1 (3 cells)" in text_of(found)
+    assert (found.control, found.also_control, found.groups.control_cells) == ("NTC_1", ["NTC_*"], 20)
+    assert "NTC_1 and NTC_* (20 cells): NTC_1 (3 cells)" in text_of(found)
+    assert found.problems == []
     # The label of a gene that begins so is none.
     obs["target_gene"] = obs["target_gene"].replace({GENES[0]: "NTC_GENE"})
     found = inspect_file(screen(counts, obs=obs))

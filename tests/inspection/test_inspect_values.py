@@ -253,3 +253,33 @@ def test_cells_without_a_count_are_counted(screen, counts, form, monkeypatch):
     assert "2 cells without a count" in text_of(found)
     monkeypatch.setattr(values, "SAMPLE_CELLS", 16)
     assert inspect_file(screen(sp.csr_matrix(counts))).matrices[0].empty_cells == 2  # not in the sample
+
+
+# ---------------------------------------------------------------------------------------------- depths before a filter
+def test_a_depth_from_before_the_filter_of_genes_is_found_and_a_number_of_genes_is_none(h5ad_file):
+    rng = np.random.default_rng(3)
+    share = rng.gamma(0.3, 1.0, 4000)
+    counts = rng.poisson(rng.lognormal(8.5, 0.4, 300)[:, None] * share / share.sum())
+    obs = pd.DataFrame(
+        {
+            "target": np.array(["NT", "GENEA0", "NT"])[np.arange(300) % 3],
+            "total_counts": counts.sum(1).astype(np.float32),
+            "n_genes_by_counts": (counts > 0).sum(1),
+            "nFeature_RNA": (counts > 0).sum(1),
+            "row": rng.permutation(300) + 100_000,
+        },
+        index=[f"cell{i}" for i in range(300)],
+    )
+    counts = counts[:, (counts > 0).sum(0) >= 3]
+    some = np.argsort(-counts.mean(0))[np.r_[0:2, 300 : counts.shape[1] : 90]]
+    logs = np.log1p(normalised(counts, np.median(counts.sum(1))))[:, some].astype(np.float32)
+    names = pd.DataFrame(index=["GENEA0", *(f"OTHER{i}" for i in range(1, len(some)))])
+    found = inspect_file(h5ad_file(sp.csr_matrix(logs), obs=obs, var=names))
+    (matrix,) = found.matrices
+    assert [one.column for one in matrix.totals_tried] == ["total_counts"]
+    assert (matrix.totals, matrix.evidence["target"]) == ("total_counts", np.median(counts.sum(1)))
+    assert matrix.proved > 0.99
+    assert found.problems == []
+    with opened(found) as source:
+        positions, read = next(iter(source.counts(300)))
+        np.testing.assert_array_equal(read.toarray(), counts[:, some][positions])

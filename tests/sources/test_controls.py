@@ -22,6 +22,7 @@ from vcc_fm.sources.controls import looks_like_control
         *("untreated", "unperturbed", "mock", "vehicle", "DMSO", "WT", "wild-type", "empty", "empty vector"),
         *("GFP", "EGFP", "LacZ", "Luciferase", "AAVS1", "Rosa26", "intergenic", "INTERGENIC_216151", "NO_SITE_2"),
         *("ONE_NON-GENE_SITE", "safe-targeting", "safe harbor"),
+        *("unstim", "no stimulation", "No_Treatment", "vehicle (DMSO)", "PBS", "0.1% DMSO", "placebo", "none"),
     ],
 )
 def test_words_for_a_control(label: str) -> None:
@@ -47,6 +48,7 @@ def test_words_for_a_control(label: str) -> None:
             "SIT1",
         ),
         *("BLMH+ctrl", "BLMH_NegCtrl0", "BLMH-ctrl", "targeting", "12", "", "unassigned", "ONECUT1"),
+        *("stim", "0.2 uM panobinostat", "NONO", "PBSN", "medium", "no"),
     ],
 )
 def test_genes_and_combinations_are_none(label: str) -> None:

@@ -207,3 +207,39 @@ def test_a_pattern_that_matches_nothing_or_has_no_group_is_refused() -> None:
     for pattern, message in ((".+", "has 0 groups"), ("(.)(.)", "has 2 groups"), ("(", "is no regular expression")):
         with pytest.raises(ValidationError, match=message):
             read(obs, control="ctrl", target_pattern=pattern)
+
+
+# ---------------------------------------------------------------------------------------- guides named by their strand
+@pytest.mark.parametrize(
+    ("label", "target"),
+    [
+        ("TP53_+_9084074.23-P1P2", "TP53"),
+        ("TP53_-_9084074.23-P1P2", "TP53"),
+        ("TP53_+_9084074.23-P1+MYC_+_128748315.23-P2", "MYC+TP53"),
+        ("TP53_+_9084074.23-P1+NTC_+_12", "TP53"),
+        ("NTC_+_12", "NTC"),
+        ("NTC_00025", "NTC"),
+    ],
+)
+@pytest.mark.parametrize("pattern", [r"(.+)_[+-]_\d.*", "([^_]+)_.*"])
+def test_a_strand_joins_no_genes(label: str, target: str, pattern: str) -> None:
+    found = read(
+        {"target": [label, "NTC", "A_-_1", "NTC_7"]}, control="NTC", also_control=["NTC_*"], target_pattern=pattern
+    )
+    assert found.cells["perturbation"].tolist() == [target, "NTC", "A", "NTC"]
+    # With a separator that is in no name the strand never mattered.
+    other = read({"target": ["TP53_+_9.2|TP53_-_8.2", "NTC"]}, control="NTC", target_pattern=pattern, separator="|")
+    assert other.cells["perturbation"].tolist() == ["TP53", "NTC"]
+
+
+def test_a_pattern_may_be_of_the_whole_label() -> None:
+    target = ["ctrl", "TP53+1", "MYC+22", "A+B"]
+    found = read({"target": target}, control="ctrl", target_pattern=r"(.+)\+\d+")
+    assert found.cells["perturbation"].tolist() == ["ctrl", "TP53", "MYC", "A+B"]
+
+
+def test_guides_by_strand_are_refused_where_nothing_tells_their_gene() -> None:
+    with pytest.raises(UserError, match=r"is a guide's strand and joins no genes; set target_pattern to \(\.\+\)_"):
+        read({"target": ["ctrl", "TP53_+_9084074.23-P1P2"]}, control="ctrl")
+    kept = read({"target": ["ctrl", "TP53_+_9084074.23-P1P2"]}, control="ctrl", separator="|")
+    assert kept.cells["perturbation"].tolist() == ["ctrl", "TP53_+_9084074.23-P1P2"]

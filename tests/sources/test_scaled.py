@@ -318,3 +318,28 @@ def test_what_is_no_scaled_count_has_no_reading(kind):
         "thirds": scale(counts + (rng.random(counts.shape) < 0.1) / 3, counts.sum(1), 1e4, math.e, np.float64),
     }[kind]
     assert find_reading(*packed(matrix), BOTH, None) is None
+
+
+# ------------------------------------------------------------------------------- depths from before a filter of genes
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("least_cells", [3, 20])
+def test_depths_just_below_the_totals_are_found(dtype, least_cells):
+    # scanpy's usual order: quality metrics, then a filter of genes, scaling to the median, log, a choice of genes.
+    rng = np.random.default_rng(3)
+    share = rng.gamma(0.3, 1.0, 4000)
+    counts = rng.poisson(rng.lognormal(8.5, 0.4, 200)[:, None] * share / share.sum())
+    totals, kept = counts.sum(1), (counts > 0).sum(0) >= least_cells
+    counts = counts[:, kept]
+    depth = counts.sum(1)
+    assert ((totals == depth).mean() > 0.2) == (least_cells == 3)  # of 20 cells: no total is a depth any more
+    some = np.argsort(-counts.mean(0))[np.r_[0:2, 300 : counts.shape[1] : 90]]
+    matrix = scale(counts, depth, np.median(depth), math.e, dtype)[:, some]
+    assert find_reading(*packed(matrix), BOTH, None).target == 0.0  # 20 values a cell say nothing of the rest
+    reading = find_reading(*packed(matrix), BOTH, totals)
+    assert (reading.totals, reading.target) == ("bound", pytest.approx(np.median(depth), rel=1e-7))
+    cells = fit(*packed(matrix), reading, totals)
+    assert (cells.code == PROVED).mean() > 0.98
+    never_wrong(cells, matrix, counts[:, some], premise=False)
+    # Numbers that are far above the depths give no target.
+    other = find_reading(*packed(matrix), BOTH, rng.permutation(totals) + 3 * totals.max())
+    assert (other.totals, other.target) == ("bound", 0.0)

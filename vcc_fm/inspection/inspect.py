@@ -20,8 +20,9 @@ from vcc_fm.inspection.genes import GeneFacts, read_genes
 from vcc_fm.inspection.groups import Groups, count_groups, numbers_to_keep
 from vcc_fm.inspection.labels import LabelFacts, possible_depths, read_obs
 from vcc_fm.inspection.names import known_names, transposed
-from vcc_fm.inspection.problems import Remarks, tell_genes, tell_groups, tell_labels, tell_matrices
+from vcc_fm.inspection.problems import Remarks, tell_genes, tell_groups, tell_labels, tell_matrices, tell_roles
 from vcc_fm.inspection.recipe import recipe_lines, source_keys
+from vcc_fm.inspection.roles import Roles, find_roles
 from vcc_fm.inspection.targets import KnockDown, knock_down
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts, Progress, look
 from vcc_fm.recipe import SourceConfig, expand
@@ -55,6 +56,8 @@ class Inspection:
     control: str | None
     also_control: list[str]
     """Further labels that are read as the control."""
+    roles: Roles
+    """Columns that may be the context and the batch, and why."""
     context: str | None
     """Column of obs."""
     batch: str | None
@@ -117,9 +120,9 @@ def inspect_file(
         known = known_names(used.var, genes)
         labels = read_obs(obs, known, perturbation)
         keys = source_keys(path, chosen, genes, labels, perturbation, control)
+        cells, roles = None, Roles()
         told.problems.extend(f"{name}: {why.removeprefix(f'{where}, {name}: ')}" for name, why in unreadable.items())
         tell_matrices(facts, chosen, told)
-        cells = None
         if transposed(obs, used.var, known):
             told.problems.append(
                 f"the file is transposed: obs holds genes ({obs.index[0]}, …), var holds cells ({used.var.index[0]}, "
@@ -128,7 +131,15 @@ def inspect_file(
         else:
             tell_genes(genes, told)
             tell_labels(labels, control, genes.symbols is not None or genes.incomplete is not None, told)
-            cells = _labelled(obs, keys, where, told, perturbation is not None or control is not None)
+            asked = perturbation is not None or control is not None
+            alone = keys | {"context": keys["name"]}
+            cells = _labelled(obs, alone, where, told, asked)
+            read = None if cells is None else (cells, keys["control"])
+            roles = find_roles(obs, labels.contexts, labels.batches, labels.further, read)
+            tell_roles(roles, told)
+            keys = alone if roles.context is None else keys | {"context_column": roles.context}
+            keys |= {} if roles.batch is None else {"batch_column": roles.batch}
+            cells = None if cells is None else _labelled(obs, keys, where, told, asked)
         groups = targets = None
         guides = {}
         if cells is not None:
@@ -156,13 +167,14 @@ def inspect_file(
         perturbation=keys.get("perturbation_column"),
         control=keys.get("control"),
         also_control=keys.get("also_control", []),
-        context=keys.get("context_column"),
-        batch=keys.get("batch_column"),
+        roles=roles,
+        context=roles.context,
+        batch=roles.batch,
         groups=groups,
         targets=targets,
         problems=told.problems,
         notes=told.notes,
-        recipe=recipe_lines(keys, chosen, labels, groups, guides) if suggested else None,
+        recipe=recipe_lines(keys, chosen, labels, roles, groups, guides) if suggested else None,
         tried=tried,
     )
 

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from vcc_fm.inspection.perturbation import PERTURBATION, GeneNames, PerturbationFacts, read_perturbation
+from vcc_fm.inspection.roles import is_donor, may_be_batches, may_be_contexts
 from vcc_fm.sources.labels import missing_labels
 
 _MOST_LEVELS = 200_000
 _LEAST_SCORE = 0.5
 _FIGURE = re.compile(r"(^|_)(n|num|number|nr|no|total|pct|percent|counts?|log1p)(_|$)", re.IGNORECASE)
-# In order of preference; names are compared in lower case without anything but letters and digits.
-_CONTEXT = ("cellline", "celllines", "celltype", "celltypes", "context", "line")
-_BATCH = (
-    *("gemgroup", "gem", "gemgroups", "batch", "batches", "batchvar", "lane", "lanes", "channel", "library"),
-    *(
-        "libraryid",
-        "replicate",
-        "replicates",
-        "biorep",
-        "rep",
-        "sample",
-        "sampleid",
-        "plate",
-        "pool",
-        "run",
-        "origident",
-    ),
-)
 _NUMBER_OF_GUIDES = re.compile(
     r"(n|num|number|nr|no)?_?(of_)?(perts?|perturbations?|guides?|sg_?rnas?|grnas?|features)(_?(count|number|num|n))?s?$",
     re.IGNORECASE,
 )
+_OF_GENES = re.compile(r"genes?|features?", re.IGNORECASE)
+_OF_COUNTS = re.compile(r"umi|read|transcript|molecule", re.IGNORECASE)
 _BAD = re.compile(r"doublet|multiplet|fail|dead|dying|bad|low_?quality|outlier", re.IGNORECASE)
 _CHOICE = re.compile(r"assign|pass|good|keep|singlet|single|valid|(^|_)qc", re.IGNORECASE)
 _FURTHER = re.compile(r"treatment|stimul|stim$|time|dose|dosage|concentration|donor|disease|age$", re.IGNORECASE)
@@ -65,7 +49,9 @@ class LabelFacts:
     refused: dict[str, str]
     """Columns that are named as a perturbation, or are said to be it, but cannot label it -> what they hold."""
     contexts: list[str]
+    """Columns that are named as a context: cell lines, cell types, donors."""
     batches: list[str]
+    """Columns that are named as a batch, donors last."""
     lacking: dict[str, int]
     """Columns that are named as a context or a batch -> cells without a value, where that keeps them from being it."""
     numbers_of_guides: list[str]
@@ -74,7 +60,7 @@ class LabelFacts:
     bad: list[str]
     """Of these, the columns that are false for good cells."""
     further: list[str]
-    """Columns with several levels that may make one context several (dose, time, donor)."""
+    """Columns with several levels that are named as what may make one context several (dose, time, donor)."""
 
 
 def read_obs(obs: pd.DataFrame, genes: GeneNames, asked: str | None) -> LabelFacts:
@@ -89,25 +75,28 @@ def read_obs(obs: pd.DataFrame, genes: GeneNames, asked: str | None) -> LabelFac
     columns = [_column(name, obs[name], counted[name]) for name in counted]
     of = {column.name: column for column in columns}
     candidates = [
-        c for c in columns if c.name == asked or (PERTURBATION.search(c.name) and not _FIGURE.search(c.name))
+        c
+        for c in columns
+        if c.name == asked
+        or (PERTURBATION.search(c.name) and not _FIGURE.search(c.name) and not _is_receptor(counted[c.name]))
     ]
     refused = {c.name: why for c in candidates if (why := _refusal(c, len(obs)))}
-    labels = [c.name for c in columns if c.kind == "labels" and _may_label(c, len(obs))]
+    labels = [
+        c.name for c in columns if c.kind == "labels" and _may_label(c, len(obs)) and not _is_receptor(counted[c.name])
+    ]
     perturbations = [read_perturbation(obs[name], counted[name], genes) for name in labels]
     likely = [one for one in perturbations if one.score >= _LEAST_SCORE]
     # A name alone is enough where nothing else is there: what it lacks can be said.
     named = [one for one in perturbations if one.score > 0 and PERTURBATION.search(one.column)]
     perturbations = [one for one in likely or named if one.column != asked]
     perturbations.sort(key=lambda one: -one.score)
+    _coarser_first(perturbations, obs)
     if asked in of:
         perturbations.insert(0, read_perturbation(obs[asked], counted[asked], genes))
-    taken = {one.column for one in perturbations}
-    free = [c for c in columns if c.name not in taken]
-    contexts = _ranked((c.name for c in free if c.kind == "labels" and c.levels <= 200), _CONTEXT)
-    batches = _ranked(
-        (c.name for c in free if c.kind in ("labels", "integers") and 2 <= c.levels <= min(2000, len(obs) // 2)),
-        _BATCH,
-    )
+    free = [c for c in columns if c.name not in {one.column for one in perturbations[:1]}]
+    levels = {c.name: c.levels for c in free if c.kind == "labels" or (c.kind == "integers" and is_donor(c.name))}
+    contexts = may_be_contexts(levels)
+    batches = may_be_batches({c.name: c.levels for c in free if c.kind in ("labels", "integers")}, len(obs))
     choices = [c.name for c in columns if c.kind == "true/false" and c.levels == 2]
     bad = [name for name in choices if _BAD.search(name)]
     return LabelFacts(
@@ -130,9 +119,14 @@ def read_obs(obs: pd.DataFrame, genes: GeneNames, asked: str | None) -> LabelFac
 
 
 def possible_depths(obs: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns of obs that may hold each cell's depth: integers, not negative, none missing; [cells] int64."""
+    """Columns of obs that may hold each cell's depth: integers, not negative, none missing; [cells] int64.
+
+    A number of genes is none: it is below the depth, and would bound it all the same where a file has few genes.
+    """
     found = {}
     for name in obs.columns:
+        if _OF_GENES.search(str(name)) and not _OF_COUNTS.search(str(name)):
+            continue
         if not pd.api.types.is_numeric_dtype(obs[name]) or pd.api.types.is_bool_dtype(obs[name]):
             continue
         values = obs[name].to_numpy(np.float64, na_value=np.nan)
@@ -173,13 +167,23 @@ def _refusal(column: ColumnFacts, cells: int) -> str | None:
     return None
 
 
+def _coarser_first(perturbations: list[PerturbationFacts], obs: pd.DataFrame) -> None:
+    """Put what was done before what tells a donor too: ctrl_101 and ctrl_102 of a sample are one ctrl."""
+    for one in perturbations[1:]:
+        first = perturbations[0]
+        pairs = obs[[first.column, one.column]].drop_duplicates()
+        coarser = len(first.controls) > len(one.controls) > 0 and not pairs[first.column].duplicated().any()
+        if coarser and max(one.genes, one.by_pattern) >= max(first.genes, first.by_pattern):
+            perturbations.remove(one)
+            perturbations.insert(0, one)
+
+
+def _is_receptor(counted: pd.Series) -> bool:
+    """Whether labels are genes of T and B cell receptors, which are found in a cell and never its perturbation."""
+    labels = pd.Series(counted.index[counted.to_numpy() > 0], dtype=object).astype(str)
+    named = labels[~missing_labels(labels)]
+    return bool(len(named) and named.str.match(r"(TR[ABGD]|IG[HKL])[VDJC]?[A-Z0-9]*\d").mean() >= 0.5)
+
+
 def _may_label(column: ColumnFacts, cells: int) -> bool:
     return 2 <= column.levels <= min(_MOST_LEVELS, max(cells // 2, 2))
-
-
-def _ranked(names: Iterable[str], wanted: tuple[str, ...]) -> list[str]:
-    """The names that are wanted, in that order, then those that begin with a wanted one."""
-    bare = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in names}
-    exact = sorted((name for name in bare if bare[name] in wanted), key=lambda name: wanted.index(bare[name]))
-    long = tuple(one for one in wanted if len(one) >= 5)
-    return exact + [name for name in bare if name not in exact and bare[name].startswith(long)]

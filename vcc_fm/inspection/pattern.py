@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from typing import NamedTuple
 
+from vcc_fm.sources.perturbations import STRAND, split_label
+
 _MARK = "-_.:#/ "
 _MOST_LABELS = 5000
 _MOST_FORMS = 4
@@ -33,26 +35,28 @@ def find_pattern(
 
     Args:
         labels: distinct, without those of controls.
-        genes: names of the genes of the file.
+        genes: names of the genes of the file; what holds no letter is none.
         controls: labels of controls, which may be parts of combinations.
         separators: to try.
     """
     some = labels[:: max(1, len(labels) // _MOST_LABELS)]
+    genes = {gene for gene in genes if any(letter.isalpha() for letter in gene)}
     known = genes | controls
     found = []
     for separator in separators:
         if separator != separators[0] and not any(separator in label for label in some):
             continue
-        split = [[part.strip() for part in label.split(separator)] for label in some]
+        split = [[part.strip() for part in split_label(label, separator)] for label in some]
         parts = list(dict.fromkeys(part for label in split for part in label if part not in known))
-        for pattern in _candidates(parts, genes):
+        for pattern in (f"(.+){STRAND}", *_candidates(parts, genes)):
             read = {part: re.fullmatch(pattern, part) for part in parts}
             if sum(match is not None for match in read.values()) < _LEAST_MATCHED * len(parts):
                 continue
             names = {part: match.group(1) for part, match in read.items() if match is not None}
             share = sum(all(names.get(part, part) in known for part in label) for label in split) / len(split)
-            found.append(Pattern(pattern, separator, share))
-    return max(found, key=lambda one: one.genes, default=None)
+            found.append((share, sum(map(len, split)), Pattern(pattern, separator, share)))
+    # Of two that read as much, the one that takes more apart: a second guide is no tail of the first.
+    return max(found, key=lambda one: one[:2])[2] if found else None
 
 
 def _candidates(parts: list[str], genes: Set[str]) -> Iterator[str]:
@@ -93,6 +97,8 @@ def _has_other(text: str, gene: str, genes: Set[str]) -> bool:
 
 
 def _general(text: str) -> str:
+    if re.fullmatch(STRAND, text):
+        return STRAND
     return re.sub(r"\d+", lambda number: r"\d+", _escaped(text))
 
 

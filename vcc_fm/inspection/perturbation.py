@@ -15,22 +15,29 @@ from vcc_fm.inspection.pattern import Pattern, find_pattern
 from vcc_fm.recipe import QualityConfig
 from vcc_fm.sources.controls import looks_like_control
 from vcc_fm.sources.labels import folded, missing_labels
+from vcc_fm.sources.perturbations import STRAND, split_label
 
 SEPARATORS = ("+", "|", ",", ";", "_")
-PERTURBATION = re.compile(
-    r"(^|_)(perturb\w*|targets?|genes?|guides?|sg_?rnas?|grnas?|conditions?|treatments?|drugs?|compounds?|knockouts?"
-    r"|crispr\w*)($|_)",
-    re.IGNORECASE,
+_GENETIC = r"targets?|genes?|guides?|sg_?rnas?|grnas?|sg_?ids?|knock_?(?:outs?|downs?)|crispr[a-z]*"
+_OTHER = (
+    r"treat(?:ments?|ed)?|drugs?|compounds?|chemicals?|agents?|stim[a-z]*|cytokines?|ligands?|exposures?|infections?"
+    r"|genotypes?"
 )
+PERTURBATION = re.compile(rf"(?:^|[^a-z])(?:perturb[a-z]*|conditions?|{_GENETIC}|{_OTHER})(?:$|[^a-z])", re.IGNORECASE)
 HARDLY = 0.1
 """Share of targets below which nearly none is a gene of the file."""
+_OF_GENES = re.compile(rf"(?:^|[^a-z])(?:{_GENETIC})(?:$|[^a-z])", re.IGNORECASE)
+_OF_OTHERS = re.compile(rf"(?:^|[^a-z])(?:{_OTHER})(?:$|[^a-z])", re.IGNORECASE)
+_SYMBOL = r"[A-Z][A-Z0-9]+(?:[-.][A-Z0-9]+)*(?:orf\d+)?$|[A-Z][a-z]+[a-z0-9]*\d[a-z0-9]*$"
+_LEAST_GENES = 4  # labels; of fewer that look like symbols, LPS and PMA, nothing follows
 _UNASSIGNED = re.compile(
     r"(un-?(assigned|known|labell?ed|determined|mapped)|n/?a|multiplets?|doublets?|ambiguous|negative"
     r"|no[-_ ]?(guide|call|grna|sgrna)s?)$",
     re.IGNORECASE,
 )
 _DROPPED = frozenset(folded(label) for label in QualityConfig().unassigned)
-_NUMBERED = re.compile(r"(.*?)[-_. #]*(?:sg|g|guide)?[-_. #]*\d+$", re.IGNORECASE)
+# A guide's mark stands apart, or after capitals: NTC_sg1, NTg1; the last letter of non-targeting_1 is none.
+_NUMBERED = re.compile(r"(.*?)(?:[-_. #]+(?:sg|g|guide)?|(?<=[A-Z])(?:sg|g))?[-_. #]*\d+$")
 _PREFIX = re.compile(r"(GRCh\d+|GRCm\d+|hg\d+|mm\d+)_+")
 _VERSION = re.compile(r"\.\d+$")
 _MOST_CANDIDATES = 5
@@ -57,9 +64,11 @@ class PerturbationFacts:
     """Regular expression that finds the genes in labels which hold more; None where there is no need, or none."""
     by_pattern: float
     """Share of the labels of which every part is a gene, with ``pattern``."""
-    separator: str | None
-    """What joins the parts of combinations; None where there are none."""
+    separator: str
+    """What joins the parts of combinations, or is in no label."""
     combinations: int
+    torn: list[str]
+    """Labels that hold a + of which neither side is a gene, a control or a label: no combinations."""
     controls: dict[str, int]
     """Labels that look like a control -> cells, the most frequent first."""
     control: str | None
@@ -76,6 +85,8 @@ class PerturbationFacts:
     """Labels of targets."""
     otherwise: str | None
     """How nearly all targets are named, where nearly none is a gene of the file."""
+    genetic: bool
+    """Whether the labels are of genes, of the file or not; else they are drugs, stimuli, genotypes or the like."""
     score: float
 
     @property
@@ -86,7 +97,7 @@ class PerturbationFacts:
             said.append(f"{self.genes:.0%} of them genes of the file")
         if self.pattern is not None:
             said.append(f"{self.by_pattern:.0%} of them genes, read by {self.pattern}")
-        if self.separator and self.combinations:
+        if self.combinations:
             said.append(f"{self.combinations:,} combinations joined by {self.separator!r}")
         if self.unlabelled:
             said.append(f"{self.unlabelled:,} cells without a label")
@@ -125,19 +136,30 @@ def read_perturbation(column: pd.Series, counted: pd.Series, names: GeneNames) -
     splits = {separator: _combinations(rest, separator, known | set(rest)) for separator in SEPARATORS}
     separator = max(SEPARATORS, key=lambda one: len(splits[one]))
     joined = splits[separator]
-    parts = [label.split(separator) if label in joined else [label] for label in rest]
+    parts = [split_label(label, separator) if label in joined else [label] for label in rest]
     named = float(np.mean([all(part.strip() in known for part in label) for label in parts])) if parts else 0.0
     found = find_pattern(rest, genes, controls.keys(), SEPARATORS[:-1]) if rest and named < 0.5 else None
-    if found is not None and found.genes <= named + HARDLY:
+    if found is not None and found.genes <= named + HARDLY and not found.pattern.endswith(STRAND):
         found = None
+    torn: list[str] = []
+    if found is not None:
+        separator = found.separator
+    elif not joined:
+        apart = {label: _parts(label, "+") for label in rest if "+" in label}
+        torn = [label for label, split in apart.items() if known.isdisjoint(split)]
+        whole = apart and len(torn) == len(apart)
+        separator = next((one for one in SEPARATORS if not any(one in label for label in rest)), "+") if whole else "+"
+    share = max(named, found.genes if found else 0.0)
+    otherwise = _otherwise(rest, names) if rest and share < HARDLY else None
     return PerturbationFacts(
         column=str(column.name),
         labels=len(cells),
         genes=named,
         pattern=found.pattern if found else None,
         by_pattern=found.genes if found else 0.0,
-        separator=found.separator if found else separator if joined else None,
-        combinations=sum((found.separator if found else separator) in one for one in rest) if joined or found else 0,
+        separator=separator,
+        combinations=sum(len(split_label(label, separator)) > 1 for label in rest),
+        torn=torn,
         controls=controls,
         control=control,
         also_control=also,
@@ -145,9 +167,18 @@ def read_perturbation(column: pd.Series, counted: pd.Series, names: GeneNames) -
         unlabelled=len(column) - sum(everything.values()),
         candidates={} if controls else _candidates(everything, genes),
         examples=rest[:3],
-        otherwise=_otherwise(rest, names) if rest and max(named, found.genes if found else 0.0) < HARDLY else None,
+        otherwise=otherwise,
+        genetic=share >= HARDLY or found is not None or otherwise is not None or _genetic(str(column.name), rest),
         score=_score(str(column.name), rest, named, found, bool(controls)),
     )
+
+
+def _genetic(name: str, labels: list[str]) -> bool:
+    """Whether labels that are no genes of the file are genes all the same, by the column's name or as they look."""
+    if _OF_GENES.search(name) or _OF_OTHERS.search(name):
+        return not _OF_OTHERS.search(name)
+    alike = pd.Series(labels, dtype=object).str.match(_SYMBOL) if labels else pd.Series([False])
+    return len(labels) >= _LEAST_GENES and bool(alike.mean() >= 0.5)
 
 
 def _score(name: str, labels: list[str], named: float, found: Pattern | None, controls: bool) -> float:
@@ -163,13 +194,14 @@ def _control(controls: list[str], others: list[str]) -> tuple[str | None, list[s
     if len(controls) < 2:
         return next(iter(controls), None), []
     stems = {match.group(1) if (match := _NUMBERED.match(label)) else label for label in controls}
+    control, *further = controls
     first, last = min(controls), max(controls)
     same = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     prefix = first[:same].rstrip("0123456789")
     # A prefix that another label begins with too would make that a control.
     if len(stems) == 1 and "" not in stems and prefix and not any(label.startswith(prefix) for label in others):
-        return stems.pop(), [f"{prefix}*"]
-    return controls[0], controls[1:]
+        return control, [f"{prefix}*"]
+    return control, further
 
 
 def _candidates(cells: dict[str, int], genes: frozenset[str]) -> dict[str, int]:
@@ -179,8 +211,12 @@ def _candidates(cells: dict[str, int], genes: frozenset[str]) -> dict[str, int]:
 
 def _combinations(labels: list[str], separator: str, known: set[str] | frozenset[str]) -> set[str]:
     """The labels of which every part is a gene, a control, or a label of its own."""
-    parts = {label: [part.strip() for part in label.split(separator)] for label in labels if separator in label}
-    return {label for label, split in parts.items() if known.issuperset(split)}
+    parts = {label: _parts(label, separator) for label in labels if separator in label}
+    return {label for label, split in parts.items() if len(split) > 1 and known.issuperset(split)}
+
+
+def _parts(label: str, separator: str) -> list[str]:
+    return [part.strip() for part in split_label(label, separator)]
 
 
 def _otherwise(labels: list[str], names: GeneNames) -> str | None:

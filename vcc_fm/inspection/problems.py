@@ -8,6 +8,7 @@ from vcc_fm.inspection.genes import GeneFacts
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.labels import LabelFacts
 from vcc_fm.inspection.perturbation import HARDLY, PerturbationFacts
+from vcc_fm.inspection.roles import Roles
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts
 
 _GIANT = 4 << 30
@@ -163,7 +164,9 @@ def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool
     said = ", ".join(f"{label} ({number:,})" for label, number in list(others.items())[:5])
     said += ", …" if len(others) > 5 else ""
     if control is None and len(others) > 1:
-        told.problems.append(
+        # Labels of one name and a number are the controls of one library; others may be something else.
+        numbered = len(best.also_control) == 1 and best.also_control[0].endswith("*")
+        (told.notes if numbered else told.problems).append(
             f"{len(others)} labels of {best.column!r} look like controls: {said}; all are read as the control "
             f"(also_control: {', '.join(best.also_control)}): take out what is none"
         )
@@ -176,10 +179,20 @@ def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool
         told.problems.append(
             f"labels of {best.column!r} that are no perturbation: {said}: add them to quality.unassigned"
         )
+    if best.torn:
+        told.problems.append(
+            f"{len(best.torn):,} labels of {best.column!r} hold a + ({', '.join(best.torn[:3])}), and neither side of "
+            f"it is a gene, a control or a label: they are read whole (separator: {best.separator!r})"
+        )
     if best.pattern is not None:
         told.notes.append(
             f"labels of {best.column!r} hold more than the target gene ({', '.join(best.examples)}): target_pattern "
             "reads it"
+        )
+    elif not best.genetic:
+        told.notes.append(
+            f"no label of {best.column!r} ({', '.join(best.examples)}) is a gene: each gets a learned vector of its "
+            "own (embed.proteins.missing: learned)"
         )
     elif named and best.genes < HARDLY and (best.controls or control):
         how = f"they are {best.otherwise}" if best.otherwise else "they are not in the file, or named otherwise"
@@ -187,6 +200,12 @@ def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool
             f"{'hardly any' if best.genes else 'no'} target of {best.column!r} ({', '.join(best.examples)}) is a gene "
             f"of the file: {how}; write the targets as the symbols that are read, in obs or in var"
         )
+
+
+def tell_roles(roles: Roles, told: Remarks) -> None:
+    """Add which columns are no context and no batch although they are named as one."""
+    for what, found in (("context", roles.contexts), ("batch", roles.batches)):
+        told.notes.extend(f"{one.column} is no {what}: {one.why}" for one in found if not one.fits)
 
 
 def tell_groups(groups: Groups, told: Remarks) -> None:

@@ -14,6 +14,7 @@ import yaml
 from vcc_fm.inspection.genes import GeneFacts
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.labels import LabelFacts
+from vcc_fm.inspection.roles import FEW_PERTURBATIONS, Roles, may_be_contexts
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts
 
 
@@ -25,7 +26,9 @@ def source_keys(
     perturbation: str | None,
     control: str | None,
 ) -> dict[str, Any]:
-    """What is known of the keys of a source; perturbation_column and control are absent where they are not known.
+    """What is known of the keys of a source, but for context and batch.
+
+    perturbation_column and control are absent where they are not known.
 
     Args:
         path: of the file.
@@ -35,8 +38,8 @@ def source_keys(
         perturbation: the column with the perturbation label, where the user says.
         control: label of the control, where the user says.
     """
-    stem = re.sub(r"[^\w\-]+", "-", path.name.removesuffix(path.suffix)).strip("-") or "screen"
-    keys: dict[str, Any] = {"name": stem, "path": os.path.abspath(path)}
+    name = re.sub(r"[^\w\-]+", "-", path.name.removesuffix(path.suffix)).strip("-") or "screen"
+    keys: dict[str, Any] = {"name": name, "path": os.path.abspath(path)}
     if chosen is not None:
         keys |= {"matrix": chosen.name, "values": chosen.found or "auto"}
         if chosen.totals is not None:
@@ -59,15 +62,9 @@ def source_keys(
         keys["control"] = best.control
         if best.also_control:
             keys["also_control"] = best.also_control
-    keys["separator"] = best.separator if best is not None and best.separator else "+"
+    keys["separator"] = best.separator if best is not None else "+"
     if best is not None and best.pattern is not None:
         keys["target_pattern"] = best.pattern
-    if labels.contexts:
-        keys["context_column"] = labels.contexts[0]
-    else:
-        keys["context"] = stem
-    if labels.batches:
-        keys["batch_column"] = labels.batches[0]
     return keys
 
 
@@ -75,6 +72,7 @@ def recipe_lines(
     keys: dict[str, Any],
     chosen: MatrixFacts | None,
     labels: LabelFacts,
+    roles: Roles,
     groups: Groups | None,
     guides: dict[str, dict[int, int]],
 ) -> str:
@@ -84,6 +82,7 @@ def recipe_lines(
         keys: of the source.
         chosen: the matrix to read.
         labels: what the columns of obs are.
+        roles: columns that may be the context and the batch.
         groups: numbers of cells, where they are known.
         guides: column with numbers of guides -> the numbers to keep -> cells.
     """
@@ -95,7 +94,7 @@ def recipe_lines(
         notes["recovered"] = f"{chosen.proved:.1%} of the cells that were looked at; about {lost:,} cells are lost"
     if "context" in keys:
         notes["context"] = "no column holds it: name the cell line or type"
-        lacking = next((name for name in labels.lacking if name not in labels.batches), None)
+        lacking = next((name for name in labels.lacking if may_be_contexts({name: 1})), None)
         if lacking is not None:
             notes["context"] = f"{lacking} lacks a value in {labels.lacking[lacking]:,} cells"
     lines = ["data:"]
@@ -118,6 +117,15 @@ def recipe_lines(
         given = "" if list(numbers) == [1] else f", guides: {list(numbers)}"
         lines.append(
             f"      # quality: {{guides_column: {_scalar(column)}{given}}}   # {sum(numbers.values()):,} cells"
+        )
+    best = labels.perturbations[0]
+    if not best.genetic:
+        lines += ["embed:", "  proteins:", f"    missing: learned   # no label of {best.column} is a gene"]
+    if groups is not None and groups.perturbations <= FEW_PERTURBATIONS and len(groups.contexts) > 1:
+        last = _scalar(list(groups.contexts)[-1])
+        lines.append(
+            f"# split: {{hold_out: contexts, contexts: [{last}]}}   # too few perturbations to hold any out: each "
+            f"{next(one.kind for one in roles.contexts if one.fits).removesuffix('s')} in turn"
         )
     return "\n".join(lines) + "\n"
 

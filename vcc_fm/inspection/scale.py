@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from vcc_fm.sources.matrix import Block
 from vcc_fm.sources.reading import TotalsError, find_reading
@@ -14,6 +15,7 @@ from vcc_fm.sources.values import AmbiguousError, NotCountsError, check, decide,
 
 BY_COLUMN = "no counts, but cells scaled or something else; it is stored by column, and only --all can tell"
 _MOST = 0.99  # share of the cells that a column must not contradict
+_ALIKE = 0.8  # rank correlation of a column with what a count is in a cell, which falls with the cell's depth
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def try_totals(
             )
         except TotalsError:
             continue
-        if found is not None:
+        # Any large number bounds a depth; one that does not rise with it knows nothing of it.
+        if found is not None and (found.totals != "bound" or _correlation(known[read], alone.unit[read]) < -_ALIKE):
             cells = fit(block.data, block.indptr, found, known)
             tried.append((TotalsFacts(column, found.totals, float((cells.code == PROVED).mean())), found))
     # Where two prove as much, depths that equal the cells' own say more than those that only bound them.
@@ -104,3 +107,9 @@ def try_totals(
     if facts and (facts[0].proved > proved.mean() or (facts[0].use != "bound" and facts[0].proved == proved.mean())):
         return facts, (facts[0].column, tried[0][1])
     return facts, None
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation (Spearman)."""
+    ranks = pd.DataFrame({"one": one, "other": other}).rank()
+    return float(ranks["one"].corr(ranks["other"]))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.inspect import Inspection
+from vcc_fm.inspection.roles import Role
 from vcc_fm.inspection.targets import LOW, KnockDown
 from vcc_fm.inspection.values import MatrixFacts
 
@@ -114,20 +115,25 @@ def _labels(found: Inspection) -> Iterable[tuple[str, str]]:
         )
     if labels.perturbations:
         yield "control", _control(found)
-    yield "context", " or ".join(labels.contexts[:4]) or "no column"
-    yield "batch", " or ".join(labels.batches[:4]) or "no column"
-    if labels.further:
-        yield "also", f"{', '.join(labels.further[:6])}: may make one context several"
+    yield "context", _roles(found.roles.contexts)
+    yield "batch", _roles(found.roles.batches)
+    further = [name for name in found.roles.further if name != found.batch]
+    if further:
+        yield "also", f"{', '.join(further[:6])}: may make one context several"
+
+
+def _roles(roles: list[Role]) -> str:
+    return " or ".join(f"{one.column} ({one.why})" for one in roles[:4] if one.fits) or "no column"
 
 
 def _control(found: Inspection) -> str:
     controls = found.labels.perturbations[0].controls
     said = ", ".join(f"{label} ({number:,} cells)" for label, number in list(controls.items())[:4])
     said += ", …" if len(controls) > 4 else ""
-    if found.control is None or found.control in controls:
-        return said or "none found"
     cells = "" if found.groups is None else f" ({found.groups.control_cells:,} cells)"
-    return f"{found.control}{cells}" + (f": {said}" if found.also_control else "")
+    if found.also_control:
+        return f"{found.control} and {', '.join(found.also_control[:4])}{cells}: {said}"
+    return said or "none found" if found.control is None or found.control in controls else f"{found.control}{cells}"
 
 
 def _groups(groups: Groups) -> Iterable[tuple[str, str]]:

@@ -8,7 +8,8 @@ import re
 _KIND = (
     r"(?:no|non) ?target(?:ing|ed|s)?|neg(?:ative)? ?(?:ctrls?|controls?|ctl)|neg|ntc?g?|ctrls?|controls?|ctl"
     r"|scram(?:bled?)?|safe ?(?:target(?:ing|s)?|harbou?r|sites?|cutters?)|intergenic|dummy"
-    r"|dmso|vehicle|untreated|unperturbed|untransduced|unmodified|unstimulated|mock|wild ?type|wt"
+    r"|dmso|vehicle|untreated|unperturbed|untransduced|unmodified|unstim(?:ulated)?|mock|wild ?type|wt"
+    r"|pbs|saline|placebo|sham|media|none|no ?(?:stim(?:ulation|ulus|uli)?|treatment|drugs?|compounds?|cytokines?)"
     r"|e?gfp|rfp|lac ?z|luc(?:iferase)?|aavs|rosa|empty(?: ?vector)?|no ?(?:site|gene)|(?:one )?non ?gen(?:e|ic) site"
 )
 _BESIDE = r"sg|si|sh|g|sgrna|sirna|shrna|grna|guides?|oligo|cells?|vector|plasmid|pool|random"

@@ -12,6 +12,18 @@ from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig
 from vcc_fm.sources.controls import looks_like_control
 
+STRAND = r"_[+-]_\d.*"
+"""What follows the gene in a guide's name of the CRISPRi v2 libraries: ``TP53_+_9084074.23-P1P2``."""
+
+
+def split_label(label: str, separator: str) -> list[str]:
+    """The parts of a label as they stand; the strand in a guide's name (``STRAND``) separates none."""
+    return re.split(_between(separator), label)
+
+
+def _between(separator: str) -> str:
+    return rf"(?!(?<=_)[+-]_\d){re.escape(separator)}"
+
 
 def is_control(label: str, config: SourceConfig) -> bool:
     """Whether a label, stripped of spaces, is that of the control, or one of ``also_control``."""
@@ -27,12 +39,12 @@ def _expression(further: str, separator: str) -> str:
     further = further.strip()
     if not further.endswith("*"):
         return re.escape(further)
-    return f"{re.escape(further[:-1])}(?:(?!{re.escape(separator)}).)*"
+    return f"{re.escape(further[:-1])}(?:(?!{_between(separator)}).)*"
 
 
 def _as_part(expression: str, separator: str) -> str:
     """Where an expression is a whole part of a label, with the separator before it."""
-    between = re.escape(separator)
+    between = _between(separator)
     return rf"(?:^|{between})\s*(?:{expression})\s*(?={between}|$)"
 
 
@@ -40,8 +52,8 @@ def _holds(text: str, further: str, config: SourceConfig) -> bool:
     """Whether a label is, or has as a part, one of ``also_control``, by its name or by the gene of a guide."""
     if re.search(_as_part(_expression(further, config.separator), config.separator), text):
         return True
-    guides = [re.fullmatch(config.target_pattern or r"(?!)()", part.strip()) for part in _parts(text, config)]
-    return any(_is((match.group(1) or "").strip(), further, config) for match in guides if match)
+    genes = [_gene(part.strip(), config.target_pattern or r"(?!)()") for part in _parts(text, config)]
+    return any(_is(gene.strip(), further, config) for gene in genes if gene)
 
 
 def _without_controls(text: str, config: SourceConfig) -> str:
@@ -95,6 +107,11 @@ def read_perturbations(
     parsed, matched = [], False
     for label, text, number in zip(labels, texts, cells.tolist(), strict=True):
         perturbation, done, found = _parse(text, config)
+        if len(split_label(perturbation, config.separator)) < perturbation.count(config.separator) + 1:
+            raise UserError(
+                f"{what}: {config.separator!r} in {text!r} is a guide's strand and joins no genes; set target_pattern "
+                rf"to (.+){STRAND}, or separator to what is in no label"
+            )
         if text != str(label):
             done.append("labels stripped of spaces")
         parsed.append(perturbation)
@@ -129,7 +146,7 @@ def _frequent(texts: list[str], cells: np.ndarray) -> str:
 
 
 def _parts(text: str, config: SourceConfig) -> list[str]:
-    return _without_controls(text, config).split(config.separator)
+    return split_label(_without_controls(text, config), config.separator)
 
 
 def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
@@ -141,7 +158,7 @@ def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
         return control, ["labels read as control"], False
     done = []
     rest = _without_controls(text, config)
-    parts = rest.split(separator)
+    parts = split_label(rest, separator)
     named = [part.strip() for part in parts]
     if named != parts:
         done.append("combination parts stripped of spaces")
@@ -151,8 +168,11 @@ def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
         done.append("empty combination parts left out")
     matched = False
     if config.target_pattern is not None:
-        found = [re.fullmatch(config.target_pattern, part) for part in targets]
-        genes = [match.group(1) if match else None for match in found]
+        genes = [_gene(part, config.target_pattern) for part in targets]
+        whole = _gene(rest, config.target_pattern)
+        if whole and separator not in whole and not any(genes) and len(targets) == len(parts):
+            # What looks like a separator is a part of the guide's name.
+            targets, genes, done = [rest], [whole], []
         matched = any(genes)
         if matched:
             done.append("target genes read by target_pattern")
@@ -171,3 +191,8 @@ def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
     if sorted(distinct) != distinct:
         done.append("combination parts sorted")
     return separator.join(sorted(distinct)) or control, done, matched
+
+
+def _gene(text: str, pattern: str) -> str | None:
+    match = re.fullmatch(pattern, text)
+    return match.group(1) if match else None

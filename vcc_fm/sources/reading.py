@@ -16,6 +16,7 @@ BASES = {"e": math.e, "2": 2.0, "10": 10.0}
 _LEAST_TELLING = 10  # values of the sample: each fits a wrong reading with a chance below 1 in 1000 per multiple tried
 _USUAL_TARGETS = (1e3, 1e4, 1e5, 1e6)
 _MOST = 0.99  # share of the sampled cells that must agree with what is taken for the rule of the file
+_MODE = 0.2  # share of the sampled cells whose depth is the total: two that agree to the last digits are no chance
 
 
 class TotalsError(Exception):
@@ -72,7 +73,8 @@ def _with_target(values: np.ndarray, indptr: np.ndarray, reading: Reading, total
     cells = fit(values, indptr, reading, None)
     proved = (cells.code == PROVED) & (cells.unit > 0)
     # Cells of a small panel are not proved alone; a common factor is rare in them all the same.
-    anchors = np.flatnonzero(proved if proved.sum() >= 10 else _explained(cells) & (cells.telling > 0))
+    likely = _explained(cells) & (cells.telling > 0)
+    anchors = np.flatnonzero(proved if proved.sum() >= max(10, likely.sum() / 2) else likely)
     unit, depth = cells.unit[anchors], cells.depth[anchors]
     slack = cells.spread[anchors] + 16 * reading.eps
     target = _common(unit * depth, slack) if len(np.unique(depth)) > 2 else 0.0
@@ -90,20 +92,22 @@ def _common(numbers: np.ndarray, slack: np.ndarray) -> float:
     return middle if (np.abs(numbers / middle - 1.0) <= 2 * slack).mean() >= _MOST else 0.0
 
 
-def _gives_depths(target: float, unit: np.ndarray, depth: np.ndarray, slack: np.ndarray) -> bool:
+def _gives_depths(
+    target: float, unit: np.ndarray, depth: np.ndarray, slack: np.ndarray, coarsest: float = 0.02
+) -> bool:
     """Whether target / unit is a sum of counts in (nearly) all cells: an integer, and not below the counts seen.
 
-    And no factor is common to all.
+    And no factor is common to all. ``coarsest`` is the largest error of a depth that can tell an integer.
     """
     whole = target / unit
     error = whole * slack
-    if len(whole) < 10 or np.median(error) > 0.02:
+    if len(whole) < 10 or np.median(error) > coarsest:
         return False
     fitting = (np.abs(whole - np.rint(whole)) <= error) & (whole + 0.5 >= depth)
     if fitting.mean() < 0.9:  # cells with a common factor of 2 have half-integers
         return False
     # 10,000 gives integers too where the target is 2,500: four times each depth. In deep cells any number fits.
-    telling = whole[fitting & (error <= 0.02)]
+    telling = whole[fitting & (error <= coarsest)]
     return int(np.gcd.reduce(np.rint(telling).astype(np.int64))) == 1
 
 
@@ -124,7 +128,36 @@ def _use_of_totals(
             f"in {int(below.sum())} of {len(below)} sampled cells it is less than the counts add up to "
             f"(median {np.median(totals):g}, the counts' {np.median(whole):g})"
         )
-    return "bound", target
+    return "bound", target or _target_below(unit, depth, slack, totals)
+
+
+def _target_below(unit: np.ndarray, depth: np.ndarray, slack: np.ndarray, totals: np.ndarray) -> float:
+    """The target of cells whose depths are at most their totals; 0 where none is found.
+
+    Quality metrics are often older than the last filter of genes, which took some counts of some cells away. The
+    target is unit x total where nothing went (the mode), or else unit x (total - n), with the n that makes the depth
+    of the other cells an integer too.
+    """
+    scaled = unit * totals
+    order = np.argsort(scaled)
+    ends = np.searchsorted(scaled[order], scaled[order] * (1 + 2 * np.median(slack)))
+    first = int((ends - np.arange(len(ends))).argmax())
+    same = order[first : ends[first]]
+    candidates = np.zeros(0)
+    if len(same) >= max(10, _MODE * len(order)) and len(np.unique(totals[same])) > 2:
+        candidates = np.median(scaled[same])[None]
+    coarsest = 0.1 if len(unit) >= 30 else 0.02  # of thousands of candidates none fits 27 of 30 cells by chance
+    finest = np.argsort(slack * totals)[:12]
+    for cell in finest[:3]:  # a wrong factor in one of them does not matter
+        tried = unit[cell] * np.arange(totals[cell], totals[cell] // 2, -1)
+        whole = tried[:, None] / unit[finest]
+        error = whole * slack[finest]
+        near = ((np.abs(whole - np.rint(whole)) <= error) & (error < coarsest)).sum(axis=1) >= len(finest) - 2
+        candidates = np.r_[
+            candidates, [one for one in tried[near] if _gives_depths(one, unit, depth, slack, coarsest)]
+        ]
+    bounded = candidates <= np.quantile(scaled * (1 + 2 * slack), 1 - _MOST)
+    return float(candidates[bounded.argmax()]) if bounded.any() else 0.0
 
 
 def _are_factors(ratio: np.ndarray, slack: np.ndarray) -> bool:
