@@ -124,27 +124,42 @@ def test_resume_equals_uninterrupted_bit_for_bit(tiny: Tiny, monkeypatch: pytest
 
 def test_the_start_is_a_candidate_and_the_best_weights_are_kept(tiny: Tiny) -> None:
     capture = Console(record=True, width=200)
-    start = tiny("pretrain.lr=1e-12", validation=True)
-    untouched = trained(*start)
-    # A rate that ruins the decoder, weights decayed on top: the run must end with what it began with.
-    recipe, data = tiny("pretrain.lr=3.0", "pretrain.eval_every=2", "pretrain.steps=20", validation=True)
-    shutil.rmtree(Layout(recipe).phase(0, "pretrain"), ignore_errors=True)
-    train_phase(recipe, data, 0, "pretrain", capture)
-    ruined = load_file(Layout(recipe).decoder(0, "pretrain") / "model.safetensors")
-    found, looks = selection(recipe, "pretrain"), losses(recipe, "pretrain", "validation")
+    alone = ["decoder.base=scratch", "pretrain=null", "train.eval_every=2", "train.steps=20"]
+    untouched = trained(*tiny(*alone, "train.lr=1e-12", validation=True), "train")
+    # A rate that ruins the decoder: the run must end with what it began with.
+    recipe, data = tiny(*alone, "train.lr=3.0", validation=True)
+    shutil.rmtree(Layout(recipe).phase(0, "train"), ignore_errors=True)
+    train_phase(recipe, data, 0, "train", capture)
+    ruined = load_file(Layout(recipe).decoder(0, "train") / "model.safetensors")
+    found, looks = selection(recipe, "train"), losses(recipe, "train", "validation")
     assert found["best_step"] == 0
     assert found["start"] == found["best"] == looks[0] == min(looks)
     assert found["last"] == looks[-1] > looks[0]
     assert_close(untouched, ruined, 1e-6)
     assert "no step was better than the start" in capture.export_text()
     # And where training helps, the best look is kept and named.
-    recipe, data = tiny("pretrain.lr=5e-3", "pretrain.eval_every=20", "pretrain.steps=60", validation=True)
-    train_phase(recipe, data, 0, "pretrain", capture)
-    found, looks = selection(recipe, "pretrain"), losses(recipe, "pretrain", "validation")
+    recipe, data = tiny(*alone, "train.lr=5e-3", "train.eval_every=20", "train.steps=60", validation=True)
+    train_phase(recipe, data, 0, "train", capture)
+    found, looks = selection(recipe, "train"), losses(recipe, "train", "validation")
     assert found["best_step"] > 0
     assert found["best"] == min(looks) < found["start"] == looks[0]
     assert looks[found["best_step"] // 20] == found["best"]
     assert f"best at step {found['best_step']}" in capture.export_text()
+
+
+def test_a_base_is_trained_and_the_model_judged_against_its_start(tiny: Tiny) -> None:
+    # No step of this pretraining is better than its start, and yet a base is what was asked for.
+    capture = Console(record=True, width=300)
+    rates = ["pretrain.lr=3.0", "pretrain.steps=20", "pretrain.eval_every=10", "train.lr=1e-9"]
+    recipe, data = tiny(*rates, validation=True)
+    shutil.rmtree(Layout(recipe).phase(0, "pretrain"), ignore_errors=True)
+    train_phase(recipe, data, 0, "pretrain", QUIET)
+    base, looks = selection(recipe, "pretrain"), losses(recipe, "pretrain", "validation")
+    assert base["start"] == looks[0] < base["best"] == min(looks[1:])
+    assert base["best_step"] in (10, 20)
+    shutil.rmtree(Layout(recipe).phase(0, "train"), ignore_errors=True)
+    train_phase(recipe, data, 0, "train", capture)
+    assert "an untrained decoder, which is the transfer baseline" in capture.export_text()
 
 
 def test_one_step_is_harmless(tiny: Tiny) -> None:

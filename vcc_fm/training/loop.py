@@ -72,17 +72,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 @dataclass(frozen=True)
 class Selection:
-    """Validation losses of the phase: before the first step, at the best step, and at the last look."""
+    """Validation losses of a phase: before the first step, at the best one (None: no candidate yet), and the last."""
 
     start: float
     best_step: int
-    best: float
+    best: float | None
     best_sha256: str
     last: float
 
     def __str__(self) -> str:
         """One line for people."""
-        if self.best_step == 0:
+        if self.best_step == 0 or self.best is None:
             return f"no step was better than the start ({self.start:.5g}, last {self.last:.5g}), which is kept"
         return f"best at step {self.best_step} ({self.best:.5g}); start {self.start:.5g}, last {self.last:.5g}"
 
@@ -211,13 +211,17 @@ class Trainer:
             return
         values = self.evaluate(self.validation)
         loss, before = values["loss"], self.selection
+        # A base that was not trained is none: adaptation gains from one that is no better by itself. What follows is
+        # judged against the start again.
+        candidate = step > 0 or self.phase != "pretrain"
         if not math.isfinite(loss):
             sets = [self.validation[i] for i in range(min(len(self.validation), self.config.eval_sets))]
             raise self._not_finite(f"after step {step}: the validation loss is {loss}", sets)
         log.write(step, "validation", values)
-        if before is None or loss < before.best:
+        if before is None or before.best is None or (candidate and loss < before.best):
             digest = self.checkpoints.save_best(self.model, step)
-            self.selection = Selection(before.start if before else loss, step, loss, digest, loss)
+            best = loss if candidate else None
+            self.selection = Selection(before.start if before else loss, step, best, digest, loss)
         else:
             self.selection = replace(before, last=loss)
 

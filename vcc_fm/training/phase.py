@@ -22,7 +22,7 @@ from vcc_fm.layout import Layout, forget, mark_done
 from vcc_fm.recipe import Recipe, TrainConfig
 from vcc_fm.store.folder import read_json, whole_folder, write_json
 from vcc_fm.training.checkpoint import save_decoder
-from vcc_fm.training.loop import Trainer, make_accelerator
+from vcc_fm.training.loop import Selection, Trainer, make_accelerator
 
 
 def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: Console) -> None:
@@ -82,6 +82,9 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
         if trainer.selection is not None:
             console.print(f"{phase}: validation loss: {trainer.selection}", highlight=False, soft_wrap=True)
             record["validation_loss"] = asdict(trainer.selection)
+        if phase == "train" and recipe.decoder.base == "pretrain":
+            for note in _beside_untrained(layout.decoder(fold, "pretrain"), trainer.selection):
+                console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
         with whole_folder(output) as partial:
             save_decoder(trained, partial, {"recipe.json": recipe.model_dump(mode="json"), "training.json": record})
         mark_done(output, fingerprint, time.perf_counter() - started)
@@ -109,6 +112,17 @@ def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
         folder.mkdir(parents=True)
         write_json(owner, {"fingerprint": fingerprint})
     accelerator.wait_for_everyone()
+
+
+def _beside_untrained(base: Path, selection: Selection | None) -> list[str]:
+    """A warning where the decoder before its pretraining was better on the validation groups than the model is."""
+    then = read_json(base / "training.json").get("validation_loss")
+    if then is None or selection is None or selection.best is None or selection.best <= then["start"]:
+        return []
+    return [
+        f"an untrained decoder, which is the transfer baseline, had a validation loss of {then['start']:.5g}, better "
+        f"than this model's {selection.best:.5g}; set decoder.base=scratch, or train otherwise"
+    ]
 
 
 @dataclass(frozen=True)
