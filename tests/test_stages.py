@@ -358,6 +358,48 @@ def test_a_killed_process_is_told_from_a_fault_and_takes_the_others_along(tmp_pa
     assert time.monotonic() - started < 20
 
 
+def test_launched_processes_listen_on_this_machine_alone(tmp_path):
+    body = (
+        "import psutil, torch.distributed as group\n"
+        "group.init_process_group('gloo')\n"
+        "group.barrier()\n"
+        "mine = [psutil.Process(), psutil.Process().parent()]\n"
+        "open_ = {c.laddr.ip for p in mine for c in p.net_connections('inet') if c.status == 'LISTEN'}\n"
+        "group.barrier()\n"
+        "assert open_ <= {'127.0.0.1', '::1', '::ffff:127.0.0.1'}, open_\n"
+        "assert open_"
+    )
+    launched(tmp_path, body)()
+
+
+def test_sigterm_ends_the_launcher_its_processes_and_its_files(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "work.py").write_text(
+        f"import os, time\nopen({str(tmp_path)!r} + f'/pid-{{os.getpid()}}', 'w')\ntime.sleep(60)\n"
+    )
+    (tmp_path / "start.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom vcc_fm import cli\nfrom vcc_fm.launch import launch\n"
+        "from rich.console import Console\nfrom vcc_fm.recipe_file import load_recipe\n"
+        f"work, recipe = Path({str(tmp_path / 'work.py')!r}), load_recipe({str(recipe)!r})\n"
+        "cli.app = lambda **_: launch(work, recipe, 2, Console())\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "start.py")],
+        env=ENVIRONMENT | {"TMPDIR": str(scratch), "PYTHONPATH": str(ROOT)},
+    )
+    while len(workers := list(tmp_path.glob("pid-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert list(scratch.iterdir())
+    process.terminate()
+    assert process.wait(15) == 128 + 15
+    assert list(scratch.iterdir()) == []
+    assert not [one for one in workers if Path(f"/proc/{one.name.removeprefix('pid-')}").exists()]
+
+
 def test_launched_processes_end_with_the_one_that_launched_them(tmp_path):
     script = tmp_path / "work.py"
     script.write_text(

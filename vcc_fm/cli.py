@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -48,6 +49,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point: exit code 0, 2 for a user's error, 1 for a fault."""
+    # As Ctrl-C does, by an exception: temporary files and worker processes go with this one.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         # Typer returns the code of an `Exit` rather than raising it where it is not the last frame itself.
         code = app(standalone_mode=False)

@@ -16,12 +16,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves, and to say why, after one process failed."""
@@ -47,6 +50,7 @@ def launch(script: Path, recipe: Recipe, processes: int, console: Console) -> No
         command = [sys.executable, str(script), str(resolved), "--launched", *quiet]
         # What the later processes say is kept apart: most of it the first one says too.
         said = [Path(scratch, f"stderr-{rank}").open("w+") for rank in range(1, processes)]
+        store, environments = _group(processes)
         workers = [
             subprocess.Popen(  # noqa: S603
                 command,
@@ -55,7 +59,7 @@ def launch(script: Path, recipe: Recipe, processes: int, console: Console) -> No
                 stdout=sys.stderr if console.stderr else None,
                 stderr=said[rank - 1] if rank else None,
             )
-            for rank, environment in enumerate(_environments(processes))
+            for rank, environment in enumerate(environments)
         ]
         try:
             codes = _wait(workers)
@@ -63,17 +67,27 @@ def launch(script: Path, recipe: Recipe, processes: int, console: Console) -> No
             for worker in workers:
                 worker.kill()
                 worker.wait()
+            del store
         _judge(script.stem, codes, said)
 
 
-def _environments(processes: int) -> list[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _group(processes: int) -> tuple[TCPStore, list[dict[str, str]]]:
+    """The store by which the processes find each other, to be held while they run, and the environment of each.
+
+    It listens on this machine alone; the first process would open it to every network that the machine is in.
+    """
+    from torch.distributed import TCPStore
+
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    port = listening.getsockname()[1]
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    group |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     group |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     threads = {"OMP_NUM_THREADS": "1"}
-    return [threads | os.environ | group | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+    return store, [threads | os.environ | group | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
 
 
 def _wait(workers: list[subprocess.Popen[bytes]]) -> list[int]:

@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -122,6 +123,8 @@ def script_main(description: str | None, action: Callable[[Recipe, Console], Non
     arguments = parser.parse_args()
     if arguments.launched:
         _end_with_launcher()
+    # As Ctrl-C does, by an exception: temporary files and worker processes go with this one.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     state = process_state()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scoring_screens import CONTROL
 
-from vcc_fm.scoring.figures import lfc
+from vcc_fm.scoring.figures import lfc, scatter
 from vcc_fm.scoring.report import headline, write_report
 
 LOG = [
@@ -128,3 +128,17 @@ def test_lfc_is_zero_without_effect_and_depth_does_not_matter():
     assert expressed.tolist() == [True, True, True, False]
     doubled, _ = lfc(controls * [1, 2, 1, 1], controls)
     assert doubled[1] - doubled[2] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("label", ["p$\\frac$0", "$x_", "a$b$c"])
+def test_a_label_is_text_and_no_formula(label):
+    group = {
+        "context": label,
+        "perturbation": label,
+        "significant": 3,
+        "genes": np.array(["A", "B"]),
+        "controls": np.array([900.0, 100.0]),
+        "measured": np.array([800.0, 200.0]),
+        "predicted": np.array([850.0, 150.0]),
+    }
+    assert ET.fromstring(scatter([group])).tag.endswith("svg")

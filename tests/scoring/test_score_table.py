@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -133,3 +133,12 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     other.rows["entry"] = other.rows["entry"].replace("control", "mean")
     with pytest.raises(UserError, match="other entries or contexts"):
         compare([first, write(tmp_path, "three", other)])
+
+
+def test_a_spreadsheet_takes_no_label_for_a_formula(tmp_path):
+    table = small_table()
+    rows = table.rows.assign(context=table.rows["context"].replace({"a": "=1+1", "b": "-b"}))
+    replace(table, rows=rows).write_csv(tmp_path / "scores.csv")
+    written = pd.read_csv(tmp_path / "scores.csv")
+    assert set(written["context"]) == {"'=1+1", "'-b"}
+    np.testing.assert_allclose(written["raw"], rows["raw"])

@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 
 from vcc_fm.scoring.table import LABELS, ScoreTable
 
+# Labels are text: a $ in one begins no formula.
+mpl.rcParams["text.parse_math"] = False
+
 _COLOURS = {"model": ["#1b5e9e", "#4a90c9", "#8bbbe0"], "baseline": ["#8c8c8c", "#b3b3b3", "#d0d0d0"]}
 _CEILING = "#3a8f5c"
 

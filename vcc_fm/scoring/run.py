@@ -33,6 +33,9 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
     entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
     control = read_json(layout.cells / "store.json")["control"]
     table = without_twins(score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache"))
+    # Before anything is drawn or printed: what fails there must not take the scores along.
+    table.write_csv(layout.scores.with_suffix(".csv"))
+    table.write_json(layout.scores)
     table.print(console)
     if reason := table.no_headline():
         console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
@@ -55,8 +58,6 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
         _notes(recipe, record),
         record["emitted"],
     )
-    table.write_csv(layout.scores.with_suffix(".csv"))
-    table.write_json(layout.scores)
     mark_done(layout.scores, layout.scores_fingerprint, time.perf_counter() - started)
     console.print(f"report: {report}", soft_wrap=True)
     return table

@@ -117,8 +117,13 @@ class ScoreTable:
         write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     def write_csv(self, path: Path) -> None:
-        """Write ``rows`` as CSV, in one rename; a missing number is an empty field."""
-        write_whole(path, self.rows.to_csv(index=False))
+        """Write ``rows`` as CSV, in one rename; a missing number is an empty field.
+
+        Text that a spreadsheet would take for a formula stands behind an apostrophe.
+        """
+        text = self.rows.select_dtypes(exclude="number").columns
+        quoted = {name: self.rows[name].map(_no_formula) for name in text}
+        write_whole(path, self.rows.assign(**quoted).to_csv(index=False))
 
     def print(self, console: Console | None = None) -> None:
         """Print a table per context (scaled values, raw ones below), the means, and what is missing and why."""
@@ -208,6 +213,10 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def number(value: float) -> str:
