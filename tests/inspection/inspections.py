@@ -4,6 +4,7 @@ import io
 
 import yaml
 from rich.console import Console
+from tiny_screens import write_store
 
 from vcc_fm.inspection.text import print_inspection
 from vcc_fm.recipe import DataConfig
@@ -22,6 +23,11 @@ def opened(found):
     """The source that the suggested lines describe, read through the recipe's own checks."""
     config = DataConfig.model_validate(yaml.safe_load(found.recipe)["data"]).sources[0]
     return AnnDataSource(config)
+
+
+def prepared(found, folder):
+    """The store that `prepare` writes from the suggested lines."""
+    return write_store(folder / "store", DataConfig.model_validate(yaml.safe_load(found.recipe)["data"]).sources)
 
 
 def only(problems, part):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from inspections import only, opened, text_of
+from inspections import only, opened, prepared, text_of
 from tiny_screens import write_store
 
 from vcc_fm.inspection.inspect import inspect_file
@@ -140,5 +140,5 @@ def test_glioblastoma_slices(real_data, tmp_path):
     assert "sample_id is no batch: 10 batches, 5 without control cells" in only(found.notes, "sample_id")
     assert found.groups.contexts == {f"PW0{number}": 1000 for number in (30, 32, 34, 36, 40)}
     assert "context_column: patient_id" in found.recipe
-    with opened(found) as source:
-        assert len(source.cells) == 5000
+    store = prepared(found, tmp_path)
+    assert (len(store), store.contexts) == (5000, ["PW030", "PW032", "PW034", "PW036", "PW040"])

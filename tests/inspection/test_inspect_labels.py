@@ -25,7 +25,7 @@ def test_symbols_are_found_beside_ensembl_ids(screen, counts):
     assert (found.genes.names[1].duplicated, found.genes.names[1].spaces) == (1, 1)
     assert (found.genes.mitochondrial, found.genes.ensembl_among_symbols) == (1, 1)
     assert "symbols are read from gene_name" in only(found.notes, "var index")
-    assert f"repeats 1 symbols ({GENES[0]})" in only(found.notes, "duplicate_genes")
+    assert f"repeats 1 symbol ({GENES[0]})" in only(found.notes, "duplicate_genes")
     assert found.problems == []
     with opened(found) as source:
         assert source.genes.tolist() == [GENES[0], *GENES[2:58], "MT-ND1", "ENSG00000000059"]
@@ -34,8 +34,10 @@ def test_symbols_are_found_beside_ensembl_ids(screen, counts):
 @pytest.mark.parametrize(
     ("names", "kind", "species"),
     [
-        ([f"Gene{i}" for i in range(60)], "symbols", "mouse, by spelling"),
-        ([f"GENE{i}" for i in range(30)] + [f"Gene{i}" for i in range(30)], "symbols", "human (50%) and mouse (50%)"),
+        ([f"Gata{i}" for i in range(60)], "symbols", "mouse, by spelling"),
+        ([f"GATA{i}" for i in range(30)] + [f"Gata{i}" for i in range(30)], "symbols", "human (50%) and mouse (50%)"),
+        ([f"Gene{i}" for i in range(60)], "symbols", "not told by spelling"),
+        ([f"GENE{i}" for i in range(30)] + [f"Gene{i}" for i in range(30)], "symbols", "not told by spelling"),
         (
             [f"GRCh38_G{i}" for i in range(30)] + [f"mm10___G{i}" for i in range(30)],
             "symbols",
@@ -62,7 +64,7 @@ def test_what_is_no_gene_is_named(screen, counts):
     names = ["ERCC-00002", *GENES[1:]]
     types = ["Gene Expression"] * 57 + ["CRISPR Guide Capture"] * 3
     found = inspect_file(screen(counts, var=pd.DataFrame({"feature_types": types}, index=names)))
-    assert "1 spike-ins" in only(found.problems, "ERCC")
+    assert "1 spike-in (ERCC-)" in only(found.problems, "ERCC")
     assert "3 CRISPR Guide Capture" in only(found.problems, "feature_types")
 
 
@@ -179,9 +181,9 @@ def test_groups_and_batches_without_controls(screen, counts, obs):
     problems = inspect_file(path).problems
     assert "2 of 6 batches (2 (HepG2), 2 (K562))" in only(problems, "no control cells")
     found = inspect_file(path)
-    assert "10 of 10 groups have fewer than 30 cells" in only(found.notes, "groups")
-    assert found.recipe.startswith("data:\n  # minimum_cells: 30   # 10 of 10 groups have fewer\n  sources:\n")
-    assert "batch_column: lane   # 2 of 6 batches hold no control cells" in found.recipe
+    assert "10 of 10 groups with fewer than 30 cells" in only(found.notes, "groups")
+    assert found.recipe.startswith("data:\n  # minimum_cells: 30   # 10 of 10 groups with fewer\n  sources:\n")
+    assert "batch_column: lane   # 2 of 6 batches without control cells" in found.recipe
 
 
 def test_a_context_without_controls_is_named(screen, counts, obs):

@@ -14,7 +14,7 @@ IDS = [f"ENSG{i:011d}" for i in range(60)]
 def test_a_column_that_lacks_a_few_names_is_one_statement(screen, counts):
     var = pd.DataFrame({"gene_name": [GENES[0], None, "", *GENES[3:]]}, index=IDS)
     found = inspect_file(screen(counts, var=var))
-    assert found.problems == ["var column 'gene_name' lacks 2 names: fill them, e.g. with the id"]
+    assert found.problems == ["var column 'gene_name' lacks 2 names: fill in, e.g. the id"]
     assert (found.genes.symbols, found.genes.incomplete, found.recipe) == (None, "gene_name", None)
     assert found.labels.perturbations[0].genes == pytest.approx(3 / 5)
 
@@ -30,8 +30,8 @@ def test_symbols_joined_with_ids_are_no_symbols(screen, counts):
 def test_numbers_that_make_symbols_unique_and_dates_are_named(screen, counts):
     names = [*GENES[:55], f"{GENES[0]}-1", "NKX2-1", "1-Sep", "9-Mar", "DEC1"]
     found = inspect_file(screen(counts, var=pd.DataFrame(index=names)))
-    assert f"1 symbols are another one and a number ({GENES[0]}-1)" in only(found.problems, "var_names_make_unique")
-    assert "2 symbols are dates (1-Sep, 9-Mar)" in only(found.problems, "dates")
+    assert f"1 symbol made of another and a number ({GENES[0]}-1)" in only(found.problems, "var_names_make_unique")
+    assert "2 dates among the symbols (1-Sep, 9-Mar)" in only(found.problems, "dates")
 
 
 # ------------------------------------------------------------------------------------------------- targets and genes
@@ -122,10 +122,10 @@ def test_cells_without_a_label_are_counted(screen, counts, obs):
     obs["target_gene"] = obs["target_gene"].replace(GENES[0], None)
     obs.loc["cell2", "target_gene"] = ""
     found = inspect_file(screen(counts, obs=obs))
-    assert "21 cells have no label" in only(found.notes, "left out")
+    assert "21 cells without a label" in only(found.notes, "left out")
     assert "21 cells without a label" in text_of(found)
     obs["target_gene"] = obs["target_gene"].replace("non-targeting", None)
-    assert "41 cells have no label: if they are the controls" in only(
+    assert "41 cells without a label: if these are the controls" in only(
         inspect_file(screen(counts, obs=obs)).problems, "--control"
     )
 
@@ -188,5 +188,5 @@ def test_a_batch_for_each_cell_is_none(screen, counts, obs):
 def test_notes_are_told_apart_from_problems(screen, counts, obs):
     obs.loc[obs.index[:7], "cell_line"] = None
     printed = text_of(inspect_file(screen(counts, obs=obs))).splitlines()
-    assert [line.split()[0] for line in printed if "fewer than 30 cells" in line and "groups have" in line] == ["note"]
+    assert [line.split()[0] for line in printed if "groups with fewer than 30 cells" in line] == ["note"]
     assert [line.split()[0] for line in printed if "lacks a value" in line and "#" not in line] == ["problem"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from inspections import GENES, only, opened, text_of
+from inspections import GENES, only, opened, prepared, text_of
 
 from vcc_fm.inspection import problems, values
 from vcc_fm.inspection.inspect import inspect_file
@@ -27,7 +27,7 @@ def normalised(counts, target=1e4):
         (lambda c: np.log1p(normalised(c)).astype(np.float16), None, "too coarse to tell counts"),
         (lambda c: np.log1p(c * 3000).astype(np.float16), None, "float16"),
         (lambda c: (c - c.mean(0)) / (c.std(0) + 1), None, "z-scored, centred"),
-        (lambda c: np.where(c == c.max(), np.nan, c), None, "values are missing or infinite"),
+        (lambda c: np.where(c == c.max(), np.nan, c), None, "missing or infinite: "),
         (lambda c: np.random.default_rng(1).gamma(2.0, 1.0, c.shape), None, "denoised or model-based"),
         (lambda c: np.zeros_like(c), None, "no value above zero"),
     ],
@@ -218,7 +218,7 @@ def test_what_is_lost_is_said_in_cells(screen, counts):
     stored[:6, :3] = np.log1p(4.0)
     found = inspect_file(screen(stored.astype(np.float32)))
     assert "about 6 of 120 cells would be lost" in only(found.problems, "cannot be proved")
-    assert "about 6 cells are lost" in found.recipe
+    assert "about 6 cells would be lost" in found.recipe
 
 
 def test_all_tells_of_all_cells_what_a_column_proves(screen, counts, obs, monkeypatch):
@@ -249,14 +249,14 @@ def test_spliced_counts_are_less_than_what_they_are_a_part_of(screen, counts):
 def test_cells_without_a_count_are_counted(screen, counts, form, monkeypatch):
     counts[[3, 50]] = 0
     found = inspect_file(screen(form(counts)))
-    assert "2 of 120 cells hold no count" in only(found.notes, "minimum_depth")
+    assert "2 of 120 cells without a count" in only(found.notes, "minimum_depth")
     assert "2 cells without a count" in text_of(found)
     monkeypatch.setattr(values, "SAMPLE_CELLS", 16)
     assert inspect_file(screen(sp.csr_matrix(counts))).matrices[0].empty_cells == 2  # not in the sample
 
 
 # ---------------------------------------------------------------------------------------------- depths before a filter
-def test_a_depth_from_before_the_filter_of_genes_is_found_and_a_number_of_genes_is_none(h5ad_file):
+def test_a_depth_from_before_the_filter_is_found_and_a_number_of_genes_is_none(h5ad_file, tmp_path):
     rng = np.random.default_rng(3)
     share = rng.gamma(0.3, 1.0, 4000)
     counts = rng.poisson(rng.lognormal(8.5, 0.4, 300)[:, None] * share / share.sum())
@@ -283,3 +283,42 @@ def test_a_depth_from_before_the_filter_of_genes_is_found_and_a_number_of_genes_
     with opened(found) as source:
         positions, read = next(iter(source.counts(300)))
         np.testing.assert_array_equal(read.toarray(), counts[:, some][positions])
+    assert len(prepared(found, tmp_path)) == round(matrix.proved * 300)
+
+
+# ---------------------------------------------------------------------------------------------- hardly a cell proved
+def test_lines_that_would_lose_most_cells_are_not_suggested(h5ad_file):
+    # Deep cells of a small panel: 60 values in each, hardly one of them precise enough in a log of float32.
+    rng = np.random.default_rng(2)
+    share = rng.gamma(0.8, 1.0, 60)
+    counts = rng.poisson(rng.lognormal(np.log(60_000), 0.4, 300)[:, None] * share / share.sum())
+    target = np.array(["NT", "GENEA0"])[np.arange(300) % 2]
+    obs = pd.DataFrame({"target": target}, index=[f"c{i}" for i in range(300)])
+    path = h5ad_file(np.log1p(normalised(counts, np.median(counts.sum(1)))).astype(np.float32), obs=obs)
+    found = inspect_file(path)
+    assert found.matrices[0].proved < 0.5
+    assert "fewer than 20 values that are precise to 0.001 of a count" in found.matrices[0].sentence
+    assert "no lines are suggested that lose most cells" in only(found.problems, "cannot be proved")
+    assert found.recipe is None
+    assert "UMI a cell" not in text_of(found) or "of the cells with proved counts" in text_of(found)
+
+
+def test_the_depth_of_some_cells_is_said_to_be_theirs(screen, counts):
+    stored = np.log1p(normalised(counts))
+    stored[:40] = 0
+    stored[:40, :3] = np.log1p(4.0)
+    printed = text_of(inspect_file(screen(stored.astype(np.float32))))
+    assert "UMI a cell (5 %, median, 95 %), of the cells with proved counts (66.7%)" in printed
+
+
+def test_one_is_no_plural(screen, counts, obs):
+    one = obs.copy()
+    one["target_gene"] = np.where(np.arange(120) % 2, "GENEA0", "non-targeting")
+    printed = text_of(inspect_file(screen(counts, obs=one.assign(cell_line="K562"))))
+    assert "1 perturbation " in printed
+    assert "median of 1 target)" in printed
+    one.loc["cell1", "target_gene"] = GENES[1]
+    printed = text_of(inspect_file(screen(counts[:, :1].repeat(60, axis=1), obs=one)))
+    assert not [
+        word for word in (" 1 cells", " 1 perturbations", " 1 values ", " 1 genes", " 1 labels") if word in printed
+    ]

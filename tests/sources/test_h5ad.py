@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vcc_fm.errors import UserError
+from vcc_fm.recipe import SourceConfig
 from vcc_fm.sources import matrix as matrix_module
 from vcc_fm.sources.anndata_source import AnnDataSource
+from vcc_fm.sources.scaled import FEW, REASONS
 
 STORED = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
 
@@ -269,7 +271,7 @@ def test_scaled_cells_come_back_and_unproved_ones_are_counted(
         np.testing.assert_array_equal(np.concatenate([positions for positions, _ in chunks]), np.arange(317))
         found = sp.vstack([chunk for _, chunk in chunks]).toarray()
     np.testing.assert_array_equal(found, counts[:-3])
-    reason = "counts not proved: fewer than 20 values, and no depth that fixes the unit"
+    reason = REASONS[FEW]
     assert source.dropped == {reason: 3}
     evidence = source.evidence
     assert evidence["cells_unproved"] == {reason: 3}
@@ -524,3 +526,20 @@ def test_perturbench_is_read_where_depths_settle_it(real_data: Path, source_conf
     assert (depth <= table.obs["ncounts"].to_numpy()[proved]).all()
     again = np.log1p(counts.data * 1e4 / np.repeat(depth, np.diff(counts.indptr)))
     np.testing.assert_allclose(again, stored.data, rtol=2e-15)
+
+
+@pytest.mark.parametrize("values", ["auto", "counts", "log-normalised", "normalised"])
+@pytest.mark.parametrize("raw", [40, 60, 100])
+def test_a_mix_of_counts_and_logs_is_read_by_no_scale(tmp_path, values, raw):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.6, 6.0, 60), (120, 60)).astype(float)
+    logs = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+    obs = pd.DataFrame({"t": np.array(["NT", "A1"])[np.arange(120) % 2]}, index=[f"c{i}" for i in range(120)])
+    mixed = sp.csr_matrix(np.vstack([counts[:raw], logs[raw:]]).astype(np.float32))
+    path = tmp_path / "mix.h5ad"
+    anndata.AnnData(mixed, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(60)])).write_h5ad(path)
+    config = SourceConfig(name="s", path=str(path), values=values, perturbation_column="t", control="NT", context="K")
+    with pytest.raises(UserError, match=r"a mix: \d+ of \d+ cells hold integers.*get the raw counts of all") as told:
+        AnnDataSource(config)
+    assert "set values to" not in str(told.value)
+    assert "lower recovered" not in str(told.value)

@@ -7,8 +7,9 @@ import scipy.sparse as sp
 from tiny_screens import CONTROL, Screen, screen, store_of, write_screen, write_store
 
 from vcc_fm.recipe import SourceConfig
+from vcc_fm.sources.scaled import FEW, REASONS
 
-REASON = "counts not proved: fewer than 20 values, and no depth that fixes the unit"
+REASON = REASONS[FEW]
 
 
 def scaled_source(folder, name, counts, obs):

@@ -15,6 +15,7 @@ _SPECIES = {"": "human", "MUS": "mouse"}
 _WORD = r"[A-Za-z][\w.\-/()]*$"
 _HUMAN = r"[A-Z][A-Z0-9\-.]*(?:orf\d+[A-Z]?)?[A-Z0-9\-.]*$"
 _MOUSE = r"(?:[A-Z][a-z][a-z0-9\-.]*[A-Za-z0-9\-.]*|mt-.*|\d+[A-Z]\d+Rik)$"
+_MADE_UP = r"(?i)(?:gene|feature|g|x|v|var)[-_. ]?\d+$"  # Gene1, GENE_2: numbers, spelled as somebody likes
 _GENOME = r"(GRCh\d+|GRCm\d+|hg\d+|mm\d+)_+"
 _LEAST_SPECIES = 0.05
 _JOINED = rf"[A-Za-z][\w.\-]*[_|;:]{_ENSEMBL}(\.\d+)?$|{_ENSEMBL}(\.\d+)?[_|;:][A-Za-z][\w.\-]*$"
@@ -168,12 +169,12 @@ def _species(symbols: pd.Series) -> str:
     if ensembl.notna().mean() >= 0.9:
         found = sorted({_SPECIES.get(str(prefix), f"ENS{prefix}G") for prefix in ensembl.dropna().unique()})
         return " and ".join(found) + ", by Ensembl id"
-    long = symbols[symbols.str.len() >= 3]
+    long = symbols[(symbols.str.len() >= 3) & ~symbols.str.match(_MADE_UP)]
     mouse = float(long.str.match(_MOUSE).mean()) if len(long) else 0.0
     human = float(long.str.match(_HUMAN).mean()) if len(long) else 0.0
     spelled = np.array([human, mouse]) >= _LEAST_SPECIES
     if spelled.all():
         return f"human ({human:.0%}) and mouse ({mouse:.0%}), by spelling"
-    if max(human, mouse) < 0.5:
+    if max(human, mouse) < 0.5 or 2 * len(long) < len(symbols):
         return "not told by spelling"
     return ("human" if human > mouse else "mouse") + ", by spelling"

@@ -21,7 +21,7 @@ from vcc_fm.inspection.groups import Groups, count_groups, numbers_to_keep
 from vcc_fm.inspection.labels import LabelFacts, possible_depths, read_obs
 from vcc_fm.inspection.names import known_names, transposed
 from vcc_fm.inspection.problems import Remarks, tell_genes, tell_groups, tell_labels, tell_matrices, tell_roles
-from vcc_fm.inspection.recipe import recipe_lines, source_keys
+from vcc_fm.inspection.recipe import recipe_lines, source_keys, worth_reading
 from vcc_fm.inspection.roles import Roles, find_roles
 from vcc_fm.inspection.targets import KnockDown, knock_down
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts, Progress, look
@@ -150,9 +150,10 @@ def inspect_file(
                 for column in labels.numbers_of_guides
             }
             targets = _targets(used, chosen, genes, cells, keys, progress if every_value else None)
-    tried = chosen is not None and chosen.told and cells is not None
-    tried = tried and genes.symbols is not None and _is_read(keys, told)
-    suggested = chosen is not None and cells is not None and (tried or not chosen.told)
+    tried = suggested = False
+    if chosen is not None and cells is not None and worth_reading(chosen):
+        tried = chosen.told and genes.symbols is not None and _is_read(keys, told)
+        suggested = tried or not chosen.told
     guides = {column: numbers for column, numbers in guides.items() if numbers}
     return Inspection(
         path=where,

@@ -11,6 +11,7 @@ import pandas as pd
 from vcc_fm.inspection.perturbation import PERTURBATION, GeneNames, PerturbationFacts, read_perturbation
 from vcc_fm.inspection.roles import is_donor, may_be_batches, may_be_contexts
 from vcc_fm.sources.labels import missing_labels
+from vcc_fm.words import many
 
 _MOST_LEVELS = 200_000
 _LEAST_SCORE = 0.5
@@ -163,7 +164,7 @@ def _refusal(column: ColumnFacts, cells: int) -> str | None:
     if column.levels == cells:
         return f"has a label of its own for every cell ({examples}, …): pseudobulk, or barcodes; cells are needed"
     if not _may_label(column, cells):
-        return f"has {column.levels:,} labels for {cells:,} cells ({examples}, …): too few cells of each"
+        return f"has {column.levels:,} labels for {many(cells, 'cell')} ({examples}, …): too few cells of each"
     return None
 
 

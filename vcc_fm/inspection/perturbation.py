@@ -16,6 +16,7 @@ from vcc_fm.recipe import QualityConfig
 from vcc_fm.sources.controls import looks_like_control
 from vcc_fm.sources.labels import folded, missing_labels
 from vcc_fm.sources.perturbations import STRAND, split_label
+from vcc_fm.words import many
 
 SEPARATORS = ("+", "|", ",", ";", "_")
 _GENETIC = r"targets?|genes?|guides?|sg_?rnas?|grnas?|sg_?ids?|knock_?(?:outs?|downs?)|crispr[a-z]*"
@@ -92,15 +93,15 @@ class PerturbationFacts:
     @property
     def why(self) -> str:
         """What speaks for the column."""
-        said = [f"{self.labels:,} labels"]
+        said = [many(self.labels, "label")]
         if self.genes:
             said.append(f"{self.genes:.0%} of them genes of the file")
         if self.pattern is not None:
             said.append(f"{self.by_pattern:.0%} of them genes, read by {self.pattern}")
         if self.combinations:
-            said.append(f"{self.combinations:,} combinations joined by {self.separator!r}")
+            said.append(f"{many(self.combinations, 'combination')} joined by {self.separator!r}")
         if self.unlabelled:
-            said.append(f"{self.unlabelled:,} cells without a label")
+            said.append(f"{many(self.unlabelled, 'cell')} without a label")
         return ", ".join(said)
 
 

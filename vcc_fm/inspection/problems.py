@@ -8,8 +8,10 @@ from vcc_fm.inspection.genes import GeneFacts
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.labels import LabelFacts
 from vcc_fm.inspection.perturbation import HARDLY, PerturbationFacts
+from vcc_fm.inspection.recipe import worth_reading
 from vcc_fm.inspection.roles import Roles
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts
+from vcc_fm.words import many
 
 _GIANT = 4 << 30
 _PARTS = ("layers/spliced", "layers/unspliced", "layers/ambiguous")
@@ -49,8 +51,9 @@ def tell_matrices(facts: list[MatrixFacts], chosen: MatrixFacts | None, told: Re
         lost = round((1 - chosen.proved) * chosen.cells)
         told.problems.append(
             f"{chosen.name}: the counts of {1 - chosen.proved:.1%} of the cells cannot be proved, and about {lost:,} "
-            f"of {chosen.cells:,} cells would be lost: get the raw counts"
+            f"of {many(chosen.cells, 'cell')} would be lost: get the raw counts"
             + ("" if chosen.totals else ", or each cell's depth")
+            + ("" if worth_reading(chosen) else "; no lines are suggested that lose most cells")
         )
     if chosen.name in _PARTS:
         told.problems.append(
@@ -58,7 +61,7 @@ def tell_matrices(facts: list[MatrixFacts], chosen: MatrixFacts | None, told: Re
         )
     if chosen.empty_cells:
         told.notes.append(
-            f"{chosen.name}: {chosen.empty_cells:,} of {chosen.empty_of:,} cells hold no count: "
+            f"{chosen.name}: {chosen.empty_cells:,} of {many(chosen.empty_of, 'cell')} without a count: "
             "quality.minimum_depth leaves them out"
         )
     if chosen.encoding == "CSC":
@@ -78,18 +81,18 @@ def tell_genes(genes: GeneFacts, told: Remarks) -> None:
             notes.append(f"the var index holds {index.kind}; symbols are read from {used.column}")
         if used.duplicated:
             notes.append(
-                f"{named} repeats {used.duplicated:,} symbols ({', '.join(used.duplicates)}): duplicate_genes: sum "
-                "adds their counts up"
+                f"{named} repeats {many(used.duplicated, 'symbol')} ({', '.join(used.duplicates)}): duplicate_genes: "
+                "sum adds their counts up"
             )
         if used.spaces:
-            notes.append(f"{used.spaces:,} symbols in {named} have spaces around them: they are stripped on reading")
+            notes.append(f"{many(used.spaces, 'symbol')} in {named} with spaces around, which are stripped on reading")
         if genes.ensembl_among_symbols:
             notes.append(
-                f"{genes.ensembl_among_symbols:,} genes have an Ensembl id among the symbols: they are kept under it"
+                f"{many(genes.ensembl_among_symbols, 'gene')} with an Ensembl id in place of a symbol, kept under it"
             )
     elif genes.incomplete is not None:
         lacks = next(one.missing for one in genes.names if one.column == genes.incomplete)
-        problems.append(f"var column {genes.incomplete!r} lacks {lacks:,} names: fill them, e.g. with the id")
+        problems.append(f"var column {genes.incomplete!r} lacks {many(lacks, 'name')}: fill in, e.g. the id")
     elif index.kind.startswith("symbols joined"):
         problems.append(
             f"no symbols: the var index holds {index.kind} ({index.examples[0]}): add a column to var with the symbol "
@@ -99,19 +102,21 @@ def tell_genes(genes: GeneFacts, told: Remarks) -> None:
         problems.append(f"no symbols: the var index holds {index.kind}; add a column of gene symbols to var")
     if genes.made_unique:
         problems.append(
-            f"{len(genes.made_unique):,} symbols are another one and a number ({', '.join(genes.made_unique[:5])}), "
-            "as by var_names_make_unique: they are read as genes of their own; take the number off, and set "
-            "duplicate_genes to sum"
+            f"{many(len(genes.made_unique), 'symbol')} made of another and a number "
+            f"({', '.join(genes.made_unique[:5])}), as by var_names_make_unique, and read as genes of their own: take "
+            "the number off, and set duplicate_genes to sum"
         )
     if genes.dates:
         problems.append(
-            f"{len(genes.dates):,} symbols are dates ({', '.join(genes.dates[:5])}), made by a spreadsheet: write the "
-            "genes in their place (1-Mar is MARCHF1, 1-Sep is SEPTIN1)"
+            f"{many(len(genes.dates), 'date')} among the symbols ({', '.join(genes.dates[:5])}), by a spreadsheet: "
+            "write the genes in their place (1-Mar is MARCHF1, 1-Sep is SEPTIN1)"
         )
     if " and " in genes.species:
         problems.append(f"genes of two species ({genes.species}): keep the cells and genes of one")
     if genes.spike_ins:
-        problems.append(f"{genes.spike_ins:,} spike-ins (ERCC-) among the genes: they are read as genes; remove them")
+        problems.append(
+            f"{many(genes.spike_ins, 'spike-in')} (ERCC-) among the genes, read as genes: leave spike-ins out"
+        )
     if len(genes.features) > 1:
         said = ", ".join(f"{number:,} {kind}" for kind, number in genes.features.items())
         problems.append(f"var.feature_types holds {said}: all are read as genes; keep Gene Expression only")
@@ -127,16 +132,17 @@ def tell_labels(labels: LabelFacts, control: str | None, named: bool, told: Rema
         told: added to.
     """
     if labels.duplicate_barcodes:
-        told.notes.append(f"{labels.duplicate_barcodes:,} barcodes repeat: they are numbered on reading")
+        told.notes.append(f"{many(labels.duplicate_barcodes, 'barcode')} more than once: numbered on reading")
     for column, number in labels.lacking.items():
         told.problems.append(
-            f"{column} lacks a value in {number:,} cells: fill it in the file, or leave these cells out with keep"
+            f"{column} lacks a value in {many(number, 'cell')}: fill it in the file, or choose the cells that have "
+            "one with keep"
         )
     for column, number in labels.choices.items():
         wanted = str(column not in labels.bad).lower()
         told.problems.append(
-            f"{column} is {wanted} in {number:,} cells only: the others may have no guide, or several, or be of low "
-            f"quality; keep: {{{column}: {wanted}}} leaves them out"
+            f"{column} is {wanted} in {many(number, 'cell')} only: the others may have no guide, or several, or "
+            f"be of low quality; keep: {{{column}: {wanted}}} leaves them out"
         )
     best = labels.perturbations[0] if labels.perturbations else None
     if best is not None and best.column in labels.refused:
@@ -151,15 +157,15 @@ def tell_labels(labels: LabelFacts, control: str | None, named: bool, told: Rema
 
 def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool, told: Remarks) -> None:
     if control is None and not best.controls:
-        likely = ", ".join(f"{label} ({number:,} cells)" for label, number in best.candidates.items())
-        none = f"; {best.unlabelled:,} cells have no label: if they are the controls, write one" * (
+        likely = ", ".join(f"{label} ({many(number, 'cell')})" for label, number in best.candidates.items())
+        none = f"; {many(best.unlabelled, 'cell')} without a label: if these are the controls, write one" * (
             best.unlabelled > 0
         )
         told.problems.append(
             f"no label of {best.column!r} looks like a control: name it with --control (most frequent: {likely}){none}"
         )
     elif best.unlabelled:
-        told.notes.append(f"{best.unlabelled:,} cells have no label in {best.column!r}: they are left out")
+        told.notes.append(f"{many(best.unlabelled, 'cell')} without a label in {best.column!r}: left out")
     others = {label: number for label, number in best.controls.items() if label != control}
     said = ", ".join(f"{label} ({number:,})" for label, number in list(others.items())[:5])
     said += ", …" if len(others) > 5 else ""
@@ -175,14 +181,14 @@ def _tell_perturbation(best: PerturbationFacts, control: str | None, named: bool
             f"labels of {best.column!r} look like controls too: {said}; they count as perturbations: set also_control"
         )
     if best.unassigned:
-        said = ", ".join(f"{label} ({number:,} cells)" for label, number in best.unassigned.items())
+        said = ", ".join(f"{label} ({many(number, 'cell')})" for label, number in best.unassigned.items())
         told.problems.append(
             f"labels of {best.column!r} that are no perturbation: {said}: add them to quality.unassigned"
         )
     if best.torn:
         told.problems.append(
-            f"{len(best.torn):,} labels of {best.column!r} hold a + ({', '.join(best.torn[:3])}), and neither side of "
-            f"it is a gene, a control or a label: they are read whole (separator: {best.separator!r})"
+            f"{many(len(best.torn), 'label')} of {best.column!r} with a + ({', '.join(best.torn[:3])}) of which "
+            f"neither side is a gene, a control or a label: read whole (separator: {best.separator!r})"
         )
     if best.pattern is not None:
         told.notes.append(
@@ -217,14 +223,15 @@ def tell_groups(groups: Groups, told: Remarks) -> None:
             "context column, or leave those cells out with keep"
         )
     if without and len(without) < groups.batches:
+        batches = many(groups.batches, "batch", "batches")
         told.problems.append(
-            f"no control cells in {len(without)} of {groups.batches} batches ({_some(without)}): their cells have "
-            "nothing of their own batch to be compared with; use a coarser batch_column, or none"
+            f"no control cells in {len(without):,} of {batches} ({_some(without)}): the cells of such a batch have "
+            "nothing to be compared with; use a coarser batch_column, or none"
         )
     if groups.few:
         told.notes.append(
-            f"{groups.few:,} of {groups.groups:,} groups have fewer than {FEW} cells: data.minimum_cells leaves them "
-            "out"
+            f"{groups.few:,} of {many(groups.groups, 'group')} with fewer than {FEW} cells: data.minimum_cells leaves "
+            "such out"
         )
 
 

@@ -16,6 +16,10 @@ from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.labels import LabelFacts
 from vcc_fm.inspection.roles import FEW_PERTURBATIONS, Roles, may_be_contexts
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts
+from vcc_fm.words import many
+
+LEAST_RECOVERED = 0.5
+"""Share of proved cells below which no lines are suggested: what is left would be the odd cells of a file."""
 
 
 def source_keys(
@@ -45,9 +49,7 @@ def source_keys(
         if chosen.totals is not None:
             keys["totals_column"] = chosen.totals
         if chosen.proved < ENOUGH and chosen.found:
-            # Four standard errors below what the sample has, so that the whole file has as much.
-            error = math.sqrt(chosen.proved * (1 - chosen.proved) / max(chosen.looked_at, 1))
-            keys["recovered"] = max(0.0, math.floor(100 * (chosen.proved - 4 * error)) / 100)
+            keys["recovered"] = _recovered(chosen)
     if genes.symbols not in (None, "index"):
         keys["symbols"] = genes.symbols
     named = next((one for one in genes.names if one.column == (genes.symbols or "index")), None)
@@ -66,6 +68,17 @@ def source_keys(
     if best is not None and best.pattern is not None:
         keys["target_pattern"] = best.pattern
     return keys
+
+
+def worth_reading(chosen: MatrixFacts) -> bool:
+    """Whether a recipe that drops the cells without proved counts would keep most of the cells."""
+    return chosen.found is None or _recovered(chosen) >= LEAST_RECOVERED
+
+
+def _recovered(chosen: MatrixFacts) -> float:
+    """Four standard errors below the proved share of the sample, so that the whole file has as much."""
+    error = math.sqrt(chosen.proved * (1 - chosen.proved) / max(chosen.looked_at, 1))
+    return math.floor(100 * (chosen.proved - 4 * error)) / 100
 
 
 def recipe_lines(
@@ -91,18 +104,21 @@ def recipe_lines(
         notes["values"] = "not told yet"
     if "recovered" in keys and chosen is not None:
         lost = round((1 - chosen.proved) * chosen.cells)
-        notes["recovered"] = f"{chosen.proved:.1%} of the cells that were looked at; about {lost:,} cells are lost"
+        notes["recovered"] = (
+            f"{chosen.proved:.1%} of the cells that were looked at; about {many(lost, 'cell')} would be lost"
+        )
     if "context" in keys:
         notes["context"] = "no column holds it: name the cell line or type"
         lacking = next((name for name in labels.lacking if may_be_contexts({name: 1})), None)
         if lacking is not None:
-            notes["context"] = f"{lacking} lacks a value in {labels.lacking[lacking]:,} cells"
+            notes["context"] = f"{lacking} lacks a value in {many(labels.lacking[lacking], 'cell')}"
     lines = ["data:"]
     if groups is not None and groups.few:
-        lines.append(f"  # minimum_cells: {FEW}   # {groups.few:,} of {groups.groups:,} groups have fewer")
+        lines.append(f"  # minimum_cells: {FEW}   # {groups.few:,} of {many(groups.groups, 'group')} with fewer")
     if groups is not None and groups.batches_without_control:
         number = len(groups.batches_without_control)
-        notes["batch_column"] = f"{number} of {groups.batches} batches hold no control cells: a coarser one, or none"
+        batches = many(groups.batches, "batch", "batches")
+        notes["batch_column"] = f"{number:,} of {batches} without control cells: a coarser one, or none"
     usual = {"matrix": "X", "separator": "+"}
     lines.append("  sources:")
     for key, value in keys.items():
@@ -112,11 +128,11 @@ def recipe_lines(
         lines.append(f"    {'-' if key == 'name' else ' '} {key}: {_scalar(value)}{note}")
     for column, number in labels.choices.items():
         wanted = str(column not in labels.bad).lower()
-        lines.append(f"      # keep: {{{_scalar(column)}: {wanted}}}   # {number:,} cells")
+        lines.append(f"      # keep: {{{_scalar(column)}: {wanted}}}   # {many(number, 'cell')}")
     for column, numbers in guides.items():
         given = "" if list(numbers) == [1] else f", guides: {list(numbers)}"
         lines.append(
-            f"      # quality: {{guides_column: {_scalar(column)}{given}}}   # {sum(numbers.values()):,} cells"
+            f"      # quality: {{guides_column: {_scalar(column)}{given}}}   # {many(sum(numbers.values()), 'cell')}"
         )
     best = labels.perturbations[0]
     if not best.genetic:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.sources.labels import Labels
+from vcc_fm.words import many
 
 # In order of preference; names are compared in lower case without anything but letters and digits.
 _LINES = ("cellline", "celllines", "line", "celllinename", "celllineid")
@@ -56,7 +57,7 @@ class Role:
     def why(self) -> str:
         """What speaks for the column, or against it."""
         one = self.kind.removesuffix("s") if self.kind != "batches" else "batch"
-        said = f"{self.levels:,} {one if self.levels == 1 else self.kind}"
+        said = many(self.levels, one, self.kind)
         if self.without_control is None:
             return said
         if not self.without_control:

@@ -13,6 +13,7 @@ from vcc_fm.inspection.inspect import Inspection
 from vcc_fm.inspection.roles import Role
 from vcc_fm.inspection.targets import LOW, KnockDown
 from vcc_fm.inspection.values import MatrixFacts
+from vcc_fm.words import many
 
 _WORST = 10
 
@@ -20,8 +21,9 @@ _WORST = 10
 def print_inspection(found: Inspection, console: Console) -> None:
     """Show what is in a file to a person, the recipe lines last."""
     first = found.matrices[0]
+    size = f"{many(found.cells, 'cell')} x {many(first.genes, 'gene')}"
     console.print(
-        f"[bold]{escape(found.path)}[/bold]  {_size(found.bytes)}, {found.cells:,} cells x {first.genes:,} genes",
+        f"[bold]{escape(found.path)}[/bold]  {_size(found.bytes)}, {size}",
         highlight=False,
         soft_wrap=True,
     )
@@ -57,9 +59,10 @@ def _lines(found: Inspection) -> Iterable[tuple[str, str]]:
         yield "to read", f"{chosen.name}: " + (chosen.found or "not told yet")
         yield from _totals(chosen)
         if chosen.depth:
-            yield "depth", f"{_spread(chosen.depth)} UMI a cell (5 %, median, 95 %)"
+            some = "" if chosen.proved == 1 else f", of the cells with proved counts ({chosen.proved:.1%})"
+            yield "depth", f"{_spread(chosen.depth)} UMI a cell (5 %, median, 95 %){some}"
         if chosen.genes_per_cell:
-            none = f"; {chosen.empty_cells:,} cells without a count" if chosen.empty_cells else ""
+            none = f"; {many(chosen.empty_cells, 'cell')} without a count" if chosen.empty_cells else ""
             yield "", f"{_spread(chosen.genes_per_cell)} genes with a count{none}"
     yield from _genes(found)
     yield from _labels(found)
@@ -71,14 +74,14 @@ def _lines(found: Inspection) -> Iterable[tuple[str, str]]:
 
 def _matrix(one: MatrixFacts) -> str:
     return (
-        f"{one.encoding} {one.stored}, {one.genes:,} genes, {one.values_per_cell:,.0f} values a cell above zero"
+        f"{one.encoding} {one.stored}, {many(one.genes, 'gene')}, {one.values_per_cell:,.0f} values a cell above zero"
         if one.values_per_cell
-        else f"{one.encoding} {one.stored}, {one.genes:,} genes, no values"
+        else f"{one.encoding} {one.stored}, {many(one.genes, 'gene')}, no values"
     )
 
 
 def _checked(one: MatrixFacts, every_value: bool) -> str:
-    return "every value read" if every_value else f"told from {one.looked_at:,} of {one.cells:,} cells"
+    return "every value read" if every_value else f"told from {one.looked_at:,} of {many(one.cells, 'cell')}"
 
 
 def _totals(chosen: MatrixFacts) -> Iterable[tuple[str, str]]:
@@ -128,16 +131,16 @@ def _roles(roles: list[Role]) -> str:
 
 def _control(found: Inspection) -> str:
     controls = found.labels.perturbations[0].controls
-    said = ", ".join(f"{label} ({number:,} cells)" for label, number in list(controls.items())[:4])
+    said = ", ".join(f"{label} ({many(number, 'cell')})" for label, number in list(controls.items())[:4])
     said += ", …" if len(controls) > 4 else ""
-    cells = "" if found.groups is None else f" ({found.groups.control_cells:,} cells)"
+    cells = "" if found.groups is None else f" ({many(found.groups.control_cells, 'cell')})"
     if found.also_control:
         return f"{found.control} and {', '.join(found.also_control[:4])}{cells}: {said}"
     return said or "none found" if found.control is None or found.control in controls else f"{found.control}{cells}"
 
 
 def _groups(groups: Groups) -> Iterable[tuple[str, str]]:
-    said = f"{groups.perturbations:,} perturbations"
+    said = many(groups.perturbations, "perturbation")
     said += f", {groups.combinations:,} of them combinations" if groups.combinations else ""
     contexts = [f"{name} ({n:,})" for name, n in list(groups.contexts.items())[:6]]
     if len(groups.contexts) > 1:
@@ -145,8 +148,8 @@ def _groups(groups: Groups) -> Iterable[tuple[str, str]]:
         said += ", …" if len(groups.contexts) > len(contexts) else ""
     yield "groups", said
     least, middle, most = groups.cells_per_group
-    yield "", f"cells in each: {least:,} to {most:,}, median {middle:,}; {groups.few:,} have fewer than {FEW}"
-    said = f"{groups.control_cells:,} control cells"
+    yield "", f"cells in each: {least:,} to {most:,}, median {middle:,}; fewer than {FEW} in {groups.few:,}"
+    said = many(groups.control_cells, "control cell")
     if groups.batches > 1:
         least, middle, most = groups.controls_per_batch
         said += f", {least:,} to {most:,} in each of {groups.batches:,} batches, median {middle:,}"
@@ -160,12 +163,12 @@ def _targets(targets: KnockDown, every_value: bool) -> Iterable[tuple[str, str]]
     if targets.reason is not None:
         yield "knock-down", f"not told: {targets.reason}"
         return
-    read = f"{targets.cells:,} of {targets.of_cells:,} cells" + ("" if every_value else " read")
+    read = f"{targets.cells:,} of {many(targets.of_cells, 'cell')}" + ("" if every_value else " read")
     if targets.median is None:
         yield "knock-down", f"no target gene can be judged ({read})"
     else:
         number = len(targets.targets)
-        said = f"{targets.median:.2f} x control (median of {number:,} targets), {targets.low:,} below {LOW:.2f}"
+        said = f"{targets.median:.2f} x control (median of {many(number, 'target')}), {targets.low:,} below {LOW:.2f}"
         if targets.median > 1.5:
             said += ": targets go up, as by CRISPRa"
         elif targets.low * 2 < number:  # a knock-out breaks the protein, and leaves much of the messenger

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vcc_fm.inspection.integers import Integers
 from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, try_totals
 from vcc_fm.sources.evidence import CountEvidence, ScaledEvidence, no_evidence
+from vcc_fm.sources.integers import Integers
 from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, DenseMatrix, Matrix, whole_cells
 from vcc_fm.sources.reading import BASES
 from vcc_fm.sources.scaled import PROVED, Reading, fit
 from vcc_fm.sources.values import NotCountsError, check, recover
+from vcc_fm.words import many
 
 Progress = Callable[[int, int], None]
 
@@ -271,9 +272,9 @@ def _explained(told: Told, tally: _Tally) -> tuple[str | None, dict[str, Any] | 
     if told.reading is None:
         said = told.sentence
         if tally.missing:
-            said += f"; {tally.missing:,} of {tally.missing + tally.stored:,} values are missing or infinite"
+            said += f"; missing or infinite: {tally.missing:,} of {many(tally.missing + tally.stored, 'value')}"
         if tally.negative:
-            said += f"; {tally.negative:,} values are negative"
+            said += f"; negative: {tally.negative:,}"
         if np.isfinite(tally.lowest) and tally.stored:
             said += f"; values from {tally.lowest:.4g} to {tally.highest:.4g}"
         return None, None, said
@@ -292,7 +293,7 @@ def _explained(told: Told, tally: _Tally) -> tuple[str | None, dict[str, Any] | 
     evidence = tally.evidence.summary()
     base = {value: name for name, value in BASES.items()}.get(told.reading)
     said = told.sentence + (f", to base {base}: each of " if base else ": each of ")
-    said += f"{evidence['n_values']:,} values " + ("gives an integer back" if base else "is an integer")
+    said += f"{many(evidence['n_values'], 'value')} " + ("gives an integer back" if base else "is an integer")
     if evidence["largest_residual"]:
         said += f" (to {evidence['largest_residual']:.1g})"
     said += f"; largest count {evidence['largest_count']:,}"

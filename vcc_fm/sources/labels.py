@@ -13,6 +13,7 @@ import pandas as pd
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import SourceConfig
 from vcc_fm.sources.perturbations import is_control, read_perturbations
+from vcc_fm.words import many
 
 _NO_LABEL = {"", "nan", "NaN", "None", "<NA>"}
 
@@ -156,7 +157,8 @@ def _controls(column: pd.Series, config: SourceConfig) -> np.ndarray:
 def _check_controls(controls: np.ndarray, kept: np.ndarray, what: str, config: SourceConfig, do: str = "") -> None:
     """Refuse what leaves none of the control cells."""
     if controls.any() and not (controls & kept).any():
-        raise UserError(f"{what} leaves out all {int(controls.sum()):,} cells of the control {config.control!r}{do}")
+        cells = many(int(controls.sum()), "cell")
+        raise UserError(f"{what} leaves out all {cells} of the control {config.control!r}{do}")
 
 
 def _assigned(column: pd.Series, kept: np.ndarray, config: SourceConfig) -> tuple[np.ndarray, dict[str, int]]:

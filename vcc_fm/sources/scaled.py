@@ -60,7 +60,8 @@ PROVED, NO_UNIT, COARSE, FEW, FACTOR, CONTRADICTED, STRANGE = range(7)
 REASONS = {
     NO_UNIT: "counts not proved: values are no multiples of one unit",
     COARSE: "counts not proved: the stored precision cannot tell the largest counts apart",
-    FEW: f"counts not proved: fewer than {LEAST_VALUES} values, and no depth that fixes the unit",
+    FEW: f"counts not proved: fewer than {LEAST_VALUES} values that are precise to {FINE:g} of a count, and no depth "
+    "that fixes the unit",
     FACTOR: "counts not proved: known only up to a common factor",
     CONTRADICTED: "counts not proved: values and totals_column disagree",
     STRANGE: "counts not proved: too many multiples share a factor, as where some values are fractions of counts",

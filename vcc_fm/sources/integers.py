@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.sources.matrix import Block
+from vcc_fm.words import many
 
 _MOSTLY = 0.85  # share of integers among the values: reads that were shared out over genes leave more than that
 _MIXED = 0.02  # share of the cells of either kind
@@ -59,6 +60,13 @@ class Integers:
         """Whether most cells are of integers."""
         return self.whole_cells > self.cells / 2
 
+    @property
+    def mixed(self) -> bool:
+        """Whether some cells are of integers, and others are scaled or logs."""
+        return min(self.whole_cells, self.scaled_cells) >= max(1.0, _MIXED * self.cells) or bool(
+            self.scaled_cells and self.mostly_whole
+        )
+
     def said(self, cells: pd.Index, genes: pd.Index) -> str | None:
         """What speaks against any one scale, in words; None where nothing does.
 
@@ -70,16 +78,11 @@ class Integers:
             return None
         row, column, value = self.first
         first = f"first: cell {cells[row]}, gene {genes[column]}, {value:.6g}"
-        if min(self.whole_cells, self.scaled_cells) >= max(1.0, _MIXED * self.cells) or (
-            self.scaled_cells and self.mostly_whole
-        ):
+        if self.mixed:
             return (
-                f"a mix: {self.whole_cells:,} of {self.cells:,} cells hold integers, {self.scaled_cells:,} hold "
+                f"a mix: {self.whole_cells:,} of {many(self.cells, 'cell')} hold integers, {self.scaled_cells:,} hold "
                 f"scaled or log values ({first})"
             )
         if self.odd < (1 - _MOSTLY) * self.values:
-            values, cells_ = (
-                f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((self.odd, "value"), (self.odd_cells, "cell"))
-            )
-            return f"integers, except in {values} of {cells_} ({first})"
+            return f"integers, except in {many(self.odd, 'value')} of {many(self.odd_cells, 'cell')} ({first})"
         return None
