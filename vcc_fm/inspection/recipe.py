@@ -136,12 +136,17 @@ def recipe_lines(
         )
     best = labels.perturbations[0]
     if not best.genetic:
-        lines += ["embed:", "  proteins:", f"    missing: learned   # no label of {best.column} is a gene"]
+        lines += [
+            "embed:",
+            "  proteins:",
+            f"    missing: learned   # no label of {best.column} is a gene",
+            "    # fasta: PATH   # proteins, which tell the decoder of the genes of the matrix",
+        ]
     if groups is not None and groups.perturbations <= FEW_PERTURBATIONS and len(groups.contexts) > 1:
-        last = _scalar(list(groups.contexts)[-1])
+        kind = next(one.kind for one in roles.contexts if one.fits).removesuffix("s")
+        turns = f"contexts: [{', '.join(map(_scalar, groups.contexts))}], folds: {len(groups.contexts)}"
         lines.append(
-            f"# split: {{hold_out: contexts, contexts: [{last}]}}   # too few perturbations to hold any out: each "
-            f"{next(one.kind for one in roles.contexts if one.fits).removesuffix('s')} in turn"
+            f"# split: {{hold_out: contexts, {turns}}}   # too few perturbations to hold any out: each {kind} in turn"
         )
     return "\n".join(lines) + "\n"
 

@@ -171,7 +171,9 @@ def _targets(targets: KnockDown, every_value: bool) -> Iterable[tuple[str, str]]
         said = f"{targets.median:.2f} x control (median of {many(number, 'target')}), {targets.low:,} below {LOW:.2f}"
         if targets.median > 1.5:
             said += ": targets go up, as by CRISPRa"
-        elif targets.low * 2 < number:  # a knock-out breaks the protein, and leaves much of the messenger
+        elif (
+            number > 2 and targets.low * 2 < number
+        ):  # a knock-out breaks the protein, and leaves much of the messenger
             said += ": usual for knock-outs, too few for CRISPRi"
         yield "knock-down", f"target gene at {said} ({read})"
         worst = targets.targets[:_WORST]

@@ -18,7 +18,7 @@ from vcc_fm.recipe import SourceConfig, expand
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
-from vcc_fm.sources.integers import Integers
+from vcc_fm.sources.integers import mix_of
 from vcc_fm.sources.labels import read_labels
 from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
 from vcc_fm.sources.reading import BASES, ScaledValues, TotalsError, find_reading
@@ -288,7 +288,7 @@ class AnnDataSource:
         # Fewer in the sample than this happens to less than one in 10,000 files that have enough.
         wanted = self._config.recovered
         if sample.share < wanted - 4 * np.sqrt(wanted * (1 - wanted) / len(places)):
-            raise self._mix(block, places) or self._too_few(sample, "sampled cells")
+            raise self._too_few(sample, "sampled cells", mix_of(block.data, block.indptr))
         return reading, evidence | {"checked": "sample"} | sample.summary()
 
     def _places(self, number: int) -> np.ndarray:
@@ -334,13 +334,14 @@ class AnnDataSource:
         evidence.add(cells, totals)
         return cells.counts, cells.code == PROVED
 
-    def _too_few(self, evidence: ScaledEvidence, which: str) -> UserError:
+    def _too_few(self, evidence: ScaledEvidence, which: str, mix: str | None = None) -> UserError:
         reasons = "; ".join(f"{number}: {reason.partition(': ')[2]}" for reason, number in evidence.unproved.items())
         column = "" if self._config.totals_column else "set totals_column to the depth before normalisation, "
         return UserError(
             f"{self._where}, {self._config.matrix}: {evidence.summary()['found']}, and the counts of only "
             f"{evidence.share:.1%} of {evidence.cells} {which} can be proved ({reasons}).\n"
-            f"recovered asks for {self._config.recovered:.1%}: {column}get the file with counts, or lower recovered"
+            f"recovered asks for {self._config.recovered:.1%}: "
+            + (f"{mix}; get the raw counts" if mix else f"{column}get the file with counts, or lower recovered")
         )
 
     def _as_matrix(self, values: np.ndarray, block: Block, positions: np.ndarray) -> sp.csr_matrix:
@@ -367,22 +368,7 @@ class AnnDataSource:
             raise UserError(f"{self._where}: the sum over columns of one gene symbol is too large for a count")
         return summed.astype(np.int32)
 
-    def _mix(self, block: Block, positions: np.ndarray) -> UserError | None:
-        """What to say where some cells are counts and others are not, so that no scale is that of the file."""
-        integers = Integers()
-        integers.add(positions, block)
-        if not integers.mixed:
-            return None
-        said = integers.said(pd.Index(self.cells["barcode"]), pd.Index(self.genes[self._columns]))
-        return UserError(
-            f"{self._where}, {self._config.matrix}: {said}; no one scale reads both: get the raw counts of all cells, "
-            "or choose the cells of one kind with keep"
-        )
-
     def _refusal(self, error: NotCountsError, block: Block, positions: np.ndarray) -> UserError:
-        mix = self._mix(block, positions)
-        if mix is not None:
-            return mix
         cell = int(np.searchsorted(block.indptr, error.position, side="right")) - 1
         gene = str(self.genes[self._columns[block.indices[error.position]]])
         found = (

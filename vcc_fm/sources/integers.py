@@ -61,10 +61,14 @@ class Integers:
         return self.whole_cells > self.cells / 2
 
     @property
-    def mixed(self) -> bool:
-        """Whether some cells are of integers, and others are scaled or logs."""
-        return min(self.whole_cells, self.scaled_cells) >= max(1.0, _MIXED * self.cells) or bool(
-            self.scaled_cells and self.mostly_whole
+    def mix(self) -> str | None:
+        """That some cells are of integers and others scaled or logs, so that no one scale reads both, in words."""
+        mixed = min(self.whole_cells, self.scaled_cells) >= max(1.0, _MIXED * self.cells)
+        if not mixed and not (self.scaled_cells and self.mostly_whole):
+            return None
+        return (
+            f"a mix: {self.whole_cells:,} of {many(self.cells, 'cell')} hold integers, {self.scaled_cells:,} hold "
+            "scaled or log values"
         )
 
     def said(self, cells: pd.Index, genes: pd.Index) -> str | None:
@@ -78,11 +82,15 @@ class Integers:
             return None
         row, column, value = self.first
         first = f"first: cell {cells[row]}, gene {genes[column]}, {value:.6g}"
-        if self.mixed:
-            return (
-                f"a mix: {self.whole_cells:,} of {many(self.cells, 'cell')} hold integers, {self.scaled_cells:,} hold "
-                f"scaled or log values ({first})"
-            )
+        if self.mix is not None:
+            return f"{self.mix} ({first})"
         if self.odd < (1 - _MOSTLY) * self.values:
             return f"integers, except in {many(self.odd, 'value')} of {many(self.odd_cells, 'cell')} ({first})"
         return None
+
+
+def mix_of(values: np.ndarray, indptr: np.ndarray) -> str | None:
+    """:attr:`Integers.mix` of some cells: values [n], one cell after the other, and where each starts [cells + 1]."""
+    integers = Integers()
+    integers.add(np.arange(len(indptr) - 1), Block(values, np.zeros(len(values), np.int64), indptr))
+    return integers.mix
