@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 from inspections import only, opened, prepared, text_of
+from program import vcc_fm
 from tiny_screens import write_store
 
 from vcc_fm.inspection.inspect import inspect_file
@@ -142,3 +143,22 @@ def test_glioblastoma_slices(real_data, tmp_path):
     assert "context_column: patient_id" in found.recipe
     store = prepared(found, tmp_path)
     assert (len(store), store.contexts) == (5000, ["PW030", "PW032", "PW034", "PW036", "PW040"])
+
+
+@pytest.mark.slow
+def test_glioblastoma_runs_from_what_inspect_proposes(real_data, tmp_path):
+    # Each of five patients is left out in turn; the proteins and the length of training are the user's to name.
+    file = real_data / "perturbation/zhao2021_glioblastoma_panobinostat_lemur_5000x300_counts.h5ad"
+    shown = vcc_fm("inspect", file).stdout
+    proposed = shown[shown.index("\ndata:") :].replace("# split:", "split:")
+    fasta = real_data / "proteins/human_proteins_SHS148k_by_symbol.fasta.gz"
+    recipe = tmp_path / "drug.yaml"
+    head = f"name: drug\noutput: {tmp_path}\ntrain: {{steps: 2, set_size: 8, batch_sets: 2, tracker: none}}"
+    recipe.write_text(head + proposed.replace("# fasta: PATH", f"fasta: {fasta}"))
+    ended = vcc_fm("run", recipe)
+    assert ended.returncode == 0, ended.stderr
+    for patient in ("PW030", "PW032", "PW034", "PW036", "PW040"):
+        assert f"{patient}: scaled, and raw below" in ended.stdout
+    said = " ".join(ended.stdout.split())
+    assert "PDS, every entry: there is one perturbation, and no other to tell it from" in said
+    assert "no headline number" in said
