@@ -25,7 +25,7 @@ from vcc_fm.encoders.protein import ProteinEncoder, mean_over_isoforms
 from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.encoders.token_batches import Cutting
-from vcc_fm.errors import UserError
+from vcc_fm.errors import reading
 from vcc_fm.recipe import ProteinEncoderConfig, expand
 from vcc_fm.sources.fasta import Protein, isoforms, read_proteins
 from vcc_fm.store.embeddings import write_embeddings
@@ -74,13 +74,10 @@ def protein_width(config: ProteinEncoderConfig) -> int:
     model = expand(config.model)
     if model.suffix == ".pt":
         return read_settings(model).encoder_embed_dim
-    try:
-        return AutoConfig.from_pretrained(str(model), revision=config.revision, trust_remote_code=False).hidden_size
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"embed.proteins.model={config.model}: no folder, and not to be had from the Hub: {said}"
-        ) from None
+    with reading(f"embed.proteins.model={config.model}", "a folder or Hub id of ESM2", "correct it"):
+        return int(
+            AutoConfig.from_pretrained(str(model), revision=config.revision, trust_remote_code=False).hidden_size
+        )
 
 
 def embed_proteins(

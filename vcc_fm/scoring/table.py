@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 
 Kind = Literal["model", "baseline", "ceiling"]
 
@@ -174,8 +174,11 @@ def read_table(path: Path) -> ScoreTable:
     Raises:
         UserError: the file is missing, or holds something else.
     """
-    try:
-        content = json.loads(path.read_text())
+    with reading(path, "a score table", "give a scores.json that the score stage wrote"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; run the score stage first") from None
         return ScoreTable(
             rows=_frame(content["rows"]),
             means=_frame(content["means"]),
@@ -187,10 +190,6 @@ def read_table(path: Path) -> ScoreTable:
             version=content["version"],
             seconds=content["seconds"],
         )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the score stage first") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no score table; give a scores.json that the score stage wrote") from None
 
 
 def write_whole(path: Path, text: str) -> None:

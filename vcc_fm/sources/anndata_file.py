@@ -15,8 +15,8 @@ from anndata.io import read_elem
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, ZipStore
 
-from vcc_fm.errors import UserError
-from vcc_fm.sources.matrix import Stored, damage, first_line
+from vcc_fm.errors import UserError, reading
+from vcc_fm.sources.matrix import Stored
 from vcc_fm.sources.zarr_array import check_table
 
 File: TypeAlias = h5py.File | zarr.Group
@@ -47,18 +47,17 @@ def open_file(path: Path, where: str, get: str | None) -> Iterator[File]:
 
 
 def _hdf5(path: Path, where: str) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except PermissionError:
-        raise UserError(f"{where}: may not be read; change its permissions") from None
-    except BlockingIOError:
-        raise UserError(f"{where}: is being written by another program; wait until that is done") from None
-    except OSError as error:
-        raise UserError(f"{where}: cut short or damaged, or not HDF5 ({first_line(error)}); get it again") from None
+    with reading(where, "HDF5"):
+        try:
+            return h5py.File(path, "r")
+        except PermissionError:
+            raise UserError(f"{where}: may not be read; change its permissions") from None
+        except BlockingIOError:
+            raise UserError(f"{where}: is being written by another program; wait until that is done") from None
 
 
 def _root(store: LocalStore | ZipStore, where: str) -> zarr.Group:
-    with damage(where):
+    with reading(where, "zarr"):
         try:
             return zarr.open_group(store, mode="r")
         except PermissionError:
@@ -88,7 +87,7 @@ def read_table(file: File, path: str, columns: set[str], where: str) -> pd.DataF
     Raises:
         UserError: it is damaged, or written by a very old anndata.
     """
-    with damage(f"{where}, {path}"):
+    with reading(f"{where}, {path}", "AnnData"):
         stored = file[path]
         if isinstance(stored, zarr.Group):
             check_table(stored, columns, f"{where}, {path}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pandas as pd
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.sources.remote import open_local, read_bytes
 from vcc_fm.sources.symbols import ENSEMBL_ID, NameKind, SymbolTable
 
@@ -53,6 +54,11 @@ def read_symbols(path: str, get: str | None = None) -> SymbolTable:
         UserError: the file is missing, damaged, or has other columns.
     """
     local = open_local(path, get)
+    with reading(local, "a table of gene names"):
+        return _read(local)
+
+
+def _read(local: Path) -> SymbolTable:
     with read_bytes(local) as file:
         content = file.read()
     first = content.partition(b"\n")[0].decode("utf-8-sig", "replace")
@@ -63,17 +69,14 @@ def read_symbols(path: str, get: str | None = None) -> SymbolTable:
     if len(columns) == 2:
         wanted = [0, 1]
     named = not any(re.match(ENSEMBL_ID, name) for name in header)
-    try:
-        table = pd.read_csv(
-            io.BytesIO(content),
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            usecols=wanted,
-            header=0 if named else None,
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{local}: not a table of gene names ({error}); get it again") from None
+    table = pd.read_csv(
+        io.BytesIO(content),
+        sep=separator,
+        dtype=str,
+        keep_default_na=False,
+        usecols=wanted,
+        header=0 if named else None,
+    )
     table.columns = pd.Index([columns[n] for n in wanted] if named else ["", " "])
     genes = [name for name in _GENE if name in table]
     names = [entry for entry in _NAMES if entry[0] in table]

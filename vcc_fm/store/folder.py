@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 
 _BLOCK = 1 << 20
 
@@ -101,20 +101,22 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file that this program wrote.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file that this program wrote, a mapping unless it was of another ``kind``.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or holds something else.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: missing; the stage that writes it has not been run, or the folder is incomplete"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove its folder and run the stage again") from None
+    with reading(path, "JSON", "remove its folder and run the stage again"):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: missing; the stage that writes it has not been run, or the folder is incomplete"
+            ) from None
+        if not isinstance(value, kind):
+            raise TypeError(f"it holds a {type(value).__name__} where a {kind.__name__} is expected")
+        return value
 
 
 def sha256_file(path: Path) -> str:
