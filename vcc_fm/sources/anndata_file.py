@@ -103,13 +103,14 @@ def locate(file: File, matrix: str, where: str) -> tuple[Stored, str]:
     Raises:
         UserError: the file holds no AnnData, or has no such matrix.
     """
-    if "obs" not in file or "var" not in file:
-        kind = "zarr, but not AnnData" if isinstance(file, zarr.Group) else "HDF5, but not h5ad"
-        raise UserError(f"{where}: {kind}: it has no obs and var")
-    present = matrices(file)
-    if matrix not in present:
-        raise UserError(f"{where}: has no matrix {matrix!r}; set matrix to one of {', '.join(present)}")
-    return (file["raw/X"], "raw/var") if matrix == "raw" else (file[matrix], "var")
+    with reading(where, "AnnData"):
+        if "obs" not in file or "var" not in file:
+            kind = "zarr, but not AnnData" if isinstance(file, zarr.Group) else "HDF5, but not h5ad"
+            raise UserError(f"{where}: {kind}: it has no obs and var")
+        present = matrices(file)
+        if matrix not in present:
+            raise UserError(f"{where}: has no matrix {matrix!r}; set matrix to one of {', '.join(present)}")
+        return (file["raw/X"], "raw/var") if matrix == "raw" else (file[matrix], "var")
 
 
 def matrices(file: File) -> list[str]:

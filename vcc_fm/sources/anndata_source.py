@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.recipe import SourceConfig, expand
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
@@ -92,7 +92,8 @@ class AnnDataSource:
         self.path = expand(config.path)
         self._config = config
         self._where = f"source {config.name!r} ({self.path})"
-        with ExitStack() as stack:
+        # Labels, genes and values are the file's: what they trip is its fault, whatever library says so.
+        with reading(self._where, "AnnData"), ExitStack() as stack:
             file = stack.enter_context(open_file(self.path, self._where, config.get))
             stored, var = locate(file, config.matrix, self._where)
             obs = read_table(file, "obs", _columns_used(config), self._where)

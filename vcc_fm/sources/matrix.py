@@ -197,19 +197,23 @@ def open_matrix(stored: Stored, where: str, stack: ExitStack, folder: Path | Non
         UserError: the encoding is none of CSR, CSC and dense, the values are no real numbers, the index arrays
             contradict each other, or chunks of a zarr array are missing.
     """
+    with reading(where, "AnnData"):
+        return _open(stored, where, stack, folder)
+
+
+def _open(stored: Stored, where: str, stack: ExitStack, folder: Path | None) -> Matrix:
     if isinstance(stored, h5py.Dataset | zarr.Array):
         return DenseMatrix(_by_rows(stored, where), where)
     # anndata before 0.7 wrote h5sparse_*.
     encoding = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
     if encoding not in {"csr", "csc", "csr_matrix", "csc_matrix"}:
         raise UserError(f"{where}: encoding {encoding!r} is not read; store the matrix as CSR, CSC or dense")
-    with reading(where, "AnnData"):
-        shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", ())))
-        data, indices = (_by_rows(stored[part], f"{where}/{part}") for part in ("data", "indices"))
-        # Without values all of indptr is 0, which a writer may leave out; with some, rows at its start would be empty.
-        if isinstance(stored, zarr.Group) and data.shape[0]:
-            check_chunks(stored["indptr"], f"{where}/indptr")
-        indptr = stored["indptr"][:].astype(np.int64)
+    shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", ())))
+    data, indices = (_by_rows(stored[part], f"{where}/{part}") for part in ("data", "indices"))
+    # Without values all of indptr is 0, which a writer may leave out; with some, rows at its start would be empty.
+    if isinstance(stored, zarr.Group) and data.shape[0]:
+        check_chunks(stored["indptr"], f"{where}/indptr")
+    indptr = stored["indptr"][:].astype(np.int64)
     if len(shape) != 2:
         raise UserError(f"{where}: cut short or damaged (no shape of the sparse matrix); get it again")
     _check_kind(data.dtype, where)
