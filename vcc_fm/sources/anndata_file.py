@@ -16,6 +16,7 @@ from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, ZipStore
 
 from vcc_fm.errors import UserError, reading
+from vcc_fm.sources.inside import check_folder, check_hdf5, check_lengths
 from vcc_fm.sources.matrix import Stored
 from vcc_fm.sources.zarr_array import check_table
 
@@ -32,7 +33,7 @@ def open_file(path: Path, where: str, get: str | None) -> Iterator[File]:
         get: where to get the file, for the message when it is missing.
 
     Raises:
-        UserError: it is missing, may not be read, or is neither HDF5 nor zarr.
+        UserError: it is missing, may not be read, or is neither HDF5 nor zarr; or it leads out of itself.
     """
     if not path.exists():
         raise UserError(f"{where}: no such file" + (f"; get it from {get}" if get else "; correct the path"))
@@ -40,9 +41,13 @@ def open_file(path: Path, where: str, get: str | None) -> Iterator[File]:
         store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
         group = _root(store, where)
         with closing(store):
+            if path.is_dir():
+                check_folder(path, where)
             yield group
     else:
         with _hdf5(path, where) as file:
+            with reading(where, "HDF5"):
+                check_hdf5(file, where)
             yield file
 
 
@@ -89,6 +94,8 @@ def read_table(file: File, path: str, columns: set[str], where: str) -> pd.DataF
     """
     with reading(f"{where}, {path}", "AnnData"):
         stored = file[path]
+        if isinstance(stored, h5py.Group | zarr.Group):
+            check_lengths(stored, f"{where}, {path}")
         if isinstance(stored, zarr.Group):
             check_table(stored, columns, f"{where}, {path}")
         table = read_elem(stored)
