@@ -179,7 +179,7 @@ class Layout:
         if recipe.decoder.base == "pretrain" and phase == "train":
             before = self.training_fingerprint(fold, "pretrain")
         elif recipe.decoder.base not in ("scratch", "pretrain"):
-            before = folder_identity(Path(recipe.decoder.base))
+            before = folder_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbo
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe import Recipe, expand
 from vcc_fm.training.phase import count_parameters
 
 
@@ -71,8 +70,9 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
     if settings.base in ("scratch", "pretrain"):
         check_backbone(settings.backbone)
         return dict(settings.backbone)
+    base = str(expand(settings.base))
     try:
-        found = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(base, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         reason = (
@@ -87,7 +87,7 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
 
 
 def _exists(base: str) -> bool:
-    return Path(base).is_dir()
+    return expand(base).is_dir()
 
 
 def _show_tokens(decoder: PerturbationDecoder) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, shown
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -490,6 +490,14 @@ class Recipe(Section):
     predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
     score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        # Files beside the folders are named after it.
+        if len(name.encode()) > _LONGEST_NAME - 55:
+            raise ValueError(f"name: {shown(name)} has {len(name.encode())} bytes; 200 at most")
+        return name
+
     @model_validator(mode="after")
     def _base(self) -> Recipe:
         if (self.decoder.base == "pretrain") != (self.pretrain is not None):
@@ -508,12 +516,17 @@ class Recipe(Section):
     @property
     def embeddings_folder(self) -> Path:
         """Where the stores of this recipe are."""
-        return Path(self.output) / "embeddings" / self.name
+        return expand(self.output) / "embeddings" / self.name
 
     @property
     def run_folder(self) -> Path:
         """Where checkpoints, predictions and scores of this recipe are."""
-        return Path(self.output) / "runs" / self.name
+        return expand(self.output) / "runs" / self.name
+
+    def public(self) -> dict[str, Any]:
+        """The resolved recipe as JSON, to be shown or stored: variables unexpanded, addresses without secrets."""
+        content: dict[str, Any] = json.loads(self.model_dump_json(), object_hook=_without_secrets)
+        return content
 
     def fingerprint(self) -> str:
         """SHA-256 of the resolved recipe."""
@@ -525,11 +538,40 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+_VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|(\w+))")
+_ADDRESS = re.compile(r"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)\S*")
+_LONGEST_NAME = 255
+"""Bytes of a file's name: no file system of ours has longer ones."""
+
+
 def expand(path: str) -> Path:
-    """Expand ``${VARIABLE}`` and ``~``; a variable that is not set is a :class:`UserError`."""
-    unset = [name for name in re.findall(r"\$\{(\w+)\}", path) if name not in os.environ]
+    """A path of a recipe as the file system knows it: ``${VARIABLE}`` and ``~`` are expanded.
+
+    Raises:
+        UserError: a variable is not set, there is no such user, or no file can have the name.
+    """
+    unset = [braced or bare for braced, bare in _VARIABLE.findall(path) if (braced or bare) not in os.environ]
     if unset:
         raise UserError(
             f"{path}: the environment variable {unset[0]} is not set; point it at the folder with the data"
         )
-    return Path(os.path.expanduser(os.path.expandvars(path)))
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no home folder of that user; write ./~ for a name that begins so")
+    if "\0" in expanded or any(len(os.fsencode(name)) > _LONGEST_NAME for name in expanded.split("/")):
+        raise UserError(f"{shown(path)}: no file can have that name; shorten it, to {_LONGEST_NAME} bytes at most")
+    return Path(expanded)
+
+
+def without_secrets(text: str) -> str:
+    """A text with its addresses stripped of user, query and fragment, any of which may hold a token."""
+    return _ADDRESS.sub(r"\1\2", text)
+
+
+def _without_secrets(section: dict[str, Any]) -> dict[str, Any]:
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(entry) for entry in value]
+        return without_secrets(value) if isinstance(value, str) else value
+
+    return {key: clean(value) for key, value in section.items()}

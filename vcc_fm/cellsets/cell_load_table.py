@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from vcc_fm.errors import UserError, reading, shown
+from vcc_fm.recipe import expand
 
 Share = Literal["train", "val", "test"]
 
@@ -132,7 +133,7 @@ def _matches(where: str, place: str) -> bool:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
+    return os.path.abspath(expand(path))
 
 
 def _trains(path: Path, context: str, homes: list[set[str]], trained: set[str], datasets: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from vcc_fm.errors import UserError, reading
-from vcc_fm.recipe import SourceConfig, expand
+from vcc_fm.recipe import SourceConfig, expand, without_secrets
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
@@ -91,7 +91,7 @@ class AnnDataSource:
         self.name = config.name
         self.path = expand(config.path)
         self._config = config
-        self._where = f"source {config.name!r} ({self.path})"
+        self._where = f"source {config.name!r} ({without_secrets(config.path)})"
         # Labels, genes and values are the file's: what they trip is its fault, whatever library says so.
         with reading(self._where, "AnnData"), ExitStack() as stack:
             file = stack.enter_context(open_file(self.path, self._where, config.get))

@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from vcc_fm.errors import UserError
 from vcc_fm.recipe import expand
+from vcc_fm.recipe import without_secrets as _shown
 
 _BLOCK = 1 << 20
 _SILENCE_S = 60.0  # a server that sends nothing for so long is gone
@@ -60,9 +61,9 @@ def open_local(path: str, get: str | None = None, progress: Progress | None = No
         return _from_web(path, progress or (lambda done, total: None))
     local = expand(path)
     if local.is_dir():
-        raise UserError(f"{local}: is a folder; a file is expected")
+        raise UserError(f"{path}: is a folder; a file is expected")
     if not local.exists():
-        raise UserError(f"{local}: no such file" + (f"; get it from {get}" if get else ""))
+        raise UserError(f"{path}: no such file" + (f"; get it from {get}" if get else ""))
     return local
 
 
@@ -100,12 +101,6 @@ def _check_address(url: str) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise UserError(f"{_shown(url)}: holds a user name or password; download the file yourself and give its path")
     return parts
-
-
-def _shown(url: str) -> str:
-    """The address without user, query and fragment, which may hold a token."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _from_web(url: str, progress: Progress) -> Path:

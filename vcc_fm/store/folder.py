@@ -26,11 +26,12 @@ _BLOCK = 1 << 20
 def whole_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not.
 
-    A process that is killed leaves only a ``.partial`` folder, which the next writer removes.
+    A process that is killed leaves only a ``.partial`` folder, which the next writer removes. Where ``final`` is a
+    link, what it leads to is written, on the disk where that lies, and the link stays.
     """
+    final = followed(final)
     partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    empty_folder(partial)
     try:
         yield partial
     except BaseException:
@@ -46,6 +47,7 @@ def name_folder(partial: Path, final: Path) -> None:
     """
     for path in (*partial.rglob("*"), partial):
         _to_disk(path)
+    final = followed(final)
     # The old folder moves away first: at no instant does `final` name a mixture of old and new files.
     old = final.with_name(final.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -54,6 +56,18 @@ def name_folder(partial: Path, final: Path) -> None:
     partial.rename(final)
     _to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def followed(path: Path) -> Path:
+    """What a link leads to, there or not; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def empty_folder(folder: Path) -> None:
+    """Make a folder, or empty it; a link to a folder stays one."""
+    folder = followed(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _to_disk(path: Path) -> None:
