@@ -20,6 +20,7 @@ from vcc_fm.errors import UserError, shown
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Sha256 = Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$")]
 
 _UNASSIGNED = (
     "unassigned, unassigned guide, not assigned, undetermined, unknown, unmapped, na, n/a, none, no guide, noguide, "
@@ -101,6 +102,7 @@ class SourceConfig(Section):
     )
     path: str = Field(description="path of the h5ad file or zarr store (folder or .zip); ${VARIABLE} is expanded")
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    sha256: Sha256 = Field(None, description="SHA-256 that the h5ad file must have (hex); checked when it is prepared")
     matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
     values: Literal["auto", "counts", "log1p-counts", "normalised", "log-normalised"] = Field(
         "auto",
@@ -174,6 +176,7 @@ class DataConfig(Section):
         description="gene names from HGNC, or Ensembl ids and their symbols: genes and targets of all sources go "
         "under approved symbols",
     )
+    symbols_sha256: Sha256 = Field(None, description="SHA-256 that the file of `symbols` must have (hex)")
     pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where data.symbols is ambiguous")
     minimum_cells: PositiveInt = Field(
         1, description="perturbations with fewer cells in a context are dropped and counted"
@@ -262,6 +265,7 @@ class ProteinEncoderConfig(Section):
         None, description="protein sequences (UniProt, Ensembl pep, or symbol first): a path, https:// or hf://"
     )
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    sha256: Sha256 = Field(None, description="SHA-256 that the file of `fasta` must have (hex)")
     table: str | None = Field(
         None, description="table: a .pt dictionary symbol -> vector, such as ESM2_pert_features.pt; needs no fasta"
     )
@@ -285,6 +289,7 @@ class ProteinEncoderConfig(Section):
     symbols: str | None = Field(
         None, description="gene names from HGNC (complete set, or alias and approved): other names of a gene are found"
     )
+    symbols_sha256: Sha256 = Field(None, description="SHA-256 that the file of `symbols` must have (hex)")
     pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where names are ambiguous")
     missing: Literal["refuse", "learned", "drop"] = Field(
         "refuse",

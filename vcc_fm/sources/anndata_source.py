@@ -156,8 +156,15 @@ class AnnDataSource:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file, or of all files of a zarr store in a folder, wherever that lies."""
-        return sha256_of(self.path)
+        """SHA-256 (hex) of the file, or of all files of a zarr store in a folder, wherever that lies.
+
+        Raises:
+            UserError: the recipe asks for another one.
+        """
+        found, wanted = sha256_of(self.path), self._config.sha256
+        if wanted is not None and found != wanted.lower():
+            raise UserError(f"{self._where}: its SHA-256 is {found}, the recipe says {wanted}; get it again")
+        return found
 
     def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Cut rows of the file into ranges [start, stop) of at most so many stored values, or of one row."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.errors import UserError
 from vcc_fm.sources.remote import open_local, read_bytes
 
 Kind = Literal["uniprot", "ensembl", "plain"]
@@ -115,7 +115,7 @@ def read_proteins(
         UserError: the file is missing, cut short or no FASTA; it is a mixture of organisms; or no entry can be used.
     """
     local = open_local(str(path), get, progress)
-    with reading(local, "FASTA"), read_bytes(local) as file:
+    with read_bytes(local, "FASTA") as file:
         return _parse(_entries(file, local), str(local))
 
 

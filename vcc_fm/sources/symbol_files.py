@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.errors import UserError
 from vcc_fm.sources.remote import open_local, read_bytes
 from vcc_fm.sources.symbols import ENSEMBL_ID, NameKind, SymbolTable
 
@@ -32,7 +32,7 @@ _EXPECTED = (
 )
 
 
-def read_symbols(path: str, get: str | None = None) -> SymbolTable:
+def read_symbols(path: str, get: str | None = None, sha256: str | None = None) -> SymbolTable:
     """Read a table of gene names, plain or gzip, with tabs or, where its first line has none, commas.
 
     Of these forms, by the columns there are:
@@ -49,18 +49,17 @@ def read_symbols(path: str, get: str | None = None) -> SymbolTable:
     Args:
         path: local path, ``https://`` or ``hf://``, as ``open_local``.
         get: where to get the file, for the message when it is missing.
+        sha256: what the file must have (hex).
 
     Raises:
-        UserError: the file is missing, damaged, or has other columns.
+        UserError: the file is missing, damaged, or has other columns or another SHA-256.
     """
-    local = open_local(path, get)
-    with reading(local, "a table of gene names"):
-        return _read(local)
+    local = open_local(path, get, sha256=sha256)
+    with read_bytes(local, "a table of gene names") as file:
+        return _read(local, file.read())
 
 
-def _read(local: Path) -> SymbolTable:
-    with read_bytes(local) as file:
-        content = file.read()
+def _read(local: Path, content: bytes) -> SymbolTable:
     first = content.partition(b"\n")[0].decode("utf-8-sig", "replace")
     separator = "\t" if "\t" in first else ","
     header = [name.strip().strip('"') for name in first.split(separator)]
