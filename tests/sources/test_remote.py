@@ -309,7 +309,7 @@ def test_a_server_that_trickles_is_given_up(server, tmp_path, monkeypatch):
 )
 def test_a_redirect_does_not_lead_inside(server, target):
     server.inside = target if target != "other port" else f"http://localhost:{server.server_port}/whole/p.fa"
-    with pytest.raises(UserError, match="a redirect to .*, which is inside this machine or its network"):
+    with pytest.raises(UserError, match=r"a redirect to .*, which is inside this machine or its network"):
         open_local(f"{server.url}/inside/p.fa")
     assert server.asked == ["/inside/p.fa"]
 
