@@ -156,11 +156,7 @@ class AnnDataSource:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file, or of all files of a zarr store in a folder, wherever that lies.
-
-        Raises:
-            UserError: the recipe asks for another one.
-        """
+        """SHA-256 (hex) of the file, or of all files of a zarr folder; a UserError where the recipe has another."""
         found, wanted = sha256_of(self.path), self._config.sha256
         if wanted is not None and found != wanted.lower():
             raise UserError(f"{self._where}: its SHA-256 is {found}, the recipe says {wanted}; get it again")
