@@ -155,6 +155,13 @@ def with_old_obs(file: h5py.File) -> None:
     file["obs"] = np.array([(1,)], dtype=[("target", "i4")])
 
 
+def zarr_with_a_link(folder: Path, content: dict[str, Any]) -> None:
+    """The screen as a zarr store that leads out of itself."""
+    anndata.read_h5ad(folder / "s.h5ad").write_zarr(folder / "s.zarr")
+    (folder / "s.zarr" / "uns" / "more").symlink_to(folder.parent)
+    content["data"]["sources"][0]["path"] = str(folder / "s.zarr")
+
+
 def two_sources(control: str, separator: str = "+", **words: str) -> Edit:
     """A second source, with words of its own for the labels."""
 
@@ -196,7 +203,6 @@ def zarr_without_chunks(folder: Path, content: dict[str, Any]) -> None:
 UNTRAINED = proteins(encoder="esm2", untrained={"width": 8, "heads": 2})
 PT = proteins(encoder="table", table="FOLDER/f.pt", fasta=None)
 ESM = proteins(encoder="esm2", model="FOLDER/esm")
-X = ">G0\nXXXX\n"
 
 
 def se(name: str) -> Edit:
@@ -230,7 +236,8 @@ CASES = [
     Case(SPLIT + "_known_contexts", keys(split={"hold_out": "contexts", "contexts": ["z"]}), "no context 'z'"),
     Case(SPLIT + "_refuse_overlap", keys(split__validation=["G0"]), "listed in both"),
     Case(SPLIT + "_check", keys(split__test=1.0), "leaves nothing to train on"),
-    Case(LOAD + "_load", table("[", ""), "not readable as TOML"),
+    Case("errors.reading", table("[", ""), "not readable as TOML"),
+    Case(LOAD + "_load", table("[other]\nx = 1", ""), "unknown section [other]"),
     Case(LOAD + "_mapping", table("", "datasets = 1\n"), "must be a section"),
     Case(LOAD + "_trained_datasets", table('[training]\nz = "train"'), "is not in [datasets]"),
     Case(LOAD + "_context", table('[training]\ns = "train"\n[zeroshot]\n"s.z" = "test"'), "there is no context"),
@@ -290,14 +297,12 @@ CASES = [
     Case(ESM2_ + "_find", proteins(encoder="esm2", model="FOLDER/none/here/x"), "no such folder, and no Hub id"),
     Case("encoders.esm2_fair_esm._read", proteins(encoder="esm2", model="FOLDER/none.pt"), "no such file"),
     Case("encoders.protein_table._load", both(PT, written("f.pt", "text")), "cut short, or not written by torch.save"),
-    Case("encoders.protein_table.read_pt", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
+    Case("encoders.protein_table._vectors", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
     Case(SE + "_find", se("none.safetensors"), "no such file"),
     Case(SE + "_weights_in", both(written("empty/text", ""), se("empty")), "no model.safetensors"),
-    Case(
-        SE + "_read_safetensors", both(written("f.safetensors", "text"), se("f.safetensors")), "damaged or cut short"
-    ),
+    Case("errors.reading", both(written("f.safetensors", "text"), se("f.safetensors")), "not readable as safetensors"),
     Case(SE + "_read_lightning", both(torch_file("f.ckpt", {}), se("f.ckpt")), "no Lightning checkpoint"),
-    Case(SE + "_unpickle", both(written("f.ckpt", "text"), se("f.ckpt")), "f.ckpt: "),
+    Case("errors.reading", both(written("f.ckpt", "text"), se("f.ckpt")), "not readable as a checkpoint"),
     Case(
         SE + "read_width",
         both(lambda folder, content: save_file({"a": np.ones(2)}, folder / "f.safetensors"), se("f.safetensors")),
@@ -318,12 +323,15 @@ CASES = [
     ),
     Case(SOURCES + "remote.open_local", both(written("d/f", ""), proteins(fasta="FOLDER/d")), "is a folder"),
     Case(SOURCES + "remote.read_bytes", written("p.fasta", gzip.compress(b">G0\nMKV\n" * 99)[:-9]), "gzip file cut"),
-    Case(SOURCES + "remote._check_address", proteins(fasta="ftp://example.org/p.fasta"), "not an address to download"),
     Case(
-        SOURCES + "symbol_files.read_symbols",
+        SOURCES + "download._check_address", proteins(fasta="ftp://example.org/p.fasta"), "not an address to download"
+    ),
+    Case(
+        SOURCES + "symbol_files._read",
         both(written("n.tsv", "a\tb\n"), proteins(symbols="FOLDER/n.tsv")),
         "table",
     ),
+    Case(SOURCES + "download.check_sha256", proteins(sha256="0" * 64), "SHA-256"),
     Case(SOURCES + "symbols.coverage", proteins(pins={"G99": "G0"}), "G99 is neither a target gene nor"),
     Case(
         SOURCES + "alignment.open_sources",
@@ -351,7 +359,10 @@ CASES = [
     ),
     Case("store.cell_table._check_controls", two_sources("NT", G0="G1+non-targeting"), "the control of source 's'"),
     # ----------------------------------------------------------------------------------------------------- the file
-    Case(SOURCES + "anndata_file._hdf5", written("s.h5ad", "text"), "cut short or damaged, or not HDF5"),
+    Case("errors.reading", written("s.h5ad", "text"), "not readable as HDF5"),
+    Case(SOURCES + "inside.check_hdf5", hdf5(lambda f: f.__setitem__("uns/x", h5py.ExternalLink("o.h5", "/X"))), "x"),
+    Case(SOURCES + "inside.check_folder", zarr_with_a_link, "is a link out of the store"),
+    Case(SOURCES + "inside.check_lengths", rewritten("obs/day", np.arange(7)), "damaged"),
     Case(SOURCES + "anndata_file._root", zarr_array, "it is a single array"),
     Case(SOURCES + "anndata_file.open_file", source(path="FOLDER/none.h5ad"), "none.h5ad is missing"),
     Case(SOURCES + "anndata_file.locate", source(matrix="layers/none"), "has no matrix 'layers/none'"),
@@ -364,7 +375,7 @@ CASES = [
     ),
     Case(SOURCES + "anndata_source.AnnDataSource._find_reading", source(values="normalised"), "but they look like"),
     Case(SOURCES + "anndata_source.AnnDataSource._refusal", screen(lambda t: setattr(t, "X", t.X * -1.5)), "holds -"),
-    Case(SOURCES + "matrix.open_matrix", hdf5(lambda f: f["X"].attrs.update({"encoding-type": "coo"})), "is not read"),
+    Case(SOURCES + "matrix._open", hdf5(lambda f: f["X"].attrs.update({"encoding-type": "coo"})), "is not read"),
     Case(SOURCES + "matrix._check_kind", rewritten("X/data", np.array([b"a"] * 3)), "holds values of type"),
     Case(SOURCES + "matrix._check_compressed", rewritten("X/indptr", np.zeros(81, int)), "indptr does not rise"),
     Case(SOURCES + "zarr_array.check_chunks", zarr_without_chunks, "are not in the store"),

@@ -55,6 +55,17 @@ def test_a_source_that_moves_is_the_same_and_one_that_changes_is_another(tmp_pat
     assert fingerprint("a.h5ad", b"1", control="NT") != first
 
 
+def test_what_a_file_must_be_is_no_part_of_what_is_made_of_it(tmp_path):
+    source = {"name": "s", "path": str(tmp_path / "s.h5ad"), "perturbation_column": "gene", "context": "a"}
+    proteins = {"encoder": "esm2", "fasta": str(tmp_path / "p.fa"), "untrained": {}}
+    plain = Layout(recipe(tmp_path, data={"sources": [source]}, embed={"proteins": proteins}))
+    digests = {"sha256": "0" * 64, "symbols_sha256": "1" * 64}
+    data = {"sources": [source | {"sha256": "2" * 64}], "symbols_sha256": "3" * 64}
+    strict = Layout(recipe(tmp_path, data=data, embed={"proteins": proteins | digests}))
+    assert strict.cells_fingerprint == plain.cells_fingerprint
+    assert strict.proteins_fingerprint == plain.proteins_fingerprint
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_another_base_in_the_same_folder_is_another_training(tmp_path, file):
     base = tmp_path / "base"

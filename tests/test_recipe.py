@@ -178,6 +178,51 @@ def test_variables_are_expanded_late_and_must_be_set(load, monkeypatch):
     assert expand("~/x.h5ad") == Path("/home/me/x.h5ad")
 
 
+def test_every_path_is_expanded_the_output_too(load, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load(SIMULATED, "output=~/x").run_folder == Path("/home/me/x/runs/demo")
+    monkeypatch.setenv("SCRATCH_DISK", "/scratch")
+    assert load(SIMULATED, "output=${SCRATCH_DISK}/x").embeddings_folder == Path("/scratch/x/embeddings/demo")
+    assert expand("$SCRATCH_DISK/x") == Path("/scratch/x")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("$NO_SUCH_DISK/x", "the environment variable NO_SUCH_DISK is not set"),
+        ("${NO-SUCH}/x", "the environment variable NO-SUCH is not set"),
+        ("~no-such-user/x", "there is no home folder of that user"),
+        ("a/" + "n" * 256, "no file can have that name"),
+        ("a\0b", "no file can have that name"),
+    ],
+)
+def test_a_path_that_no_file_can_have(path, message):
+    with pytest.raises(UserError, match=message) as caught:
+        expand(path)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_name_leaves_room_for_the_files_beside_its_folders(load):
+    assert load(SIMULATED.replace("demo", "n" * 200)).name == "n" * 200
+    with pytest.raises(UserError, match=r"name: 'nnn.*has 201 bytes; 200 at most"):
+        load(SIMULATED.replace("demo", "n" * 201))
+
+
+def test_what_is_stored_of_a_recipe_holds_no_secret(load, monkeypatch):
+    monkeypatch.setenv("VCC_FM_DATA", "/secret")
+    fasta = "embed.proteins.fasta=https://me:SECRET@proteins.example/p.fa?token=SECRET#SECRET"
+    get = "data.sources.0.get=ask at https://data.example/one?key=SECRET, or us"
+    recipe = load(FILES, fasta, get)
+    said = recipe.public()
+    assert said["embed"]["proteins"]["fasta"] == "https://proteins.example/p.fa"
+    assert said["data"]["sources"][0]["get"] == "ask at https://data.example/one or us"
+    assert said["data"]["sources"][0]["path"] == "${VCC_FM_DATA}/one.h5ad"
+    assert "SECRET" not in str(said)
+    assert "secret" not in str(said)
+    assert recipe.embed.proteins.fasta == fasta.partition("=")[2]
+    assert load(SIMULATED).public() == load(SIMULATED).model_dump(mode="json")
+
+
 # ------------------------------------------------------------------------------------------------ explain, fingerprint
 def leaves(value: object, prefix: str = "") -> set[str]:
     """Dotted keys of a recipe, sections and lists of sections descended into, mappings of free keys not."""

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly.
+"""The two ways a command ends badly, and the one way in which a file from outside is refused.
 
 A :class:`UserError` is something its reader can mend (exit code 2, one or two lines, no traceback);
 anything else is a fault of the program (exit code 1).
@@ -6,6 +6,73 @@ anything else is a fault of the program (exit code 1).
 
 from __future__ import annotations
 
+import os
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LINE = 160
+"""Letters of a value, or of a library's reason, that a message shows."""
+_LONGEST = 2000
+"""Letters of a line of a message: what is longer holds a value that nobody cut, and loses its middle."""
+
+_values = reprlib.Repr()
+_values.maxlevel, _values.maxstring, _values.maxother, _values.maxlong = 3, 120, 120, 60
+
 
 class UserError(Exception):
-    """What was found, where, and what to do about it, in one or two lines."""
+    """What was found, where, and what to do about it, in one or two lines.
+
+    Values from files stand in it: what a terminal would take for a command is written out, and a line is never longer
+    than people read.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(_cut(_printable(line), _LONGEST) for line in message.split("\n")))
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, in part of a line whatever its size; nested ones are not walked to the end."""
+    return _cut(_values.repr(value), _LINE)
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of an error, in one line; its kind where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return _cut(error.strerror.partition("\n")[0], _LINE)
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return _cut(str(error).strip().partition("\n")[0], _LINE) or type(error).__name__
+
+
+@contextmanager
+def reading(where: str | os.PathLike[str], what: str, advice: str = "get it again") -> Iterator[None]:
+    """Read something from outside: whatever goes wrong in the block is a fault of the file.
+
+    Args:
+        where: file, and the place in it.
+        what: it is read as (``YAML``, ``FASTA``).
+        advice: what to do.
+
+    Raises:
+        UserError: as the block raises it, or in place of any other error, which stays its cause for ``--debug``.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} is not readable as {what}: {first_line(error)}; {advice}") from error
+
+
+def _printable(line: str) -> str:
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in line
+    )
+
+
+def _cut(text: str, most: int) -> str:
+    """Without its middle where it is too long: a message begins with the file and ends with what to do."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} … {text[-(most // 3) + 3 :]}"

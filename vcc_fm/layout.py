@@ -26,6 +26,7 @@ _STATE_SE = ("*.yaml", "*.pt", "*.safetensors", "*.ckpt")
 _ZARR_ROOT = ("zarr.json", ".zgroup")
 _ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
+_OF_FILES = {"fasta", "get", "sha256", "symbols", "symbols_sha256"}
 _SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
 
@@ -105,10 +106,10 @@ class Layout:
     @cached_property
     def cells_fingerprint(self) -> str:
         """Of the cell store."""
-        data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb"})
+        data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb", "symbols_sha256"})
         for source in data["sources"]:
             source["path"] = file_identity(source["path"])
-            del source["get"]
+            del source["get"], source["sha256"]  # what the file must be, not what is made of it
         if data["genes"] not in ("union", "intersection"):
             data["genes"] = file_identity(data["genes"])
         if data["symbols"] is not None:
@@ -127,9 +128,7 @@ class Layout:
             sequences = config.fasta if "://" in config.fasta else file_identity(config.fasta)
         if config.encoder == "composition":
             return fingerprint([SCHEMA, config.encoder, config.kmer, sequences])
-        settings = config.model_dump(
-            mode="json", exclude={"fasta", "get", "kmer", "missing", "model", "symbols", "pins"}
-        )
+        settings = config.model_dump(mode="json", exclude={*_OF_FILES, "kmer", "missing", "model", "pins"})
         model = None if config.untrained is not None else _model_identity(config.model, _MODEL)
         return fingerprint([SCHEMA, settings, model, sequences])
 
@@ -179,7 +178,7 @@ class Layout:
         if recipe.decoder.base == "pretrain" and phase == "train":
             before = self.training_fingerprint(fold, "pretrain")
         elif recipe.decoder.base not in ("scratch", "pretrain"):
-            before = folder_identity(Path(recipe.decoder.base))
+            before = folder_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
 

@@ -6,11 +6,10 @@ transformers takes longer than everything else that a plan does. Any other is bu
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vcc_fm.errors import UserError
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe import Recipe, expand
 
 if TYPE_CHECKING:
     from vcc_fm.decoder.model import PerturbationDecoder
@@ -130,8 +129,9 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
     if settings.base in ("scratch", "pretrain"):
         check_backbone(settings.backbone)
         return dict(settings.backbone)
+    base = str(expand(settings.base))
     try:
-        found = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(base, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         reason = (
@@ -146,7 +146,7 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
 
 
 def _exists(base: str) -> bool:
-    return Path(base).is_dir()
+    return expand(base).is_dir()
 
 
 def _show_tokens(decoder: PerturbationDecoder) -> None:

@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, shown
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Sha256 = Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$")]
 
 _UNASSIGNED = (
     "unassigned, unassigned guide, not assigned, undetermined, unknown, unmapped, na, n/a, none, no guide, noguide, "
@@ -110,6 +111,7 @@ class SourceConfig(Section):
     )
     path: str = Field(description="path of the h5ad file or zarr store (folder or .zip); ${VARIABLE} is expanded")
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    sha256: Sha256 = Field(None, description="SHA-256 that the h5ad file must have (hex); checked when it is prepared")
     matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
     values: Literal["auto", "counts", "log1p-counts", "normalised", "log-normalised"] = Field(
         "auto",
@@ -183,6 +185,7 @@ class DataConfig(Section):
         description="gene names from HGNC, or Ensembl ids and their symbols: genes and targets of all sources go "
         "under approved symbols",
     )
+    symbols_sha256: Sha256 = Field(None, description="SHA-256 that the file of `symbols` must have (hex)")
     pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where data.symbols is ambiguous")
     minimum_cells: PositiveInt = Field(
         1, description="perturbations with fewer cells in a context are dropped and counted"
@@ -271,6 +274,7 @@ class ProteinEncoderConfig(Section):
         None, description="protein sequences (UniProt, Ensembl pep, or symbol first): a path, https:// or hf://"
     )
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    sha256: Sha256 = Field(None, description="SHA-256 that the file of `fasta` must have (hex)")
     table: str | None = Field(
         None, description="table: a .pt dictionary symbol -> vector, such as ESM2_pert_features.pt; needs no fasta"
     )
@@ -294,6 +298,7 @@ class ProteinEncoderConfig(Section):
     symbols: str | None = Field(
         None, description="gene names from HGNC (complete set, or alias and approved): other names of a gene are found"
     )
+    symbols_sha256: Sha256 = Field(None, description="SHA-256 that the file of `symbols` must have (hex)")
     pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where names are ambiguous")
     missing: Literal["refuse", "learned", "drop"] = Field(
         "refuse",
@@ -527,6 +532,14 @@ class Recipe(Section):
     predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
     score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        # Files beside the folders are named after it.
+        if len(name.encode()) > _LONGEST_NAME - 55:
+            raise ValueError(f"name: {shown(name)} has {len(name.encode())} bytes; 200 at most")
+        return name
+
     @model_validator(mode="after")
     def _base(self) -> Recipe:
         if (self.decoder.base == "pretrain") != (self.pretrain is not None):
@@ -545,12 +558,17 @@ class Recipe(Section):
     @property
     def embeddings_folder(self) -> Path:
         """Where the stores of this recipe are."""
-        return Path(self.output) / "embeddings" / self.name
+        return expand(self.output) / "embeddings" / self.name
 
     @property
     def run_folder(self) -> Path:
         """Where checkpoints, predictions and scores of this recipe are."""
-        return Path(self.output) / "runs" / self.name
+        return expand(self.output) / "runs" / self.name
+
+    def public(self) -> dict[str, Any]:
+        """The resolved recipe as JSON, to be shown or stored: variables unexpanded, addresses without secrets."""
+        content: dict[str, Any] = json.loads(self.model_dump_json(), object_hook=_without_secrets)
+        return content
 
     def fingerprint(self) -> str:
         """SHA-256 of the resolved recipe."""
@@ -562,11 +580,40 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+_VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|(\w+))")
+_ADDRESS = re.compile(r"(\w[\w+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)\S*")
+_LONGEST_NAME = 255
+"""Bytes of a file's name: no file system of ours has longer ones."""
+
+
 def expand(path: str) -> Path:
-    """Expand ``${VARIABLE}`` and ``~``; a variable that is not set is a :class:`UserError`."""
-    unset = [name for name in re.findall(r"\$\{(\w+)\}", path) if name not in os.environ]
+    """A path of a recipe as the file system knows it: ``${VARIABLE}`` and ``~`` are expanded.
+
+    Raises:
+        UserError: a variable is not set, there is no such user, or no file can have the name.
+    """
+    unset = [braced or bare for braced, bare in _VARIABLE.findall(path) if (braced or bare) not in os.environ]
     if unset:
         raise UserError(
             f"{path}: the environment variable {unset[0]} is not set; point it at the folder with the data"
         )
-    return Path(os.path.expanduser(os.path.expandvars(path)))
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no home folder of that user; write ./~ for a name that begins so")
+    if "\0" in expanded or any(len(os.fsencode(name)) > _LONGEST_NAME for name in expanded.split("/")):
+        raise UserError(f"{shown(path)}: no file can have that name; shorten it, to {_LONGEST_NAME} bytes at most")
+    return Path(expanded)
+
+
+def without_secrets(text: str) -> str:
+    """A text with its addresses stripped of user, query and fragment, any of which may hold a token."""
+    return _ADDRESS.sub(r"\1\2", text)
+
+
+def _without_secrets(section: dict[str, Any]) -> dict[str, Any]:
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(entry) for entry in value]
+        return without_secrets(value) if isinstance(value, str) else value
+
+    return {key: clean(value) for key, value in section.items()}

@@ -17,12 +17,21 @@ from typing import Annotated, Any
 import yaml
 from pydantic import ValidationError
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading, shown
 from vcc_fm.recipe import Recipe, Section
+
+_MOST_FAULTS = 8  # told at once
+_MOST_LETTERS = 120  # of a key
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number, and a key that repeats is an error."""
+    """YAML as people mean it: 1e-4 is a number, a key that repeats is an error, and so is what no file can hold."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise yaml.constructor.ConstructorError(None, None, "a text holds NUL or half a letter", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -30,10 +39,12 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise UserError(
-                    f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: {key!r} is no key; use a word"
+                    f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: {shown(key)} is no key; use a word"
                 )
             if key in seen:
-                raise UserError(f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} repeats")
+                raise UserError(
+                    f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: key {shown(key)} repeats"
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -53,23 +64,36 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             a key is unknown (the nearest one is named), or a value has the wrong type.
     """
     path = Path(path)
-    try:
-        with path.open() as file:
-            content = _read_yaml(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; give a recipe, a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from None
+    with reading(path, "YAML", "correct it"):
+        try:
+            with path.open(encoding="utf-8") as file:
+                content = _read_yaml(file)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such recipe") from None
+        except IsADirectoryError:
+            raise UserError(f"{path}: is a folder; give a recipe, a YAML file") from None
+        except yaml.MarkedYAMLError as error:
+            raise UserError(f"{path} is not readable as YAML: {_marked(error)}; correct it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, found {type(content).__name__}")
     for override in overrides or []:
-        _apply(content, override)
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_describe(entry) for entry in error.errors())) from None
+        with reading(f"override {shown(override)}", "key=value", "correct it"):
+            _apply(content, override)
+    with reading(path, "a recipe", "correct it"):
+        try:
+            return Recipe.model_validate(content)
+        except ValidationError as error:
+            faults = error.errors()
+            more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
+            said = "; ".join(_describe(entry) for entry in faults[:_MOST_FAULTS])
+            raise UserError(f"{path}: {said}{more}") from None
+
+
+def _marked(error: yaml.MarkedYAMLError) -> str:
+    """What YAML finds wrong, and where, in one line."""
+    mark = error.problem_mark or error.context_mark
+    at = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+    return (error.problem or error.context or "damaged") + at
 
 
 def _read_yaml(text: str | typing.TextIO) -> Any:
@@ -80,11 +104,11 @@ def _read_yaml(text: str | typing.TextIO) -> Any:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
-        raise UserError(f"override {override!r}: write key=value, for example train.lr=1e-4")
+        raise UserError(f"override {shown(override)}: write key=value, for example train.lr=1e-4")
     try:
         parsed = _read_yaml(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"override {shown(override)}: the value is not YAML: {_marked(error)}") from None
     *parents, last = key.split(".")
     place: Any = content
     for depth, part in enumerate(parents):
@@ -95,7 +119,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
                 place[part] = {}
             place = place[part]
         if not isinstance(place, dict | list):
-            raise UserError(f"override {override!r}: {'.'.join(parents[: depth + 1])} holds a value, not keys")
+            raise UserError(f"override {shown(override)}: {'.'.join(parents[: depth + 1])} holds a value, not keys")
     if isinstance(place, list):
         place[_position(place, last, key)] = parsed
     else:
@@ -103,25 +127,25 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _position(place: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise UserError(f"override {key}: {part!r} is no position in a list of {len(place)}")
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(place):
+        raise UserError(f"override {key}: {shown(part)} is no position in a list of {len(place)}")
     return int(part)
 
 
 def _describe(entry: Any) -> str:
     """One pydantic error in the words of the recipe."""
-    where = ".".join(str(part) for part in entry["loc"])
+    where = ".".join(str(part) for part in entry["loc"])[:_MOST_LETTERS]
     if entry["type"] == "extra_forbidden":
         *parents, last = entry["loc"]
         known = _keys_at([str(part) for part in parents])
-        near = difflib.get_close_matches(str(last), known, n=1)
+        near = difflib.get_close_matches(str(last)[:_MOST_LETTERS], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {where} ({hint})"
     if entry["type"] == "missing":
         return f"{where} is missing"
     if entry["type"] == "value_error":
         return str(entry["ctx"]["error"])
-    return f"{where}: {entry['msg'].lower()}, found {entry['input']!r}"
+    return f"{where}: {entry['msg'].lower()}, found {shown(entry['input'])}"
 
 
 def _sections(annotation: Any) -> Iterator[type[Section]]:

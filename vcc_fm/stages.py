@@ -176,7 +176,7 @@ def protein_fasta(recipe: Recipe, simulated: Path) -> Path:
     if config.fasta is not None:
         from vcc_fm.sources.remote import open_local
 
-        return open_local(config.fasta, config.get)
+        return open_local(config.fasta, config.get, sha256=config.sha256)
     if recipe.data.simulate is None:
         raise UserError("embed.proteins.fasta is missing: target genes become tokens through their protein sequences")
     return simulated / "proteins.fasta"

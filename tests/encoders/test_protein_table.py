@@ -111,7 +111,7 @@ def test_cut_and_missing_files_and_other_forms(tmp_path):
     with pytest.raises(UserError, match=r"cut short, or not written by torch\.save since torch 1\.6"):
         read_pt(saved(tmp_path, vectors(), _use_new_zipfile_serialization=False))
     np.savez(tmp_path / "p.npz", TP53=np.ones(4))
-    with pytest.raises(UserError, match=r"p\.npz: not written by torch\.save, or damaged"):
+    with pytest.raises(UserError, match=r"p\.npz is not readable as protein vectors: "):
         read_pt(tmp_path / "p.npz")
     with pytest.raises(UserError, match=r"absent\.pt: no such file"):
         read_pt(tmp_path / "absent.pt")

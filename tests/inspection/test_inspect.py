@@ -90,7 +90,7 @@ def test_a_file_that_is_none_is_refused(tmp_path, screen, counts):
         inspect_file(tmp_path / "folder")
     path = screen(counts)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"screen\.h5ad.*cut short or damaged"):
+    with pytest.raises(UserError, match=r"screen\.h5ad.* is not readable as HDF5"):
         inspect_file(path)
     with h5py.File(tmp_path / "other.h5ad", "w") as file:
         file["X"] = np.ones(3)

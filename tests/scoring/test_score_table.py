@@ -75,7 +75,7 @@ def test_other_files_are_refused(tmp_path):
         read_table(tmp_path / "scores.json")
     for content in ("{", json.dumps({"rows": []}), "[1]"):
         (tmp_path / "scores.json").write_text(content)
-        with pytest.raises(UserError, match="no score table"):
+        with pytest.raises(UserError, match="is not readable as a score table: "):
             read_table(tmp_path / "scores.json")
 
 

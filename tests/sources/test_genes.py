@@ -125,7 +125,7 @@ def test_an_axis_from_a_file(tmp_path, text):
         (b"gene_name\n", "names no gene"),
         (b"A\nB\nA\n", r"repeats 1 gene symbol\(s\): A"),
         (b"A,1\nB,2\n", "one gene symbol a line is expected, found 'A,1'"),
-        (b"\xff\xfe\x00", "not a text file"),
+        (b"\xff\xfe\x00", "is not readable as text: .*; give a file with one gene symbol a line"),
         (b"X\nY\n", "none of its genes"),
     ],
 )

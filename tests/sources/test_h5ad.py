@@ -379,17 +379,34 @@ def test_files_that_cannot_be_opened(h5ad_file, source_config, tmp_path):
     (tmp_path / "text.h5ad").write_text("cell,gene\n")
     h5py.File(tmp_path / "empty.h5ad", "w").close()
     for name in ("cut.h5ad", "text.h5ad"):
-        with pytest.raises(UserError, match="cut short or damaged"):
+        with pytest.raises(UserError, match="is not readable as HDF5: "):
             AnnDataSource(source_config(tmp_path / name))
     with pytest.raises(UserError, match="not h5ad"):
         AnnDataSource(source_config(tmp_path / "empty.h5ad"))
+
+
+def test_a_source_has_the_sha256_that_the_recipe_gives(h5ad_file, source_config):
+    path = h5ad_file()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with AnnDataSource(source_config(path, sha256=digest.upper())) as source:
+        assert source.sha256 == digest
+    with AnnDataSource(source_config(path, sha256="0" * 64)) as source:
+        with pytest.raises(UserError, match=f"its SHA-256 is {digest}, the recipe says 0+; get it again"):
+            _ = source.sha256
+
+
+def test_a_message_shows_a_path_as_the_recipe_has_it(h5ad_file, source_config, monkeypatch):
+    path = h5ad_file()
+    monkeypatch.setenv("A_TOKEN", str(path.parent))
+    with pytest.raises(UserError, match=r"source 's' \(\$\{A_TOKEN\}/gone.h5ad\): no such file"):
+        AnnDataSource(source_config("${A_TOKEN}/gone.h5ad"))
 
 
 def test_a_group_that_lost_a_part(h5ad_file, source_config):
     path = h5ad_file(sp.csr_matrix(np.ones((24, 6))))
     with h5py.File(path, "r+") as file:
         del file["obs"].attrs["_index"]
-    with pytest.raises(UserError, match="obs: cut short or damaged"):
+    with pytest.raises(UserError, match="obs is not readable as AnnData: "):
         AnnDataSource(source_config(path))
 
 

@@ -1,11 +1,17 @@
+import contextlib
 import gzip
+import hashlib
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub.constants
 import pytest
 
 from vcc_fm.errors import UserError
+from vcc_fm.sources import download
+from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.sources.remote import open_local, read_bytes
 
 CONTENT = bytes(range(256)) * 12_000  # some blocks long
@@ -50,6 +56,48 @@ class Handler(BaseHTTPRequestHandler):
     def answer_chunkedcut(self):
         self.send(b"4\r\nMEEP\r\n4\r\nME", announce=False, Transfer_Encoding="chunked")
 
+    def answer_resume(self):
+        """Half of the file with a strong ETag, then, for who asks for the rest of that one, the rest."""
+        self.server.ranges.append((self.headers.get("Range"), self.headers.get("If-Range")))
+        half = len(CONTENT) // 2
+        if self.headers.get("Range") == f"bytes={half}-" and self.headers.get("If-Range") == self.server.etag:
+            part = {"Content_Range": f"bytes {half}-{len(CONTENT) - 1}/{len(CONTENT)}", "ETag": self.server.etag}
+            self.send(CONTENT[half:], status=206, **part)
+        elif self.headers.get("Range"):
+            self.send(CONTENT, ETag=self.server.etag)
+        else:
+            self.server.length = len(CONTENT)
+            self.send(CONTENT[:half], ETag=self.server.etag)
+            self.server.length = None
+
+    def answer_empty(self):
+        self.send(b"")
+
+    def answer_page(self):
+        self.send(b"\n<!DOCTYPE html><p>Log in", Content_Type="application/octet-stream")
+
+    def answer_type(self):
+        self.send(b"<p>Log in", Content_Type="text/html; charset=utf-8")
+
+    def answer_half(self):
+        self.send(gzip.compress(CONTENT)[:2000])
+
+    def answer_open(self):
+        self.send(gzip.compress(CONTENT)[:2000], announce=False, Connection="close")
+
+    def answer_slow(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+        self.close_connection = True
+
+    def answer_inside(self):
+        self.send(b"", status=302, Location=self.server.inside)
+
     def answer_gone(self):
         self.send(b"no", status=404)
 
@@ -83,6 +131,7 @@ def server(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked = []
     server.length = None
+    server.ranges, server.etag = [], '"one"'
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -124,7 +173,7 @@ def test_a_local_path_is_expanded_and_must_be_a_file(tmp_path, monkeypatch):
 def test_bytes_are_unpacked_by_content_and_not_by_name(tmp_path, name):
     for content in (b"MEEP" * 1000, gzip.compress(b"MEEP" * 1000)):
         (tmp_path / name).write_bytes(content)
-        with read_bytes(tmp_path / name) as file:
+        with read_bytes(tmp_path / name, "text") as file:
             assert file.read() == b"MEEP" * 1000
 
 
@@ -204,6 +253,99 @@ def test_what_the_web_refuses(server, tmp_path, monkeypatch):
     monkeypatch.setenv("VCC_FM_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file: not writable .*set VCC_FM_CACHE"):
         open_local(f"{server.url}/whole/p.fa")
+
+
+def test_a_cut_download_goes_on_where_it_is_the_same_file(server, tmp_path):
+    url = f"{server.url}/resume/p.fa"
+    with pytest.raises(UserError, match="the connection was cut"):
+        open_local(url)
+    path = open_local(url)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [(None, None), (f"bytes={len(CONTENT) // 2}-", '"one"')]
+    assert kept(tmp_path / "cache") == [path.name]
+
+
+def test_a_cut_download_begins_anew_where_the_file_has_changed(server, tmp_path):
+    url = f"{server.url}/resume/p.fa"
+    with pytest.raises(UserError, match="the connection was cut"):
+        open_local(url)
+    server.etag = '"two"'
+    assert open_local(url).read_bytes() == CONTENT
+    assert len(kept(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("empty", r"/empty/p\.fa: the server sent an empty file; check the address$"),
+        ("page", "the server sent a web page, not a file; give the address of the file itself"),
+        ("type", "the server sent a web page, not a file"),
+        ("half", "the server sent gzip data cut short or damaged; run it again"),
+        ("open", "the server sent gzip data cut short or damaged; run it again"),
+    ],
+)
+def test_what_is_no_whole_file_is_not_kept(server, tmp_path, answer, message):
+    with pytest.raises(UserError, match=message):
+        open_local(f"{server.url}/{answer}/p.fa?token=SECRET")
+    assert kept(tmp_path / "cache") == []
+
+
+def test_a_server_that_trickles_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_SILENCE_S", 0.3)
+    with pytest.raises(UserError, match=r"next to nothing came for 0 s, after \d+ bytes; run it again"):
+        open_local(f"{server.url}/slow/p.fa")
+    assert kept(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://10.0.0.1/p",
+        "https://[::1]/p",
+        "https://169.254.169.254/p",
+        "https://[::ffff:10.0.0.1]/p",
+        "other port",
+    ],
+)
+def test_a_redirect_does_not_lead_inside(server, target):
+    server.inside = target if target != "other port" else f"http://localhost:{server.server_port}/whole/p.fa"
+    with pytest.raises(UserError, match=r"a redirect to .*, which is inside this machine or its network"):
+        open_local(f"{server.url}/inside/p.fa")
+    assert server.asked == ["/inside/p.fa"]
+
+
+def test_a_name_that_leads_inside_is_seen_through(server, monkeypatch):
+    ask = socket.getaddrinfo
+
+    def resolve(host, *rest, **more):
+        return ask("192.168.1.1" if host == "proteins.example" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    server.inside = "https://proteins.example/p.fa?token=SECRET"
+    with pytest.raises(UserError, match=r"^https://proteins\.example/p\.fa: a redirect to 192\.168\.1\.1,"):
+        open_local(f"{server.url}/inside/p.fa")
+
+
+def test_the_sha256_of_a_download_and_of_a_file(server, tmp_path):
+    right, url = hashlib.sha256(CONTENT).hexdigest(), f"{server.url}/whole/p.fa"
+    with pytest.raises(UserError, match=r"its SHA-256 is .*, the recipe says 0+; it is not kept; correct the sha256"):
+        open_local(url, sha256="0" * 64)
+    assert kept(tmp_path / "cache") == []
+    path = open_local(url, sha256=right.upper())
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match=r"-p\.fa: its SHA-256 is .*; remove it, and it is downloaded again$"):
+        open_local(url, sha256=right)
+    with pytest.raises(UserError, match=r"; get it again, or correct the sha256$"):
+        open_local(str(path), sha256=right)
+
+
+def test_a_damaged_download_is_named_with_what_to_do(server, tmp_path):
+    url = f"{server.url}/whole/p.fa"
+    path = open_local(url)
+    for content in (gzip.compress(b">TP53\nMKT\n" * 99)[:-9], b"no FASTA"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"-p\.fa: .*; remove it, and it is downloaded again$"):
+            read_proteins(url)
 
 
 # ------------------------------------------------------------------------------------------------------------- the Hub

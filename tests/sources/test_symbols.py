@@ -145,12 +145,12 @@ def test_coverage_names_every_symbol_and_what_speaks_for_a_candidate(table):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a table of gene names"),
+        (b"", "is not readable as a table of gene names: "),
         (b"symbol\tname\nTP53\tx\n", "found the columns symbol, name; expected HGNC's complete set"),
         (b"gene\tid\ttype\nTP53\tENSG00000141510\tx\n", "found the columns gene, id, type; expected"),
         (b"a\tb\nENSG00000141510\tENSG00000141510\n", "found the columns a, b; expected"),
         (b"gene\tid\n", "found the columns gene, id; expected"),
-        (b"alias\tapproved\n\xff\xfe\tx\n", "not a table of gene names"),
+        (b"alias\tapproved\n\xff\xfe\tx\n", "is not readable as a table of gene names: "),
         (gzip.compress(COMPLETE_SET.encode())[:-200], "gzip file cut short or damaged"),
     ],
 )

@@ -182,7 +182,7 @@ def test_a_damaged_store_is_refused(tmp_path):
     with pytest.raises(UserError, match="store schema 0, this program reads 3; prepare it again"):
         CellStore(folder)
     (folder / "store.json").write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match=r"store.json: damaged .* run the stage again"):
+    with pytest.raises(UserError, match=r"store.json is not readable as JSON: .* run the stage again"):
         CellStore(folder)
     (folder / "store.json").unlink()
     with pytest.raises(UserError, match=r"store.json: missing; the stage that writes it has not been run"):

@@ -19,7 +19,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading, shown
+from vcc_fm.recipe import expand
 
 Share = Literal["train", "val", "test"]
 
@@ -83,7 +84,7 @@ def read_cell_load_table(path: str | Path, contexts: Mapping[str, Mapping[str, s
     for name, share in _mapping(path, content, "zeroshot").items():
         context = meant(f'[zeroshot] "{name}"', name)
         if share not in _SHARES:
-            raise UserError(f'{path}: [zeroshot] "{name}" is {share!r}; write "train", "val" or "test"')
+            raise UserError(f'{path}: [zeroshot] "{name}" is {shown(share)}; write "train", "val" or "test"')
         if zeroshot.setdefault(context, cast(Share, share)) != share:
             raise UserError(f"{path}: [zeroshot] gives context {context!r} both {zeroshot[context]!r} and {share!r}")
 
@@ -132,7 +133,7 @@ def _matches(where: str, place: str) -> bool:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
+    return os.path.abspath(expand(path))
 
 
 def _trains(path: Path, context: str, homes: list[set[str]], trained: set[str], datasets: dict[str, Any]) -> bool:
@@ -152,13 +153,12 @@ def _trains(path: Path, context: str, homes: list[set[str]], trained: set[str], 
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file; split.table is the path of a cell-load TOML") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as TOML: {error}") from None
+    with reading(path, "TOML", "correct it"):
+        try:
+            with path.open("rb") as file:
+                content = tomllib.load(file)
+        except (FileNotFoundError, IsADirectoryError):
+            raise UserError(f"{path}: no such file; split.table is the path of a cell-load TOML") from None
     unknown = [section for section in content if section not in _SECTIONS]
     if unknown:
         raise UserError(f"{path}: unknown section [{unknown[0]}]; known: {', '.join(_SECTIONS)}")
@@ -168,7 +168,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _mapping(path: Path, content: dict[str, Any], section: str) -> dict[str, Any]:
     value = content.get(section, {})
     if not isinstance(value, dict):
-        raise UserError(f"{path}: {section} must be a section, [{section}], found {value!r}")
+        raise UserError(f"{path}: {section} must be a section, [{section}], found {shown(value)}")
     return value
 
 
@@ -176,7 +176,7 @@ def _trained_datasets(path: Path, content: dict[str, Any], datasets: dict[str, A
     trained = _mapping(path, content, "training")
     for name, share in trained.items():
         if share != "train":
-            raise UserError(f'{path}: [training] {name} is {share!r}; write "train" or leave it out')
+            raise UserError(f'{path}: [training] {name} is {shown(share)}; write "train" or leave it out')
         if name not in datasets:
             raise UserError(f"{path}: [training] {name} is not in [datasets] ({_listed(datasets)})")
     return set(trained)
@@ -207,7 +207,9 @@ def _fewshot_lists(path: Path, name: str, lists: Any) -> dict[Share, list[str]]:
         raise UserError(f'{path}: [fewshot."{name}"]: unknown key {unknown[0]}; known: val, test')
     for key, labels in lists.items():
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise UserError(f'{path}: [fewshot."{name}"] {key}: write a list of labels in quotes, found {labels!r}')
+            raise UserError(
+                f'{path}: [fewshot."{name}"] {key}: write a list of labels in quotes, found {shown(labels)}'
+            )
     return cast(dict[Share, list[str]], lists)
 
 

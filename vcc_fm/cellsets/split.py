@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vcc_fm.cellsets.additive import additive_warnings
 from vcc_fm.cellsets.cell_load_table import CellLoadTable, Share, read_cell_load_table
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.recipe import SplitConfig, expand
 
 Role = Literal["train", "validation", "test", "unused"]
@@ -128,14 +128,15 @@ class Split:
                 or counts that are not those of the groups.
         """
         path = Path(path)
-        try:
-            file = _File.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such split") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise UserError(f"{path}: not a split: {where}: {first['msg']}; make the split again") from None
+        with reading(path, "a split", "make the split again"):
+            try:
+                file = _File.model_validate_json(path.read_bytes())
+            except FileNotFoundError:
+                raise UserError(f"{path}: no such split") from None
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"]) or "the file"
+                raise UserError(f"{path}: not a split: {where}: {first['msg']}; make the split again") from None
         roles: Roles = {(entry.context, entry.perturbation): entry.role for entry in file.groups}
         cells = {(entry.context, entry.perturbation): entry.cells for entry in file.groups}
         split = cls(file.hold_out, file.fold, file.folds, file.seed, roles, cells, file.warnings)

@@ -36,7 +36,9 @@ def protein_coverage(
             faulty protein and no other.
     """
     config = recipe.embed.proteins
-    table = read_symbols(config.symbols) if config.symbols is not None else SymbolTable()
+    table = SymbolTable()
+    if config.symbols is not None:
+        table = read_symbols(config.symbols, sha256=config.symbols_sha256)
     targets = sorted({gene for label in perturbations for gene in label.split(separator_of(recipe))})
     covered = coverage(targets, genes, table, set(map(str, known)), config.pins)
     faulty = faulty or {}

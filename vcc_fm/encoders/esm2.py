@@ -199,8 +199,3 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in _DTYPES:
         raise UserError(f"embed.proteins.precision: choose auto, float32 or bfloat16, found {dtype!r}")
     return _DTYPES[dtype]
-
-
-def first_line(error: Exception) -> str:
-    """What a library says of an error, in one line; its kind where it says nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

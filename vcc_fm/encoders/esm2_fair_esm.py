@@ -17,9 +17,9 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor, nn
 
-from vcc_fm.encoders.esm2 import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer, first_line
+from vcc_fm.encoders.esm2 import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
 from vcc_fm.encoders.token_batches import Cutting
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.store.folder import sha256_file
 
 _PREFIX = re.compile(r"^encoder\.(sentence_encoder\.)?")
@@ -67,9 +67,10 @@ def load_fair_esm(
         raise UserError("embed.proteins.spread: original checkpoints run on one device; use a folder or Hub id")
     file, place = Path(path), choose_device(device)
     settings, weights = _read(file)
-    layers = settings.encoder_layers
-    layer = choose_layer(layer, layers, file.name)
-    model = _build(file, settings, weights)
+    with reading(file, "ESM2"):
+        layers = settings.encoder_layers
+        layer = choose_layer(layer, layers, file.name)
+        model = _build(file, settings, weights)
     if layer < layers:
         # One layer stays even for the token embedding: fair-esm's forward needs a last layer.
         model.layers = model.layers[: max(layer, 1)]
@@ -97,15 +98,15 @@ def load_fair_esm(
 
 def _read(file: Path) -> tuple[argparse.Namespace, dict[str, Tensor]]:
     """Settings and weights of an ESM2 checkpoint."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+    with reading(file, "a checkpoint of torch"), torch.serialization.safe_globals([argparse.Namespace]):
+        try:
             data: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{file}: not loaded: it holds more than tensors and settings, or is no checkpoint") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file}: no checkpoint, or damaged ({first_line(error)}); get it again") from None
+        except FileNotFoundError:
+            raise UserError(f"{file}: no such file") from None
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"{file}: not loaded: it holds more than tensors and settings, or is no checkpoint"
+            ) from None
     match data:
         case {"cfg": {"model": argparse.Namespace() as settings}, "model": dict() as weights}:
             if absent := sorted(_SETTINGS - vars(settings).keys()):

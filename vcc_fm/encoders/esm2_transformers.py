@@ -12,16 +12,15 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmModel
 from transformers.utils import logging as transformers_logging
 
-from vcc_fm.encoders.esm2 import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer, first_line
+from vcc_fm.encoders.esm2 import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
 from vcc_fm.encoders.esm2_tokens import PADDING, SIZE
 from vcc_fm.encoders.protein import JSON
 from vcc_fm.encoders.token_batches import Cutting
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, first_line, reading, shown
 from vcc_fm.store.folder import sha256_file
 
 # A bar for loading, and a table of the heads that are left out, are no news; what is wrong is raised below.
@@ -133,10 +132,8 @@ def _config(folder: Path, name: str) -> EsmConfig:
     """The configuration, if it is that of ESM2."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: no config.json; give a folder as the Hub holds it")
-    try:
+    with reading(f"{name}: config.json", "a configuration"):
         settings, _ = EsmConfig.get_config_dict(folder)
-    except OSError as error:
-        raise UserError(f"{name}: config.json is damaged ({first_line(error)})") from None
     # What tells ESM2 from ESM-1b, ESM-1v and ESMFold, which bear the same model type.
     expected = {
         "model_type": "esm",
@@ -147,15 +144,16 @@ def _config(folder: Path, name: str) -> EsmConfig:
     }
     for key, value in expected.items():
         if settings.get(key) != value:
-            raise UserError(f"{name}: config.json is not of ESM2: {key} is {settings.get(key)!r}, not {value!r}")
+            raise UserError(f"{name}: config.json is not of ESM2: {key} is {shown(settings.get(key))}, not {value!r}")
     if settings.get("is_folding_model"):
         raise UserError(f"{name}: config.json is of ESMFold; give the ESM2 checkpoint that it is built on")
-    return EsmConfig.from_dict(settings)
+    with reading(f"{name}: config.json", "a configuration of ESM2"):
+        return EsmConfig.from_dict(settings)
 
 
 def _weights(folder: Path, name: str, dtype: torch.dtype, device_map: str | None) -> EsmModel:
     """The model in evaluation mode, with every weight from the folder."""
-    try:
+    with reading(name, "weights of ESM2"):
         model, loading = EsmModel.from_pretrained(
             folder,
             add_pooling_layer=False,
@@ -165,8 +163,6 @@ def _weights(folder: Path, name: str, dtype: torch.dtype, device_map: str | None
             ignore_mismatched_sizes=True,  # told below, and by name
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{name}: weights are missing or damaged ({first_line(error)})") from None
     unfit = sorted(entry for entry in loading["mismatched_keys"] if not entry[0].startswith(_DISPENSABLE))
     if unfit:
         key, found, asked = unfit[0]

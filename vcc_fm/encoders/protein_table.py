@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading, shown
 
 _SAVE_AGAIN = "save it again as torch.save({str(symbol): vector, …}) with 1-D float tensors"
 
@@ -36,14 +36,18 @@ def read_pt(path: Path) -> tuple[list[str], NDArray[np.float32]]:
         UserError: the file is missing, cut short, or needs an unsafe load; it is not a dictionary of ``str`` to 1-D
             float tensors of one length; a vector holds NaN or infinity.
     """
-    table = _load(path)
+    with reading(path, "protein vectors"):
+        return _vectors(path, _load(path))
+
+
+def _vectors(path: Path, table: object) -> tuple[list[str], NDArray[np.float32]]:
     if not isinstance(table, dict) or not table:
         kind = "an empty dictionary" if table == {} else type(table).__name__
         raise UserError(f"{path}: a dictionary of symbol -> vector is expected, found {kind}; {_SAVE_AGAIN}")
     for symbol, vector in table.items():
         if not isinstance(symbol, str):
             raise UserError(
-                f"{path}: a key is {symbol!r} ({type(symbol).__name__}) where a symbol is expected; {_SAVE_AGAIN}"
+                f"{path}: a key is {shown(symbol)} ({type(symbol).__name__}) where a symbol is expected; {_SAVE_AGAIN}"
             )
         if not isinstance(vector, torch.Tensor) or vector.dim() != 1 or not vector.is_floating_point():
             found = (
@@ -89,9 +93,6 @@ def _load(path: Path) -> object:
         needs = re.search(r"GLOBAL (\S+)", str(error))
         what = f"holds {needs[1]}, which" if needs else "holds something that"
         raise UserError(f"{path}: {what} only an unsafe load can read; where you trust it, {_SAVE_AGAIN}") from None
-    except (RuntimeError, EOFError, LookupError, ValueError) as error:
-        reason = (str(error).splitlines() or ["it ends too early"])[0]
-        raise UserError(f"{path}: not written by torch.save, or damaged ({reason}); get it again") from None
 
 
 def write_pt(path: Path, symbols: Sequence[str], vectors: NDArray[np.float32]) -> None:

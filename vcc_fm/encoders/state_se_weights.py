@@ -20,13 +20,12 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from vcc_fm.encoders.esm2 import first_line
 from vcc_fm.encoders.protein import JSON
 from vcc_fm.encoders.state_se_model import TIED, SeGeometry
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, first_line, reading, shown
 from vcc_fm.store.folder import sha256_file
 
 SE_600M = "arcinstitute/SE-600M"
@@ -86,6 +85,11 @@ def load_state_se(path_or_hub_id: str, revision: str | None = None, heads: int |
             the number of heads is unknown, or ``config.yaml`` is of another checkpoint.
     """
     file, name, commit = _find(path_or_hub_id, revision)
+    with reading(file, "a checkpoint of SE"):
+        return _load(file, name, commit, heads)
+
+
+def _load(file: Path, name: str, commit: str | None, heads: int | None) -> SeCheckpoint:
     files = [file]
     config = file.parent / CONFIG
     settings: dict[str, Any] = {}
@@ -190,10 +194,8 @@ def _weights_in(folder: Path) -> Path:
 
 def _settings(config: Path) -> dict[str, Any]:
     """Section ``model`` of ``config.yaml``; empty where it has none."""
-    try:
+    with reading(config, "plain YAML", "get it again, or remove it"):
         read = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{config}: not plain YAML ({first_line(error)}); get it again, or remove it") from None
     match read:
         case {"model": dict() as model}:
             return model
@@ -227,11 +229,8 @@ def _heads(heads: int | None, settings: dict[str, Any], config: Path) -> int:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: damaged or cut short ({first_line(error)}); get it again") from None
+    with reading(file, "safetensors"), safe_open(file, framework="pt", device="cpu") as handle:
+        return {key: handle.get_tensor(key) for key in handle.keys()}
 
 
 def _read_lightning(file: Path) -> tuple[dict[str, Tensor], Any, dict[str, Any]]:
@@ -255,14 +254,13 @@ def _read_vectors(file: Path) -> Any:
 
 def _unpickle(file: Path, advice: str) -> Any:
     """Tensors and plain values, mapped from the file."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        needed = _NEEDED_CODE.search(str(error))
-        reason = f"it needs the code of {needed[1]}" if needed else "it holds more than tensors and plain values"
-        raise UserError(f"{file}: not loaded: {reason}, which a pickle could abuse{advice}") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file}: no checkpoint of torch, or damaged ({first_line(error)}); get it again") from None
+    with reading(file, "a checkpoint of torch"):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            needed = _NEEDED_CODE.search(str(error))
+            reason = f"it needs the code of {needed[1]}" if needed else "it holds more than tensors and plain values"
+            raise UserError(f"{file}: not loaded: {reason}, which a pickle could abuse{advice}") from None
 
 
 def _check_vectors(vectors: Any, file: Path) -> dict[str, Tensor]:
@@ -272,7 +270,7 @@ def _check_vectors(vectors: Any, file: Path) -> dict[str, Tensor]:
     width = None
     for symbol, vector in vectors.items():
         if not isinstance(symbol, str):
-            raise UserError(f"{file}: {symbol!r} is no gene symbol but {type(symbol).__name__}")
+            raise UserError(f"{file}: {shown(symbol)} is no gene symbol but {type(symbol).__name__}")
         if not isinstance(vector, Tensor) or vector.ndim != 1:
             raise UserError(f"{file}: what it holds for {symbol} is no vector")
         width = len(vector) if width is None else width

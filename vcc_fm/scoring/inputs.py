@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 
 COLUMNS = ("context", "perturbation")
 
@@ -166,10 +166,8 @@ def _check_counts(counts: sp.csr_matrix, perturbations: np.ndarray, where: str) 
 def _open(path: Path) -> ad.AnnData:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
+    with reading(path, "h5ad"):
         return ad.read_h5ad(path, backed="r")
-    except OSError:
-        raise UserError(f"{path}: not a readable h5ad file; it may have been cut short") from None
 
 
 def _first_difference(ours: pd.Index, theirs: pd.Index) -> str:

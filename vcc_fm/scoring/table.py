@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.scoring.means import ALL, scaled_means, without_mean
 
 Kind = Literal["model", "baseline", "ceiling"]
@@ -187,8 +187,11 @@ def read_table(path: Path) -> ScoreTable:
     Raises:
         UserError: the file is missing, or holds something else.
     """
-    try:
-        content = json.loads(path.read_text())
+    with reading(path, "a score table", "give a scores.json that the score stage wrote"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; run the score stage first") from None
         rows, anchors = _frame(content["rows"]), _frame(content["anchors"])
         return ScoreTable(
             rows=rows,
@@ -201,10 +204,6 @@ def read_table(path: Path) -> ScoreTable:
             version=content["version"],
             seconds=content["seconds"],
         )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the score stage first") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no score table; give a scores.json that the score stage wrote") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -45,7 +45,7 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
     Raises:
         UserError: a source is refused, or the axis cannot be made.
     """
-    names = None if data.symbols is None else read_symbols(data.symbols)
+    names = None if data.symbols is None else read_symbols(data.symbols, sha256=data.symbols_sha256)
     for symbol, gene in data.pins.items():
         if names is not None and names.genes(gene) != (gene,):
             raise UserError(f"data.pins: {symbol}: {gene} is no approved symbol in {data.symbols}; pin it to one")

@@ -15,8 +15,9 @@ from anndata.io import read_elem
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, ZipStore
 
-from vcc_fm.errors import UserError
-from vcc_fm.sources.matrix import Stored, damage, first_line
+from vcc_fm.errors import UserError, reading
+from vcc_fm.sources.inside import check_folder, check_hdf5, check_lengths
+from vcc_fm.sources.matrix import Stored
 from vcc_fm.sources.zarr_array import check_table
 
 File: TypeAlias = h5py.File | zarr.Group
@@ -32,7 +33,7 @@ def open_file(path: Path, where: str, get: str | None) -> Iterator[File]:
         get: where to get the file, for the message when it is missing.
 
     Raises:
-        UserError: it is missing, may not be read, or is neither HDF5 nor zarr.
+        UserError: it is missing, may not be read, or is neither HDF5 nor zarr; or it leads out of itself.
     """
     if not path.exists():
         raise UserError(f"{where}: no such file" + (f"; get it from {get}" if get else "; correct the path"))
@@ -40,25 +41,28 @@ def open_file(path: Path, where: str, get: str | None) -> Iterator[File]:
         store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
         group = _root(store, where)
         with closing(store):
+            if path.is_dir():
+                check_folder(path, where)
             yield group
     else:
         with _hdf5(path, where) as file:
+            with reading(where, "HDF5"):
+                check_hdf5(file, where)
             yield file
 
 
 def _hdf5(path: Path, where: str) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except PermissionError:
-        raise UserError(f"{where}: may not be read; change its permissions") from None
-    except BlockingIOError:
-        raise UserError(f"{where}: is being written by another program; wait until that is done") from None
-    except OSError as error:
-        raise UserError(f"{where}: cut short or damaged, or not HDF5 ({first_line(error)}); get it again") from None
+    with reading(where, "HDF5"):
+        try:
+            return h5py.File(path, "r")
+        except PermissionError:
+            raise UserError(f"{where}: may not be read; change its permissions") from None
+        except BlockingIOError:
+            raise UserError(f"{where}: is being written by another program; wait until that is done") from None
 
 
 def _root(store: LocalStore | ZipStore, where: str) -> zarr.Group:
-    with damage(where):
+    with reading(where, "zarr"):
         try:
             return zarr.open_group(store, mode="r")
         except PermissionError:
@@ -88,8 +92,10 @@ def read_table(file: File, path: str, columns: set[str], where: str) -> pd.DataF
     Raises:
         UserError: it is damaged, or written by a very old anndata.
     """
-    with damage(f"{where}, {path}"):
+    with reading(f"{where}, {path}", "AnnData"):
         stored = file[path]
+        if isinstance(stored, h5py.Group | zarr.Group):
+            check_lengths(stored, f"{where}, {path}")
         if isinstance(stored, zarr.Group):
             check_table(stored, columns, f"{where}, {path}")
         table = read_elem(stored)
@@ -104,13 +110,14 @@ def locate(file: File, matrix: str, where: str) -> tuple[Stored, str]:
     Raises:
         UserError: the file holds no AnnData, or has no such matrix.
     """
-    if "obs" not in file or "var" not in file:
-        kind = "zarr, but not AnnData" if isinstance(file, zarr.Group) else "HDF5, but not h5ad"
-        raise UserError(f"{where}: {kind}: it has no obs and var")
-    present = matrices(file)
-    if matrix not in present:
-        raise UserError(f"{where}: has no matrix {matrix!r}; set matrix to one of {', '.join(present)}")
-    return (file["raw/X"], "raw/var") if matrix == "raw" else (file[matrix], "var")
+    with reading(where, "AnnData"):
+        if "obs" not in file or "var" not in file:
+            kind = "zarr, but not AnnData" if isinstance(file, zarr.Group) else "HDF5, but not h5ad"
+            raise UserError(f"{where}: {kind}: it has no obs and var")
+        present = matrices(file)
+        if matrix not in present:
+            raise UserError(f"{where}: has no matrix {matrix!r}; set matrix to one of {', '.join(present)}")
+        return (file["raw/X"], "raw/var") if matrix == "raw" else (file[matrix], "var")
 
 
 def matrices(file: File) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.errors import UserError
-from vcc_fm.recipe import SourceConfig, expand
+from vcc_fm.errors import UserError, reading
+from vcc_fm.recipe import SourceConfig, expand, without_secrets
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
@@ -92,8 +92,9 @@ class AnnDataSource:
         self.name = config.name
         self.path = expand(config.path)
         self._config = config
-        self._where = f"source {config.name!r} ({self.path})"
-        with ExitStack() as stack:
+        self._where = f"source {config.name!r} ({without_secrets(config.path)})"
+        # Labels, genes and values are the file's: what they trip is its fault, whatever library says so.
+        with reading(self._where, "AnnData"), ExitStack() as stack:
             file = stack.enter_context(open_file(self.path, self._where, config.get))
             stored, var = locate(file, config.matrix, self._where)
             obs = read_table(file, "obs", _columns_used(config), self._where)
@@ -156,8 +157,11 @@ class AnnDataSource:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file, or of all files of a zarr store in a folder, wherever that lies."""
-        return sha256_of(self.path)
+        """SHA-256 (hex) of the file, or of all files of a zarr folder; a UserError where the recipe has another."""
+        found, wanted = sha256_of(self.path), self._config.sha256
+        if wanted is not None and found != wanted.lower():
+            raise UserError(f"{self._where}: its SHA-256 is {found}, the recipe says {wanted}; get it again")
+        return found
 
     def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Cut rows of the file into ranges [start, stop) of at most so many stored values, or of one row."""

@@ -115,7 +115,7 @@ def read_proteins(
         UserError: the file is missing, cut short or no FASTA; it is a mixture of organisms; or no entry can be used.
     """
     local = open_local(str(path), get, progress)
-    with read_bytes(local) as file:
+    with read_bytes(local, "FASTA") as file:
         return _parse(_entries(file, local), str(local))
 
 

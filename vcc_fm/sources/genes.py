@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.recipe import SourceConfig, expand
 from vcc_fm.sources.symbols import ENSEMBL_ID, Renamed, SymbolTable, approved_symbols
 
@@ -190,14 +190,13 @@ def gene_axis(sources: list[np.ndarray], rule: str) -> np.ndarray:
 
 def read_axis(path: Path) -> np.ndarray:
     """The symbols of a text file, [G] str; refused as :func:`gene_axis` says."""
-    try:
-        lines = [line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines()]
-    except FileNotFoundError:
-        raise UserError(
-            f"data.genes={path}: no such file; write union, intersection, or a file with one symbol a line"
-        ) from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise UserError(f"data.genes={path}: not a text file with one gene symbol a line") from None
+    with reading(f"data.genes={path}", "text", "give a file with one gene symbol a line"):
+        try:
+            lines = [line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines()]
+        except FileNotFoundError:
+            raise UserError(
+                f"data.genes={path}: no such file; write union, intersection, or a file with one symbol a line"
+            ) from None
     symbols = [line for line in lines if line]
     if symbols and symbols[0].lower() in _HEADERS:
         del symbols[0]

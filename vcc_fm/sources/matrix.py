@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -17,7 +14,7 @@ import numpy as np
 import zarr
 from filelock import FileLock
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.sources.turned import row_lengths, turn, turned_arrays
 from vcc_fm.sources.zarr_array import ChunkReader, Rows, check_chunks
 
@@ -47,20 +44,6 @@ class Block(NamedTuple):
         return Block(self.data[entries], self.indices[entries], indptr)
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without the details that HDF5 adds on further lines."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def damage(where: str) -> Iterator[None]:
-    """Turn what h5py and zarr raise on a broken file into a :class:`UserError`."""
-    try:
-        yield
-    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{where}: cut short or damaged ({first_line(error)}); get it again") from error
-
-
 class DenseMatrix:
     """A matrix stored as a plain array."""
 
@@ -72,7 +55,7 @@ class DenseMatrix:
 
     def block(self, start: int, stop: int) -> Block:
         """Non-zero values of the rows from ``start`` to ``stop``."""
-        with damage(self._where):
+        with reading(self._where, "AnnData"):
             dense = _native(self._stored[start:stop])
         rows, columns = np.nonzero(dense)
         return Block(dense[rows, columns], columns, _starts(rows, stop - start))
@@ -98,7 +81,7 @@ class CsrMatrix:
     def block(self, start: int, stop: int) -> Block:
         """Stored values of the rows from ``start`` to ``stop``."""
         low, high = int(self._indptr[start]), int(self._indptr[stop])
-        with damage(self._where):
+        with reading(self._where, "AnnData"):
             data, indices = _native(self._data[low:high]), self._indices[low:high]
         _check_range(indices, self.shape[1], self._where)
         return Block(data, indices, self._indptr[start : stop + 1] - low)
@@ -157,7 +140,7 @@ class CscMatrix:
         return Block(data[order], of[order], _starts(cells, len(rows)))
 
     def _entries(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        with damage(self._where):
+        with reading(self._where, "AnnData"):
             data, cells = _native(self._data[low:high]), self._indices[low:high]
         _check_range(cells, self.shape[0], self._where)
         return data, cells
@@ -214,19 +197,23 @@ def open_matrix(stored: Stored, where: str, stack: ExitStack, folder: Path | Non
         UserError: the encoding is none of CSR, CSC and dense, the values are no real numbers, the index arrays
             contradict each other, or chunks of a zarr array are missing.
     """
+    with reading(where, "AnnData"):
+        return _open(stored, where, stack, folder)
+
+
+def _open(stored: Stored, where: str, stack: ExitStack, folder: Path | None) -> Matrix:
     if isinstance(stored, h5py.Dataset | zarr.Array):
         return DenseMatrix(_by_rows(stored, where), where)
     # anndata before 0.7 wrote h5sparse_*.
     encoding = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
     if encoding not in {"csr", "csc", "csr_matrix", "csc_matrix"}:
         raise UserError(f"{where}: encoding {encoding!r} is not read; store the matrix as CSR, CSC or dense")
-    with damage(where):
-        shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", ())))
-        data, indices = (_by_rows(stored[part], f"{where}/{part}") for part in ("data", "indices"))
-        # Without values all of indptr is 0, which a writer may leave out; with some, rows at its start would be empty.
-        if isinstance(stored, zarr.Group) and data.shape[0]:
-            check_chunks(stored["indptr"], f"{where}/indptr")
-        indptr = stored["indptr"][:].astype(np.int64)
+    shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", ())))
+    data, indices = (_by_rows(stored[part], f"{where}/{part}") for part in ("data", "indices"))
+    # Without values all of indptr is 0, which a writer may leave out; with some, rows at its start would be empty.
+    if isinstance(stored, zarr.Group) and data.shape[0]:
+        check_chunks(stored["indptr"], f"{where}/indptr")
+    indptr = stored["indptr"][:].astype(np.int64)
     if len(shape) != 2:
         raise UserError(f"{where}: cut short or damaged (no shape of the sparse matrix); get it again")
     _check_kind(data.dtype, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pandas as pd
 
@@ -31,7 +32,7 @@ _EXPECTED = (
 )
 
 
-def read_symbols(path: str, get: str | None = None) -> SymbolTable:
+def read_symbols(path: str, get: str | None = None, sha256: str | None = None) -> SymbolTable:
     """Read a table of gene names, plain or gzip, with tabs or, where its first line has none, commas.
 
     Of these forms, by the columns there are:
@@ -48,13 +49,17 @@ def read_symbols(path: str, get: str | None = None) -> SymbolTable:
     Args:
         path: local path, ``https://`` or ``hf://``, as ``open_local``.
         get: where to get the file, for the message when it is missing.
+        sha256: what the file must have (hex).
 
     Raises:
-        UserError: the file is missing, damaged, or has other columns.
+        UserError: the file is missing, damaged, or has other columns or another SHA-256.
     """
-    local = open_local(path, get)
-    with read_bytes(local) as file:
-        content = file.read()
+    local = open_local(path, get, sha256=sha256)
+    with read_bytes(local, "a table of gene names") as file:
+        return _read(local, file.read())
+
+
+def _read(local: Path, content: bytes) -> SymbolTable:
     first = content.partition(b"\n")[0].decode("utf-8-sig", "replace")
     separator = "\t" if "\t" in first else ","
     header = [name.strip().strip('"') for name in first.split(separator)]
@@ -63,17 +68,14 @@ def read_symbols(path: str, get: str | None = None) -> SymbolTable:
     if len(columns) == 2:
         wanted = [0, 1]
     named = not any(re.match(ENSEMBL_ID, name) for name in header)
-    try:
-        table = pd.read_csv(
-            io.BytesIO(content),
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            usecols=wanted,
-            header=0 if named else None,
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{local}: not a table of gene names ({error}); get it again") from None
+    table = pd.read_csv(
+        io.BytesIO(content),
+        sep=separator,
+        dtype=str,
+        keep_default_na=False,
+        usecols=wanted,
+        header=0 if named else None,
+    )
     table.columns = pd.Index([columns[n] for n in wanted] if named else ["", " "])
     genes = [name for name in _GENE if name in table]
     names = [entry for entry in _NAMES if entry[0] in table]

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 
 _BLOCK = 1 << 20
 
@@ -26,11 +26,12 @@ _BLOCK = 1 << 20
 def whole_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not.
 
-    A process that is killed leaves only a ``.partial`` folder, which the next writer removes.
+    A process that is killed leaves only a ``.partial`` folder, which the next writer removes. Where ``final`` is a
+    link, what it leads to is written, on the disk where that lies, and the link stays.
     """
+    final = followed(final)
     partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    empty_folder(partial)
     try:
         yield partial
     except BaseException:
@@ -46,6 +47,7 @@ def name_folder(partial: Path, final: Path) -> None:
     """
     for path in (*partial.rglob("*"), partial):
         _to_disk(path)
+    final = followed(final)
     # The old folder moves away first: at no instant does `final` name a mixture of old and new files.
     old = final.with_name(final.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -54,6 +56,18 @@ def name_folder(partial: Path, final: Path) -> None:
     partial.rename(final)
     _to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def followed(path: Path) -> Path:
+    """What a link leads to, there or not; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def empty_folder(folder: Path) -> None:
+    """Make a folder, or empty it; a link to a folder stays one."""
+    folder = followed(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _to_disk(path: Path) -> None:
@@ -101,20 +115,22 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file that this program wrote.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file that this program wrote, a mapping unless it was of another ``kind``.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or holds something else.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: missing; the stage that writes it has not been run, or the folder is incomplete"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove its folder and run the stage again") from None
+    with reading(path, "JSON", "remove its folder and run the stage again"):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: missing; the stage that writes it has not been run, or the folder is incomplete"
+            ) from None
+        if not isinstance(value, kind):
+            raise TypeError(f"it holds a {type(value).__name__} where a {kind.__name__} is expected")
+        return value
 
 
 def sha256_file(path: Path) -> str:

@@ -177,7 +177,7 @@ def _checksum_path(work: Path, source: int) -> Path:
 
 
 def _checksum(work: Path, source: int) -> str:
-    return read_json(_checksum_path(work, source))
+    return read_json(_checksum_path(work, source), str)
 
 
 def _chunks(

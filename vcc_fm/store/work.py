@@ -14,7 +14,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from vcc_fm.progress import ProgressLines
-from vcc_fm.store.folder import read_json, write_json
+from vcc_fm.store.folder import empty_folder, read_json, write_json
 
 
 class WorkFolder:
@@ -37,8 +37,7 @@ class WorkFolder:
         if state.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
             # First of all the owner: a stop in the middle must not leave half of the pieces under it.
             owner.unlink(missing_ok=True)
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
+            empty_folder(self.path)
             write_json(owner, {"fingerprint": fingerprint})
         state.wait_for_everyone()
 

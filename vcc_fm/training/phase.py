@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from vcc_fm.decoder.build import build_decoder, not_finite, vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout, forget, mark_done
-from vcc_fm.recipe import Recipe, TrainConfig
-from vcc_fm.store.folder import read_json, whole_folder, write_json
+from vcc_fm.recipe import Recipe, TrainConfig, expand
+from vcc_fm.store.folder import empty_folder, read_json, whole_folder, write_json
 from vcc_fm.training.checkpoint import save_decoder
 from vcc_fm.training.loop import Selection, Trainer, make_accelerator
 
@@ -50,7 +49,7 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
     base = "scratch" if phase == "pretrain" else recipe.decoder.base
     if base == "pretrain":
         base = str(layout.decoder(fold, "pretrain"))
-    model, notes = build_decoder(recipe, data, base, recipe.seed)
+    model, notes = build_decoder(recipe, data, str(expand(base)), recipe.seed)
     decoder = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(decoder, PerturbationDecoder)
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
@@ -86,7 +85,7 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
             for note in _beside_untrained(layout.decoder(fold, "pretrain"), trainer.selection):
                 console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
         with whole_folder(output) as partial:
-            save_decoder(trained, partial, {"recipe.json": recipe.model_dump(mode="json"), "training.json": record})
+            save_decoder(trained, partial, {"recipe.json": recipe.public(), "training.json": record})
         mark_done(output, fingerprint, time.perf_counter() - started)
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
@@ -108,8 +107,7 @@ def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
     if accelerator.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
         # First of all the claim: a stop in the middle must not leave half a checkpoint under its old owner.
         owner.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        empty_folder(folder)
         write_json(owner, {"fingerprint": fingerprint})
     accelerator.wait_for_everyone()
 

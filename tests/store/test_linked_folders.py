@@ -1,0 +1,42 @@
+"""A folder that is a link to another disk: what it leads to is written, again and again, and the link stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from vcc_fm.store.folder import empty_folder, name_folder, whole_folder
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_linked_folder_is_written_anew_where_it_leads(tmp_path, there):
+    disk, link = tmp_path / "disk" / "cells", tmp_path / "run" / "cells"
+    disk.parent.mkdir()
+    link.parent.mkdir()
+    if there:
+        disk.mkdir()
+        (disk / "old").write_text("old")
+    link.symlink_to(disk)
+    for content in ("one", "two", "three"):
+        with whole_folder(link) as partial:
+            assert partial.parent == disk.parent
+            (partial / "file").write_text(content)
+        assert link.is_symlink()
+        assert [file.name for file in disk.iterdir()] == ["file"]
+        assert (link / "file").read_text() == content
+    assert [entry.name for entry in disk.parent.iterdir()] == ["cells"]
+    assert [entry.name for entry in link.parent.iterdir()] == ["cells"]
+
+
+def test_checkpoints_in_a_linked_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "train").symlink_to(tmp_path / "disk")
+    for step in (1, 2):
+        partial = tmp_path / "train" / "partial"
+        partial.mkdir()
+        (partial / "weights").write_text(str(step))
+        name_folder(partial, tmp_path / "train" / "step")
+    assert (tmp_path / "disk" / "step" / "weights").read_text() == "2"
+    for _ in range(2):
+        empty_folder(tmp_path / "train")
+        assert (tmp_path / "train").is_symlink()
+        assert list((tmp_path / "disk").iterdir()) == []
