@@ -48,7 +48,10 @@ def digests(store: CellStore) -> tuple[str, ...]:
 
 
 def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeypatch):
-    """Several chunks and several shards, killed at any moment 24 times, while two recipes write over each other."""
+    """Several chunks and several shards, killed at any moment, while two recipes write over each other.
+
+    24 times at the least, and until enough kills came while chunks were on disk: how often one does is the disk's.
+    """
     monkeypatch.setattr(merge, "BATCH_ROWS", 10)
     monkeypatch.setattr(merge, "SHARD_BYTES", 400)
     monkeypatch.setattr(prepare, "READING_BYTES", (1 << 30) // 60)
@@ -67,15 +70,18 @@ def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeyp
             write(number % 2)
             log.write_text(str(number))
 
-    found, resumed = [], 0
+    found, resumed, kills = [], 0, 0
     rng = np.random.default_rng(0)
-    for _ in range(24):
+    while kills < 24 or resumed <= 5:
+        kills += 1
+        assert kills < 240
         log.unlink(missing_ok=True)
         process = child(write_for_ever)
         wait_until(log.exists)
         time.sleep(rng.uniform(0, 0.1))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
+        # Killed with chunks on disk, which the next writer of that recipe goes on from.
         resumed += len(list(tmp_path.glob("cells.shards/chunk-*.safetensors"))) > 0
         if final.exists():
             store = CellStore(final)
@@ -84,7 +90,6 @@ def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeyp
             assert store.fingerprint == str(whole[digest])
             found.append(digest)
     assert len(found) > 10
-    assert resumed > 5  # killed with chunks on disk, which the next writer of that recipe went on from
     # The lock of a killed writer is free, and what it left behind is in nobody's way.
     write(1)
     assert digests(CellStore(final)) in whole
