@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from vcc_fm.store import counts_file
 from vcc_fm.store.counts_file import CountsFile, join_counts_files
 
 GENES = ["g1", "g2", "g3", "g4"]
@@ -33,7 +34,9 @@ def write(path, parts):
             file.append(counts, labels)
 
 
-def test_the_file_equals_the_pieces(tmp_path):
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_the_file_equals_the_pieces(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(counts_file, "BLOCK", block)
     parts = pieces([3, 1, 7, 0, 2])
     write(tmp_path / "new" / "x.h5ad", parts)
     read = anndata.read_h5ad(tmp_path / "new" / "x.h5ad")
@@ -56,7 +59,16 @@ def test_more_values_fit_than_32_bits_can_address(tmp_path):
         assert file["X/indptr"].dtype == np.int64
 
 
-def test_parts_are_joined_in_their_order(tmp_path):
+def test_cells_without_counts_and_files_without_cells(tmp_path):
+    nothing = pd.DataFrame({"context": ["c"] * 2})
+    write(tmp_path / "x.h5ad", [(sp.csr_matrix((2, 4), dtype=int), nothing), (sp.csr_matrix((0, 4)), nothing[:0])])
+    read = anndata.read_h5ad(tmp_path / "x.h5ad")
+    assert read.shape == (2, 4)
+    assert read.X.nnz == 0
+
+
+def test_parts_are_joined_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(counts_file, "ROWS", 2)
     parts = pieces([3, 4, 2])
     write(tmp_path / "whole.h5ad", parts)
     write(tmp_path / "a.h5ad", parts[:1])

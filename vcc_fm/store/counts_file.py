@@ -12,11 +12,22 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset, write_elem
 
+from vcc_fm.store.folder import whole_file
+
+_ARRAYS = ("data", "indices")
+BLOCK = 1 << 20
+"""Values that are written at a time; pieces are gathered until there are as many."""
+CHUNK = 1 << 16
+"""Values of a compressed chunk of the file."""
+ROWS = 4096
+"""Cells that are read at a time when files are joined."""
+
 
 class CountsFile:
     """Appends cells to an h5ad (CSR, int32) that appears under its name when it is whole.
 
-    Memory holds one piece of counts and the labels of all cells.
+    Memory holds a block of counts, and the labels and offsets of all cells: what a piece costs does not depend on how
+    many came before it.
     """
 
     def __init__(self, path: Path, genes: list[str], uns: dict[str, Any]):
@@ -26,18 +37,29 @@ class CountsFile:
         self._partial.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = h5py.File(self._partial, "w")
+        matrix = self._file.create_group("X")
+        options = {"shape": (0,), "maxshape": (None,), "dtype": np.int32, "chunks": (CHUNK,), "compression": "gzip"}
+        self._arrays = {name: matrix.create_dataset(name, compression_opts=1, **options) for name in _ARRAYS}
+        self._waiting: list[sp.csr_matrix] = []
+        self._lengths: list[np.ndarray] = []
         self._labels: list[pd.DataFrame] = []
 
     def append(self, counts: sp.csr_matrix, labels: pd.DataFrame) -> None:
         """Add cells: counts [n, G] integers, ``labels`` [n] rows of obs columns."""
-        piece = sp.csr_matrix((counts.data.astype(np.int32), counts.indices, counts.indptr), shape=counts.shape)
-        if self._labels:
-            sparse_dataset(self._file["X"]).append(piece)
-        else:
-            # Offsets of 64 bits from the first piece on: a large file has more values than 32 bits can address.
-            piece.indptr = piece.indptr.astype(np.int64)
-            write_elem(self._file, "X", piece, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
+        self._waiting.append(counts)
+        self._lengths.append(np.diff(counts.indptr))
         self._labels.append(labels)
+        if sum(piece.nnz for piece in self._waiting) >= BLOCK:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the pieces that wait."""
+        for name, array in self._arrays.items():
+            values = np.concatenate([np.zeros(0, np.int32), *(getattr(piece, name) for piece in self._waiting)])
+            array.resize(len(array) + len(values), axis=0)
+            if len(values):
+                array[-len(values) :] = values
+        self._waiting = []
 
     def __enter__(self) -> CountsFile:
         return self
@@ -54,10 +76,16 @@ class CountsFile:
         except BaseException:
             self._partial.unlink(missing_ok=True)
             raise
-        self._partial.replace(self.path)
+        whole_file(self._partial, self.path)
 
     def _finish(self) -> None:
         """Write what belongs to all cells together and close the file."""
+        self._write()
+        # Offsets of 64 bits: a large file has more values than 32 bits can address.
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([[], *self._lengths]), dtype=np.int64)])
+        self._file["X"].create_dataset("indptr", data=offsets, compression="gzip", compression_opts=1)
+        shape = (len(offsets) - 1, len(self._genes))
+        self._file["X"].attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
         obs = pd.concat(self._labels, ignore_index=True)
         obs.index = obs.index.astype(str)
         for column in obs.columns:
@@ -78,4 +106,6 @@ def join_counts_files(parts: list[Path], path: Path) -> None:
     with CountsFile(path, genes, uns) as whole:
         for part in parts:
             with h5py.File(part) as file:
-                whole.append(read_elem(file["X"]), read_elem(file["obs"]))
+                counts, labels = sparse_dataset(file["X"]), read_elem(file["obs"])
+                for start in range(0, len(labels), ROWS):
+                    whole.append(counts[start : start + ROWS], labels.iloc[start : start + ROWS])
