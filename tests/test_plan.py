@@ -201,7 +201,6 @@ def test_a_missing_split_table_or_fasta_is_said_once_beside_what_can_be_read(tmp
         ),
         ("pretrain.contexts=[alpha, omega]", "pretrain.contexts: there is no context omega; there are alpha, beta,"),
         ("train.contexts=[omega]", "train.contexts: there is no context omega; there are alpha, beta, gamma"),
-        ("train.contexts=[]", "train.contexts=[]: the split leaves nothing to train on"),
         ("train.batch_sets=5", "train.batch_sets=5 is not a multiple of 2 processes"),
         ("pretrain.micro_sets=4", "pretrain.batch_sets=4 is not a multiple of 2 processes x pretrain.micro_sets=4"),
         ("train.processes=3", "train.processes=3, but the plan is for 2; pass --processes 3"),

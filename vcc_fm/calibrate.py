@@ -44,11 +44,14 @@ def calibrate(recipe: Recipe, console: Console) -> None:
         data = load_dataset(recipe, fold)
         scores = _validation_scores(recipe, fold, data, console)
         best = {name: best_scale(means) for name, means in scores.items()}
-        by_scale = {name: {f"{scale:g}": mean for scale, mean in means.items()} for name, means in scores.items()}
+        by_scale = {
+            name: {f"{scale:g}": None if np.isnan(mean) else mean for scale, mean in means.items()}
+            for name, means in scores.items()
+        }
         write_json(path, {"effect_scale": best, "scaled_means": by_scale})
         mark_done(path, fingerprint, time.perf_counter() - started)
         for name, means in by_scale.items():
-            shown = "  ".join(f"{scale}: {mean:.3f}" for scale, mean in means.items())
+            shown = "  ".join(f"{scale}: {'none' if mean is None else f'{mean:.3f}'}" for scale, mean in means.items())
             console.print(
                 f"fold {fold}: {name}: effect scale {best[name]:.3g}; scores {shown}", highlight=False, soft_wrap=True
             )

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vcc_fm.words import many
+
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Show a plan to a person."""
@@ -33,10 +35,6 @@ def _outputs(paths: list[str]) -> str:
     return "\n".join(paths) if len(paths) < 3 else f"{paths[0]}\nand {len(paths) - 1} more, to {paths[-1]}"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith("ch") else "s")
-
-
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     if cells := plan.get("cells"):
@@ -44,8 +42,8 @@ def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "cells",
-                f"{cells['cells']:,}{kind}, {_counted(cells['perturbations'], 'perturbation')}, "
-                f"{_counted(cells['batches'], 'batch')}, contexts {', '.join(cells['contexts'])}",
+                f"{cells['cells']:,}{kind}, {many(cells['perturbations'], 'perturbation')}, "
+                f"{many(cells['batches'], 'batch', 'batches')}, contexts {', '.join(cells['contexts'])}",
             )
         )
         for source in cells["sources"]:
@@ -54,14 +52,14 @@ def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append(
                 (
                     f"  {source['name']}",
-                    f"{source['cells']:,} cells, {source['genes']:,} genes, values "
+                    f"{many(source['cells'], 'cell')}, {many(source['genes'], 'gene')}, values "
                     f"{source['values']['found']}" + (f"; {said}" if said else ""),
                 )
             )
-        lines.append(("gene axis", f"{cells['genes']:,} genes"))
+        lines.append(("gene axis", many(cells["genes"], "gene")))
     for fold in plan.get("split", []):
         said = "; ".join(
-            f"{role} {_counted(count['groups'], 'group')}, {_counted(count['cells'], 'cell')}"
+            f"{role} {many(count['groups'], 'group')}, {many(count['cells'], 'cell')}"
             for role, count in fold["counts"].items()
             if count["groups"]
         )

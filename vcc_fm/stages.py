@@ -21,6 +21,7 @@ from vcc_fm.layout import Layout, forget, is_done, mark_done
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.script import script_main
 from vcc_fm.store.folder import write_json
+from vcc_fm.words import many
 
 if TYPE_CHECKING:
     from vcc_fm.store.cells import CellStore
@@ -148,7 +149,8 @@ def _prepare(recipe: Recipe, console: Console, processes: int) -> None:
                 console.print(f"{source['name']}: {kind} {count:,}: {reason}", markup=False)
     kind = "simulated " if recipe.data.simulate else ""
     console.print(
-        f"{len(store):,} {kind}cells, {len(store.genes):,} genes, {len(store.perturbations) - 1} perturbations, "
+        f"{many(len(store), f'{kind}cell')}, {many(len(store.genes), 'gene')}, "
+        f"{many(len(store.perturbations) - 1, 'perturbation')}, "
         f"contexts {', '.join(store.contexts)}",
         markup=False,
     )
@@ -260,7 +262,9 @@ def _split(recipe: Recipe, console: Console) -> None:
         group_cells = with_vectors(group_cells, set(covered.found()), cells.control, separator_of(recipe))
         dropped = {label for _, label in cells.group_cells.keys() - group_cells.keys()}
         number = sum(cells.group_cells.values()) - sum(group_cells.values())
-        console.print(f"dropped for want of a protein vector: {len(dropped)} perturbations, {number:,} cells")
+        console.print(
+            f"dropped for want of a protein vector: {many(len(dropped), 'perturbation')}, {many(number, 'cell')}"
+        )
     sources = sources_of_contexts(recipe, cells.context_sources)
     splits = make_splits(recipe.split, group_cells, cells.control, separator_of(recipe), recipe.seed, sources)
     for split in splits:
@@ -270,9 +274,7 @@ def _split(recipe: Recipe, console: Console) -> None:
         mark_done(path, layout.split_fingerprint, 0.0)
         for role, counts in split.counts().items():
             if counts["groups"]:
-                shown = ", ".join(
-                    f"{number:,} {what if number != 1 else what.removesuffix('s')}" for what, number in counts.items()
-                )
+                shown = ", ".join(many(number, what.removesuffix("s")) for what, number in counts.items())
                 console.print(f"fold {split.fold}: {role}: {shown}")
     for warning in sorted({warning for split in splits for warning in split.warnings}):
         console.print("[yellow]note[/yellow]", end=" ")
