@@ -91,7 +91,7 @@ def _validation_scores(recipe: Recipe, fold: int, data: Dataset, console: Consol
                 predictor.effect_scale = scale
                 entry = Entry(f"{name} {scale:g}", "model", Path(scratch, f"{name}-{scale:g}.h5ad"))
                 with CountsFile(entry.path, data.cells.genes, uns | {"predictor": name}) as file:
-                    emit_groups(file, recipe, data, predictor, asked, Console(quiet=True))
+                    emit_groups(file, recipe, data, predictor, asked)
                 entries.append(entry)
         table = score(truth, entries, data.cells.control, recipe.score.preset, Path(scratch, "cache"))
     if reason := table.no_headline():

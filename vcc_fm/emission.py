@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import CellSet, control_sets
@@ -29,16 +27,13 @@ class Asked(NamedTuple):
     cells: int
 
 
-def emit_groups(
-    file: CountsFile, recipe: Recipe, data: Dataset, predictor: Predictor, groups: list[Asked], console: Console
-) -> None:
+def emit_groups(file: CountsFile, recipe: Recipe, data: Dataset, predictor: Predictor, groups: list[Asked]) -> None:
     """Predict ``groups`` of one fold in their order and append them to ``file``.
 
     What is drawn depends on the recipe's seed, the context, the perturbation and the place of a set among its group's,
     not on the predictor: two predictors differ by what they predict alone.
     """
-    begin, total, done = time.perf_counter(), sum(group.cells for group in groups), 0
-    for number, (_, context, perturbation, cells) in enumerate(groups, start=1):
+    for _, context, perturbation, cells in groups:
         sets = control_sets(data, context, perturbation, cells, recipe.predict.set_size, recipe.seed)
         # Control cells come in rounds, each of them once a round.
         round_ = len(data.context_controls[context])
@@ -47,11 +42,6 @@ def emit_groups(
             again = place * recipe.predict.set_size + np.arange(len(one.control_rows)) >= round_
             counts = emit_set(predictor, data, one, again, recipe.predict, rng)
             file.append(sp.csr_matrix(counts), _labels(data.cells, context, perturbation, one.control_rows))
-            done += len(one.control_rows)
-        if number % max(1, len(groups) // 4) == 0:
-            rate = done / (time.perf_counter() - begin)
-            said = f"{done:,}/{total:,} cells  {rate:,.0f} cells/s  ETA {(total - done) / rate:.0f} s"
-            console.print(f"predict: {said}", highlight=False, soft_wrap=True)
 
 
 def emit_set(

@@ -110,7 +110,7 @@ def _predict_shared(
                 groups = list(run)
                 predictor = make(fold, groups)
                 for one in groups:
-                    emit_groups(file, recipe, folds[fold], predictor, [one], Console(quiet=True))
+                    emit_groups(file, recipe, folds[fold], predictor, [one])
                     done += one.cells
                     progress(done, total)
     state.wait_for_everyone()
