@@ -179,7 +179,7 @@ def test_a_damaged_store_is_refused(tmp_path):
     (folder / DATA_FILE).write_bytes(data)
     text = (folder / "store.json").read_text()
     (folder / "store.json").write_text(json.dumps(json.loads(text) | {"schema": 0}))
-    with pytest.raises(UserError, match="store schema 0, this program reads 3; prepare it again"):
+    with pytest.raises(UserError, match="store schema 0, this program reads 4; prepare it again"):
         CellStore(folder)
     (folder / "store.json").write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"store.json is not readable as JSON: .* run the stage again"):

@@ -40,8 +40,8 @@ def test_vectors_come_back(tmp_path, chunk):
 def test_a_store_cut_short_or_of_another_schema_is_refused(tmp_path):
     folder = write(tmp_path / "vectors", np.array(["a", "b"]), np.ones((2, 3), np.float32)).folder
     text = (folder / "store.json").read_text()
-    (folder / "store.json").write_text(text.replace('"schema": 2', '"schema": 7'))
-    with pytest.raises(UserError, match="store schema 7, this program reads 2; embed it again"):
+    (folder / "store.json").write_text(text.replace('"schema": 3', '"schema": 7'))
+    with pytest.raises(UserError, match="store schema 7, this program reads 3; embed it again"):
         EmbeddingStore(folder)
     (folder / "store.json").write_text(text)
     (folder / DATA_FILE).write_bytes((folder / DATA_FILE).read_bytes()[:100])

@@ -16,8 +16,9 @@ from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import Recipe
 from vcc_fm.store.arrow import DATA_FILE
+from vcc_fm.store.description import write_store_json
 from vcc_fm.store.embeddings import write_embeddings
-from vcc_fm.store.folder import read_json, sha256_file, write_json
+from vcc_fm.store.folder import read_json, sha256_file
 from vcc_fm.store.verify import verify
 
 
@@ -32,17 +33,6 @@ def test_a_whole_store_is_whole(store: Path) -> None:
     assert found["rows"] == (meta["cells"] if found["kind"] == "cells" else meta["rows"])
 
 
-def test_a_flipped_bit_anywhere_is_found(store: Path) -> None:
-    data = bytearray((store / DATA_FILE).read_bytes())
-    rng = np.random.default_rng(0)
-    for place in rng.integers(len(data), size=5).tolist():
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << rng.integers(8)
-        (store / DATA_FILE).write_bytes(flipped)
-        with pytest.raises(Exception, match=r"damaged|replaced|SHA-256|Invalid|Expected|Tried|Cannot|schema|index"):
-            verify(store)
-
-
 def test_a_store_cut_short_is_found(store: Path) -> None:
     data = (store / DATA_FILE).read_bytes()
     (store / DATA_FILE).write_bytes(data[:-8])
@@ -54,17 +44,17 @@ def meant(store: Path, **changes: object) -> None:
     """Another ``store.json`` whose checksum is right: what a faulty writer would leave."""
     meta = read_json(store / "store.json") | changes
     shard = meta["shards"][0] | {"sha256": sha256_file(store / DATA_FILE)}
-    write_json(store / "store.json", meta | {"shards": [shard]})
+    write_store_json(store, meta | {"shards": [shard]})
 
 
 def test_labels_that_do_not_fit_are_found(tiny_run: Recipe, tmp_path: Path) -> None:
     cells = Path(shutil.copytree(Layout(tiny_run).cells, tmp_path / "cells"))
     meta = read_json(cells / "store.json")
-    meant(cells, perturbations=meta["perturbations"][:-1])
+    meant(cells, perturbations=meta["perturbations"][1:])
     with pytest.raises(UserError, match=r"perturbations that store\.json does not name"):
         verify(cells)
     meant(cells, perturbations=meta["perturbations"], cells=meta["cells"] - 1)
-    with pytest.raises(UserError, match=r"cells, but store\.json says"):
+    with pytest.raises(UserError, match=r"store\.json: \d+ cells, but the files have"):
         verify(cells)
 
 
@@ -86,7 +76,7 @@ def test_cells_out_of_order_are_found(tmp_path, codes, wrong):
     with pa.OSFile(str(store.folder / DATA_FILE), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     shard = store.meta["shards"][0] | {"bytes": (store.folder / DATA_FILE).stat().st_size}
-    write_json(store.folder / "store.json", store.meta | {"shards": [shard]})
+    write_store_json(store.folder, store.meta | {"shards": [shard]})
     meant(store.folder)
     if wrong is None:
         verify(store.folder)

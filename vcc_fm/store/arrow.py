@@ -7,6 +7,7 @@ because a batch reader wants chunks of a known size and buffers that it can addr
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import reading
+from vcc_fm.store.checksums import check_files
+from vcc_fm.store.description import damaged, remade, shard_name
 from vcc_fm.store.folder import sha256_file, write_json
-
-
-def shard_name(number: int, shards: int) -> str:
-    """File name of a shard, as ``datasets`` gives it."""
-    return f"data-{number:05d}-of-{shards:05d}.arrow"
-
 
 DATA_FILE = shard_name(0, 1)
 """The file of a store that has one."""
@@ -58,76 +55,119 @@ def write_description(
     write_json(folder / "state.json", state)
 
 
-class _Addresses:
-    """Memory from one address to another as an array of int32 words; NumPy reads ``__array_interface__``."""
+@dataclass(frozen=True)
+class Lists:
+    """A column of lists, zero-copy, in the files where it lies."""
 
-    def __init__(self, begin: int, end: int, maps: list[pa.MemoryMappedFile]):
-        self._maps = maps  # the array keeps this object, and so the files stay mapped
-        self.__array_interface__ = {
-            "data": (begin, True),
-            "shape": ((end - begin) // 4,),
-            "typestr": "<i4",
-            "version": 3,
-        }
+    values: list[np.ndarray]
+    """Of each file: the numbers in which its lists lie. Half-precision ones come as their bits, uint16, since compiled
+    code does not know them."""
+    start: np.ndarray
+    """[N] int64, where each row's list begins in ``values`` of its file."""
+    length: np.ndarray
+    """[N] int64; no list reaches over the end of its array."""
+    width: int
+    """Length of every list, where the column's type says it; -1 elsewhere."""
 
 
 class MappedTable:
-    """The record batches of a dataset folder, mapped into memory, none of it read yet."""
+    """The record batches of a dataset folder, mapped into memory; what is read of them is checked first."""
 
-    def __init__(self, folder: Path, shards: list[dict[str, Any]]):
+    def __init__(self, folder: Path, shards: list[dict[str, Any]], types: dict[str, tuple[pa.DataType, ...]]):
         """Map the files that ``store.json`` lists.
 
+        Args:
+            folder: with the files.
+            shards: as ``store.json`` lists them.
+            types: column -> the types it may have; there may be further columns.
+
         Raises:
-            UserError: a file is missing, or its size is not the one in ``store.json``.
+            UserError: a file is missing, is another than was written, or holds other columns.
         """
-        maps, spans = [], []
-        self.batches: list[pa.RecordBatch] = []
-        for shard in shards:
-            path = folder / shard["file"]
-            _check_size(path, shard["bytes"])
-            mapped = pa.memory_map(str(path))
-            stream = pa.ipc.open_stream(mapped)
+        check_files(folder, shards)
+        self._paths = [folder / shard["file"] for shard in shards]
+        self.schema: pa.Schema = None  # of every file
+        self._files: list[pa.Buffer] = []
+        self._batches: list[list[pa.RecordBatch]] = []
+        for path, shard in zip(self._paths, shards, strict=True):
+            with reading(path, "Arrow", remade(path)):
+                mapped = pa.memory_map(str(path))
+                stream = pa.ipc.open_stream(mapped)
+                batches = list(stream)
+                for batch in batches:
+                    batch.validate()
+                names = stream.schema.names
+                mapped.seek(0)
+                self._files.append(mapped.read_buffer())
+            if self.schema not in (None, stream.schema):
+                raise damaged(path, "has other columns than the file before")
             self.schema = stream.schema
-            self.batches += stream
-            mapped.seek(0)
-            buffer = mapped.read_buffer()
-            maps.append(mapped)
-            spans.append((buffer.address, buffer.address + buffer.size))
-        self._base = min(begin for begin, _ in spans)
-        # What lies between two files is not ours: rows are looked up by their place, and no place is there.
-        self._words = np.asarray(_Addresses(self._base, max(end for _, end in spans), maps))
+            for name, known in types.items():
+                if names.count(name) != 1 or self.schema.field(name).type not in known:
+                    raise damaged(path, f"has no column {name} as this program writes it")
+            if sum(map(len, batches)) != shard["rows"]:
+                raise damaged(path, f"{sum(map(len, batches))} rows, but store.json says {shard['rows']}")
+            self._batches.append(batches)
+        self._first = np.cumsum([0, *(shard["rows"] for shard in shards)])
 
-    def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A column of lists: one array in which all its numbers lie, zero-copy, and where each list begins in it.
+    def __len__(self) -> int:
+        return int(self._first[-1])
 
-        The array spans all files; only the lists may be read. Half-precision numbers come as their bits, uint16, since
-        compiled code does not know them.
+    def by_file(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Which of ``rows`` [n] lie in which file: number of the file, and places in ``rows`` [m] int64, rising.
+
+        Compiled code compares the rows with the bounds of the table (``IndexError``): here that would take longer than
+        to read them.
+        """
+        if len(self._files) == 1:
+            return [(0, np.arange(len(rows)))]
+        file = np.searchsorted(self._first[1:-1], rows, side="right")
+        order = np.argsort(file, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(file[order])) + 1)
+        return [(int(file[part[0]]), part) for part in parts if len(part)]
+
+    def lists(self, name: str) -> Lists:
+        """A column of lists.
+
+        Raises:
+            UserError: its lists do not lie in the file, or not as this program writes them.
         """
         kind = self.schema.field(name).type
         number = np.dtype(kind.value_type.to_pandas_dtype())
-        starts = [np.empty(0, np.int64)]
-        for batch in self.batches:
-            column = batch.column(name)
-            values = column.values.buffers()[1]
-            first = (values.address - self._base) // number.itemsize if values.size else 0
-            if pa.types.is_fixed_size_list(kind):
-                starts.append(first + np.arange(len(column)) * kind.list_size)
-            else:
-                starts.append(first + column.offsets.to_numpy()[:-1].astype(np.int64))
-        return self._words.view(np.uint16 if number == np.float16 else number), np.concatenate(starts)
+        values, starts, lengths = [], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for path, file, batches in zip(self._paths, self._files, self._batches, strict=True):
+            array = np.frombuffer(file, number, file.size // number.itemsize)
+            values.append(array.view(np.uint16) if number == np.float16 else array)
+            for batch in filter(len, batches):
+                column = batch.column(name)
+                if pa.types.is_fixed_size_list(kind):
+                    ends = np.arange(len(column) + 1) * kind.list_size
+                else:
+                    ends = column.offsets.to_numpy().astype(np.int64)
+                inside, length = column.values, np.diff(ends)
+                begin = inside.buffers()[1].address - file.address if len(inside) else 0
+                lies = 0 <= begin <= begin + len(inside) * number.itemsize <= file.size and not begin % number.itemsize
+                fits = 0 <= ends[0] and ends[-1] <= len(inside) and length.min(initial=0) >= 0
+                if column.null_count or inside.null_count or not (lies and fits):
+                    raise damaged(path, f"the lists of column {name} do not lie where this program writes them")
+                starts.append(begin // number.itemsize + ends[:-1])
+                lengths.append(length)
+        width = kind.list_size if pa.types.is_fixed_size_list(kind) else -1
+        return Lists(values, np.concatenate(starts), np.concatenate(lengths), width)
 
     def column(self, name: str) -> np.ndarray:
-        """A whole flat column as one NumPy array (copied, since it spans record batches)."""
-        return np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in self.batches])
+        """A whole flat column as one NumPy array (copied, since it spans record batches).
 
-
-def _check_size(path: Path, expected: int) -> None:
-    again = f"remove {path.parent} and run the stage that makes it again"
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; {again}") from None
-    if found != expected:
-        raise UserError(
-            f"{path}: {found} bytes, but store.json says {expected}; it was cut short or replaced: {again}"
-        )
+        Raises:
+            UserError: it has gaps, or text that is none.
+        """
+        parts = []
+        for path, batches in zip(self._paths, self._batches, strict=True):
+            for batch in batches:
+                column = batch.column(name)
+                with reading(f"{path}: column {name}", "Arrow", remade(path)):
+                    column.validate(full=True)
+                if column.null_count:
+                    raise damaged(path, f"column {name} has gaps")
+                parts.append(column.to_numpy(zero_copy_only=False))
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)

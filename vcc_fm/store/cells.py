@@ -16,14 +16,22 @@ import datasets
 import numba
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import scipy.sparse as sp
 
 from vcc_fm.errors import UserError
 from vcc_fm.store.arrow import MappedTable
-from vcc_fm.store.folder import read_json
+from vcc_fm.store.description import NAME, CellsDescription, damaged, read_store_json
 
-SCHEMA = 3
+SCHEMA = 4
 _NARROW = 1 << 16
+_LISTS = (pa.list_(pa.uint16()), pa.list_(pa.int32()))
+_LABELS = {"context": "contexts", "batch": "batches", "perturbation": "perturbations"}
+"""Column of codes -> the names behind them in ``store.json``. ``datasets`` keeps codes as int64."""
+_TYPES = {
+    **{"genes": _LISTS, "counts": _LISTS, "depth": (pa.int32(),), "barcode": (pa.string(),)},
+    **dict.fromkeys(_LABELS, (pa.int64(),)),
+}
 
 
 def cell_features(genes: int, largest_count: int, names: dict[str, list[str]]) -> datasets.Features:
@@ -49,31 +57,49 @@ def cell_features(genes: int, largest_count: int, names: dict[str, list[str]]) -
 
 
 @numba.njit(cache=True, nogil=True)
-def _scatter(genes, gene_start, counts, count_start, length, rows, out):  # type: ignore[no-untyped-def]
-    """Write the counts of ``rows`` into ``out`` [n, G], whatever it holds."""
-    for i in range(rows.shape[0]):
+def _scatter(genes, gene_start, counts, count_start, length, rows, places, out):  # type: ignore[no-untyped-def]
+    """Write the counts of ``rows[places]`` into ``out[places]`` [m, G], whatever it holds.
+
+    Returns:
+        A row with a gene that is not on the axis; -1 where there is none.
+    """
+    for i in places:
         row = rows[i]
+        if row < 0 or row >= length.shape[0]:
+            raise IndexError("a row that the store does not have")
         n = length[row]
         gene = genes[gene_start[row] : gene_start[row] + n]
         count = counts[count_start[row] : count_start[row] + n]
+        # One comparison a cell: inside the loop that writes, it would cost up to a third of that loop.
+        largest = np.uint32(0)
+        for k in range(n):
+            largest = max(largest, np.uint32(gene[k]))  # what is below zero becomes large
+        if n > 0 and largest >= out.shape[1]:
+            return row
         # Zeros go where the counts go next, while the row is in the cache.
         dense = out[i]
         dense[:] = 0
         for k in range(n):
-            dense[np.int64(gene[k])] = count[k]
+            dense[np.uint64(gene[k])] = count[k]
+    return -1
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(values, start, length, rows, out):  # type: ignore[no-untyped-def]
-    """Concatenate the list values of ``rows`` into ``out`` [sum of lengths]."""
-    at = 0
-    for i in range(rows.shape[0]):
+def _gather(values, start, length, rows, places, at, out):  # type: ignore[no-untyped-def]
+    """Copy the list of row ``rows[i]`` to ``out[at[i]:]``, for the i in ``places``.
+
+    Returns:
+        The largest number; one below zero counts as large.
+    """
+    largest = np.uint32(0)
+    for i in places:
         row = rows[i]
         n = length[row]
-        source, target = values[start[row] : start[row] + n], out[at : at + n]
+        source, target = values[start[row] : start[row] + n], out[at[i] : at[i] + n]
         for k in range(n):
             target[k] = source[k]
-        at += n
+            largest = max(largest, np.uint32(source[k]))
+    return largest
 
 
 @dataclass(frozen=True)
@@ -108,32 +134,30 @@ class CellStore:
         """Open ``folder``.
 
         Raises:
-            UserError: the folder is incomplete, of another schema, or its data file has another size than recorded.
+            UserError: the folder is incomplete, of another schema, or not what was written.
         """
         self.folder = folder
-        self.meta: dict[str, Any] = read_json(folder / "store.json")
-        if self.meta["schema"] != SCHEMA:
-            raise UserError(
-                f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; prepare it again"
-            )
+        self.meta: dict[str, Any] = read_store_json(folder, SCHEMA, CellsDescription, "prepare it again")
         self.genes: list[str] = self.meta["genes"]
         self.control: str = self.meta["control"]
         self.contexts: list[str] = self.meta["contexts"]
         self.batches: list[str] = self.meta["batches"]
         self.perturbations: list[str] = self.meta["perturbations"]
-        self._table = MappedTable(folder, self.meta["shards"])
+        self._table = MappedTable(folder, self.meta["shards"], _TYPES)
+        if len(self._table) != self.meta["cells"]:
+            raise damaged(folder / NAME, f"{self.meta['cells']} cells, but the files have {len(self._table)}")
         self.depth = self._table.column("depth")
-        # datasets keeps labels as int64.
-        self.context = self._table.column("context").astype(np.int32)
-        self.batch = self._table.column("batch").astype(np.int32)
-        self.perturbation = self._table.column("perturbation").astype(np.int32)
-        self._index()
+        self.context, self.batch, self.perturbation = map(self._codes, _LABELS)
+        self._genes, self._counts = self._table.lists("genes"), self._table.lists("counts")
+        if (self._genes.length != self._counts.length).any():
+            raise damaged(folder / NAME, "the files have cells with more genes than counts, or fewer")
 
-    def _index(self) -> None:
-        """Where each row's gene and count lists begin in the mapped file."""
-        self._gene_values, self._gene_start = self._table.lists("genes")
-        self._count_values, self._count_start = self._table.lists("counts")
-        self._length = np.concatenate([np.diff(batch.column("genes").offsets) for batch in self._table.batches])
+    def _codes(self, label: str) -> np.ndarray:
+        """The codes of a label, [N] int32, each of which has a name."""
+        codes = self._table.column(label)
+        if len(codes) and not 0 <= codes.min() <= codes.max() < len(self.meta[_LABELS[label]]):
+            raise damaged(self.folder / NAME, f"the cells have {_LABELS[label]} that store.json does not name")
+        return codes.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.depth)
@@ -231,19 +255,40 @@ class CellStore:
 
     def dense(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Counts of ``rows`` [n] as a dense [n, G] float32 array; written into ``out`` where it is given."""
+        shape = len(rows), len(self.genes)
         if out is None:
-            out = np.empty((len(rows), len(self.genes)), np.float32)
-        _scatter(self._gene_values, self._gene_start, self._count_values, self._count_start, self._length, rows, out)
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape:
+            raise ValueError(f"counts of shape {shape} do not fit into {out.shape}")
+        genes, counts = self._genes, self._counts
+        for file, places in self._table.by_file(rows):
+            row = _scatter(
+                *(genes.values[file], genes.start, counts.values[file], counts.start, genes.length),
+                *(rows, places, out),
+            )
+            if row >= 0:
+                raise self._off_axis(row)
         return out
+
+    def _off_axis(self, row: int) -> UserError:
+        return damaged(self.folder / NAME, f"cell {row} has a gene that is not on its axis of {len(self.genes)}")
 
     def sparse(self, rows: np.ndarray) -> sp.csr_matrix:
         """Counts of ``rows`` [n] as a [n, G] int32 CSR matrix with sorted indices."""
-        lengths = self._length[rows]
+        if len(rows) and rows.min() < 0:
+            raise IndexError("a row that the store does not have")
+        lengths = self._genes.length[rows]
         indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         indices = np.empty(indptr[-1], np.int32)
         data = np.empty(indptr[-1], np.int32)
-        _gather(self._gene_values, self._gene_start, self._length, rows, indices)
-        _gather(self._count_values, self._count_start, self._length, rows, data)
+        largest = -1
+        for file, places in self._table.by_file(rows):
+            for lists, out in ((self._counts, data), (self._genes, indices)):
+                found = _gather(lists.values[file], lists.start, lists.length, rows, places, indptr, out)
+            largest = max(largest, found)
+        if len(indices) and largest >= len(self.genes):
+            off = int(np.argmax(indices.view(np.uint32) >= len(self.genes)))
+            raise self._off_axis(int(rows[np.searchsorted(indptr, off, side="right") - 1]))
         return sp.csr_matrix((data, indices, indptr), shape=(len(rows), len(self.genes)))
 
     def sums(self, rows: np.ndarray, chunk: int = 4096) -> np.ndarray:

@@ -12,11 +12,10 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from vcc_fm.errors import UserError
-from vcc_fm.store.arrow import DATA_FILE, MappedTable, write_description, write_shard
-from vcc_fm.store.folder import read_json, write_json
+from vcc_fm.store.arrow import DATA_FILE, Lists, MappedTable, write_description, write_shard
+from vcc_fm.store.description import NAME, VectorsDescription, damaged, read_store_json, write_store_json
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def write_embeddings(
@@ -74,13 +73,15 @@ def write_embeddings(
         "shards": [shard],
         "missing": missing,
     }
-    write_json(folder / "store.json", described | {"fingerprint": fingerprint} | meta)
+    write_store_json(folder, described | {"fingerprint": fingerprint} | meta)
 
 
 @numba.njit(cache=True, nogil=True)
-def _take(values, start, rows, out):  # type: ignore[no-untyped-def]
-    """Copy the vectors of ``rows`` into ``out`` [n, width]."""
-    for i in range(rows.shape[0]):
+def _take(values, start, rows, places, out):  # type: ignore[no-untyped-def]
+    """Copy the vectors of ``rows[places]``, which lie in ``values``, into ``out[places]`` [m, width]."""
+    for i in places:
+        if rows[i] < 0 or rows[i] >= start.shape[0]:
+            raise IndexError("a row that the store does not have")
         target = out[i]
         source = values[start[rows[i]] : start[rows[i]] + target.shape[0]]
         for k in range(target.shape[0]):
@@ -99,17 +100,17 @@ class EmbeddingStore:
         """Open ``folder``.
 
         Raises:
-            UserError: the folder is incomplete, of another schema, or its data file has another size than recorded.
+            UserError: the folder is incomplete, of another schema, or not what was written.
         """
         self.folder = folder
-        self.meta: dict[str, Any] = read_json(folder / "store.json")
-        if self.meta["schema"] != SCHEMA:
-            raise UserError(
-                f"{folder}: store schema {self.meta['schema']}, this program reads {SCHEMA}; embed it again"
-            )
-        self._table = MappedTable(folder, self.meta["shards"])
+        self.meta: dict[str, Any] = read_store_json(folder, SCHEMA, VectorsDescription, "embed it again")
+        vectors = tuple(pa.list_(number, self.meta["width"]) for number in (pa.float32(), pa.float16()))
+        types: dict[str, tuple[pa.DataType, ...]] = {self.meta["key"]: (pa.string(),), "embedding": vectors}
+        self._table = MappedTable(folder, self.meta["shards"], types)
+        if len(self._table) != self.meta["rows"]:
+            raise damaged(folder / NAME, f"{self.meta['rows']} vectors, but the files have {len(self._table)}")
         self.keys = self._table.column(self.meta["key"])
-        self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._columns: dict[str, Lists] = {}
 
     def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[Path]]:
         """Another process opens the folder anew: addresses of mapped files mean nothing there."""
@@ -134,7 +135,7 @@ class EmbeddingStore:
     def missing(self) -> np.ndarray:
         """[N] bool: keys without a vector; theirs is NaN."""
         missing = np.zeros(len(self.keys), bool)
-        missing[self.meta.get("missing", [])] = True
+        missing[self.meta["missing"]] = True
         return missing
 
     def take(self, rows: np.ndarray, column: str = "embedding", out: np.ndarray | None = None) -> np.ndarray:
@@ -147,13 +148,16 @@ class EmbeddingStore:
         """
         if column not in self._columns:
             self._columns[column] = self._table.lists(column)
-        values, starts = self._columns[column]
+        lists = self._columns[column]
+        shape = len(rows), lists.width
         if out is None:
-            out = np.empty((len(rows), self._table.schema.field(column).type.list_size), np.float32)
-        if values.dtype == np.uint16:
-            halves = np.empty(out.shape, np.uint16)
-            _take(values, starts, rows, halves)
-            out[:] = halves.view(np.float16)
-        else:
-            _take(values, starts, rows, out)
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape:
+            raise ValueError(f"vectors of shape {shape} do not fit into {out.shape}")
+        halves = lists.values[0].dtype == np.uint16
+        into = np.empty(shape, np.uint16) if halves else out
+        for file, places in self._table.by_file(rows):
+            _take(lists.values[file], lists.start, rows, places, into)
+        if halves:
+            out[:] = into.view(np.float16)
         return out

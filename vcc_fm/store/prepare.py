@@ -25,10 +25,12 @@ from vcc_fm.sources.anndata_file import changed_at
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.quality import depth_of
 from vcc_fm.sources.values import COUNT_LIMIT
-from vcc_fm.store.arrow import shard_name, write_description, write_shard
+from vcc_fm.store.arrow import write_description, write_shard
 from vcc_fm.store.cell_table import CellTable, cell_table
-from vcc_fm.store.cells import SCHEMA, cell_features
+from vcc_fm.store.cells import SCHEMA, CellStore, cell_features
+from vcc_fm.store.checksums import written
 from vcc_fm.store.chunks import Chunk, write_chunk
+from vcc_fm.store.description import shard_name, write_store_json
 from vcc_fm.store.filters import SourceFilters
 from vcc_fm.store.folder import read_json, whole_file, whole_folder, write_json
 from vcc_fm.store.kept import Kept
@@ -114,7 +116,11 @@ def write_cell_store(
 
 
 def _is_whole(final: Path, fingerprint_: str) -> bool:
-    return (final / "store.json").exists() and read_json(final / "store.json").get("fingerprint") == fingerprint_
+    """Whether a store of this fingerprint is there, undamaged."""
+    try:
+        return CellStore(final).fingerprint == fingerprint_
+    except UserError:
+        return False
 
 
 def _clear(final: Path, state: PartialState) -> None:
@@ -272,7 +278,8 @@ def _assemble(final: Path, work: Path, shards: int, features: datasets.Features,
             (work / f"{name}.json").unlink()
             (work / name).rename(partial / name)
         write_description(partial, features, names, meta["fingerprint"], "", "")
-        write_json(partial / "store.json", meta | {"shards": notes})
+        write_store_json(partial, meta | {"shards": notes})
+    written(final, notes)
 
 
 def _provenance(aligned: Sources, number: int, config: SourceConfig, kept: Kept, sha256: str) -> dict[str, Any]:
