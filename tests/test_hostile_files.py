@@ -6,6 +6,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from program import TINY
 from safetensors.torch import save_file
+from tiny_screens import CONTROL, embedded, screen, store_of
 
 from vcc_fm.cellsets.cell_load_table import read_cell_load_table
 from vcc_fm.cellsets.split import Split
@@ -33,6 +35,9 @@ from vcc_fm.scoring.table import read_table
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.sources.symbol_files import read_symbols
+from vcc_fm.store.cells import CellStore
+from vcc_fm.store.description import write_store_json
+from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.store.folder import read_json
 
 # What once got through a parser, or is on the way of getting through one.
@@ -131,6 +136,37 @@ def zarr_metadata(part: str) -> Callable[[Path], tuple[Path, Any]]:
     return write
 
 
+def sealed(path: Path) -> None:
+    """Give a store's description the checksum of what it says, as somebody does who makes it up."""
+    with suppress(ValueError, TypeError, RecursionError):
+        write_store_json(path.parent, dict(json.loads(path.read_bytes())))
+
+
+def cell_store(folder: Path) -> tuple[Path, Any]:
+    labels = [np.array(names * 4) for names in (["K", "H"], ["1", "2"], [CONTROL, "A"])]
+    store = store_of(folder, screen(np.random.default_rng(0).poisson(1.0, (8, 3)), *labels))
+
+    def read(path: Path) -> None:
+        sealed(path)
+        store = CellStore(path.parent)
+        store.dense(np.arange(len(store)))
+        assert len(store.measured) == len(store.batches)
+        assert store.control in store.labels + [store.perturbations[store.control_code]]
+
+    return store.folder / "store.json", read
+
+
+def embedding_store(folder: Path) -> tuple[Path, Any]:
+    store = embedded(folder / "vectors", ["a", "b", "c"], np.ones((3, 2), np.float32))
+
+    def read(path: Path) -> None:
+        sealed(path)
+        store = EmbeddingStore(path.parent)
+        assert store.vectors.shape == (len(store.missing), store.width)
+
+    return store.folder / "store.json", read
+
+
 SPLIT = {
     "hold_out": "perturbations",
     "fold": 0,
@@ -155,6 +191,8 @@ READERS = {
     "FASTA": text("p.fa", ">TP53 a\nMKT\n>sp|P1|X OX=9606 GN=MYC\nMAAA\n", read_proteins),
     "symbols": text("s.tsv", "symbol\tprev_symbol\nTP53\tp53|x\nMYC\t\n", lambda path: read_symbols(str(path))),
     "marker": text(".x.done.json", '{"fingerprint": "ab", "seconds": 1.0}', read_json),
+    "cell store": cell_store,
+    "embedding store": embedding_store,
     "split": text("split.json", json.dumps(SPLIT), Split.read),
     "scores": text("scores.json", json.dumps(SCORES), read_table),
     "protein vectors": vectors,

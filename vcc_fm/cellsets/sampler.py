@@ -137,7 +137,10 @@ class Assembler:
         targets = [self.data.targets(one.perturbation) for one in sets]
         most, genes = max(map(len, targets)), len(store.genes)
         vectors = self.data.protein_vectors.vectors
-        cells = np.zeros((len(sets), size, self.data.cell_vectors.width), np.float32)
+        # What the loop below writes whole is not zeroed before, which took a twentieth of the time.
+        cells = np.empty((len(sets), size, self.data.cell_vectors.width), np.float32)
+        response = np.empty((len(sets), genes), np.float32)
+        null_ratio = np.empty((len(sets), genes), np.float32)
         mask = np.zeros((len(sets), size), bool)
         depth = np.ones((len(sets), size), np.float32)
         batch_code = np.zeros((len(sets), size), np.int64)
@@ -147,14 +150,13 @@ class Assembler:
         target_mask = np.zeros((len(sets), most), bool)
         target_gene = np.full((len(sets), most), -1, np.int64)
         context_code = np.zeros(len(sets), np.int64)
-        response = np.zeros((len(sets), genes), np.float32)
         response_known = np.zeros(len(sets), bool)
         # Only a likelihood, of cells that were measured, asks for it.
         measured = sets[0].measured_rows is not None
-        null_ratio = np.ones((len(sets), genes), np.float32)
         for i, one in enumerate(sets):
             n = len(one.control_rows)
             self.data.cell_vectors.take(one.control_rows, out=cells[i, :n])
+            cells[i, n:] = 0
             mask[i, :n] = True
             depth[i, :n] = store.depth[one.control_rows]
             # Padding keeps the profile of a real batch: a row of nothing but -inf would turn a softmax into NaN.
@@ -170,10 +172,8 @@ class Assembler:
                 if symbol in self._protein:
                     target_vector[i, j] = vectors[self._protein[symbol]]
             known = None if one.hide_response else self.response_of(one.context, one.perturbation)
-            if known is not None:
-                response[i], response_known[i] = known, True
-            if measured:
-                null_ratio[i] = self.data.null_ratios[store.contexts.index(one.context)]
+            response[i], response_known[i] = (0, False) if known is None else (known, True)
+            null_ratio[i] = self.data.null_ratios[store.contexts.index(one.context)] if measured else 1
         tensor = torch.from_numpy
         return Batch(
             cells_BSE=tensor(cells),

@@ -108,6 +108,7 @@ class MappedTable:
             if sum(map(len, batches)) != shard["rows"]:
                 raise damaged(path, f"{sum(map(len, batches))} rows, but store.json says {shard['rows']}")
             self._batches.append(batches)
+        self._places = np.empty(0, np.int64)
         self._first = np.cumsum([0, *(shard["rows"] for shard in shards)])
 
     def __len__(self) -> int:
@@ -120,7 +121,9 @@ class MappedTable:
         to read them.
         """
         if len(self._files) == 1:
-            return [(0, np.arange(len(rows)))]
+            if len(self._places) < len(rows):
+                self._places = np.arange(len(rows))
+            return [(0, self._places[: len(rows)])]
         file = np.searchsorted(self._first[1:-1], rows, side="right")
         order = np.argsort(file, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(file[order])) + 1)

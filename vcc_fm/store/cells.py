@@ -7,7 +7,7 @@ measured, where everything came from and what was dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,12 @@ def _scatter(genes, gene_start, counts, count_start, length, rows, places, out):
         gene = genes[gene_start[row] : gene_start[row] + n]
         count = counts[count_start[row] : count_start[row] + n]
         # One comparison a cell: inside the loop that writes, it would cost up to a third of that loop.
-        largest = np.uint32(0)
-        for k in range(n):
-            largest = max(largest, np.uint32(gene[k]))  # what is below zero becomes large
-        if n > 0 and largest >= out.shape[1]:
-            return row
+        if n > 0:
+            largest = gene[0]
+            for k in range(n):
+                largest = max(largest, gene[k])
+            if largest >= out.shape[1]:
+                return row
         # Zeros go where the counts go next, while the row is in the cache.
         dense = out[i]
         dense[:] = 0
@@ -86,11 +87,7 @@ def _scatter(genes, gene_start, counts, count_start, length, rows, places, out):
 
 @numba.njit(cache=True, nogil=True)
 def _gather(values, start, length, rows, places, at, out):  # type: ignore[no-untyped-def]
-    """Copy the list of row ``rows[i]`` to ``out[at[i]:]``, for the i in ``places``.
-
-    Returns:
-        The largest number; one below zero counts as large.
-    """
+    """Copy the list of row ``rows[i]`` to ``out[at[i]:]``, for the i in ``places``; the largest number of all."""
     largest = np.uint32(0)
     for i in places:
         row = rows[i]
@@ -149,6 +146,8 @@ class CellStore:
         self.depth = self._table.column("depth")
         self.context, self.batch, self.perturbation = map(self._codes, _LABELS)
         self._genes, self._counts = self._table.lists("genes"), self._table.lists("counts")
+        # As unsigned numbers, what is below zero is large: one comparison tells whether a gene is on the axis.
+        self._genes = replace(self._genes, values=[v.view(f"u{v.itemsize}") for v in self._genes.values])
         if (self._genes.length != self._counts.length).any():
             raise damaged(folder / NAME, "the files have cells with more genes than counts, or fewer")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from vcc_fm.errors import UserError
+from vcc_fm.errors import UserError, reading
 from vcc_fm.store.folder import read_json, write_json
 
 NAME = "store.json"
@@ -121,8 +121,10 @@ def read_store_json(folder: Path, schema: int, kind: type[Description], stage: s
     meta: dict[str, Any] = read_json(folder / NAME)
     if meta.get("schema") != schema:
         raise UserError(f"{folder}: store schema {meta.get('schema')}, this program reads {schema}; {stage}")
-    if meta.pop(_SEAL, None) != _digest(meta):
-        raise damaged(folder / NAME, "its content is not what was written")
+    seal = meta.pop(_SEAL, None)
+    with reading(folder / NAME, "JSON", remade(folder / NAME)):  # an infinite number is none
+        if seal != _digest(meta):
+            raise damaged(folder / NAME, "its content is not what was written")
     try:
         kind.model_validate(meta)
     except ValidationError as error:
