@@ -151,7 +151,7 @@ def cell_store(folder: Path) -> tuple[Path, Any]:
         store = CellStore(path.parent)
         store.dense(np.arange(len(store)))
         assert len(store.measured) == len(store.batches)
-        assert store.control in store.labels + [store.perturbations[store.control_code]]
+        assert store.perturbations[store.control_code] == store.control
 
     return store.folder / "store.json", read
 
