@@ -122,6 +122,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "train": {"steps": 4, "set_size": 8, "batch_sets": 4, "eval_every": 2, "checkpoint_every": 2},
         }
     )
-    for stage in stages_of(recipe, Console(quiet=True))[:4]:
-        run_stage(stage, Console(quiet=True))
+    for stage in stages_of(recipe)[:4]:
+        run_stage(stage, recipe, Console(quiet=True))
     return recipe

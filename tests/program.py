@@ -1,16 +1,25 @@
 """The program as its users run it, on a tiny simulated recipe; for tests of command line, plan and stages."""
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
 import yaml
+from rich.console import Console
+
+if TYPE_CHECKING:  # these load torch, for which tests of the command line need not wait
+    from vcc_fm.cellsets.dataset import Dataset
+    from vcc_fm.recipe import Recipe
+
+QUIET = Console(quiet=True)
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -80,8 +89,6 @@ def vcc_fm(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = ()) -> None:
     """Run the stages up to ``last`` as `vcc-fm run` does, printing into the file ``said``; for a forked process."""
-    from rich.console import Console
-
     from vcc_fm.recipe_file import load_recipe
     from vcc_fm.script import sole_writer
     from vcc_fm.stages import run_stage, stages_of
@@ -90,17 +97,28 @@ def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = 
     with said.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         console = Console(file=file, width=200)
         with sole_writer(loaded, console):
-            for stage in stages_of(loaded, console):
-                run_stage(stage, console)
+            for stage in stages_of(loaded):
+                run_stage(stage, loaded, console)
                 if stage.name == last:
                     return
+
+
+def train_decoder(recipe: Recipe, data: Dataset, phase: str, console: Console = QUIET) -> None:
+    """Train one phase of the first fold on ``data``, as its stage does."""
+    from vcc_fm.layout import Layout
+    from vcc_fm.training.phase import train_phase
+
+    output = Layout(recipe).decoder(0, phase)
+    output.forget()
+    train_phase(recipe, data, output, console)
+    output.mark(0.0)
 
 
 def forks() -> Any:
     """A multiprocessing context whose processes start at once: what they import has been imported for all of them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["program", "vcc_fm.stages", "vcc_fm.train", "vcc_fm.predict", "vcc_fm.encoders.cell_store"]
+        ["program", "vcc_fm.stages", "vcc_fm.training.phase", "vcc_fm.predict", "vcc_fm.encoders.cell_store"]
     )
     return context
 

@@ -51,7 +51,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vcc_fm.recipe_file import load_recipe
     from vcc_fm.stages import run_stage, stages_of
 
-    run_stage(stages_of(load_recipe(recipe), Console(quiet=True))[0], Console(quiet=True))
+    loaded = load_recipe(recipe)
+    run_stage(stages_of(loaded)[0], loaded, Console(quiet=True))
     return recipe
 
 

@@ -35,7 +35,7 @@ def test_every_cell_gets_its_own_vector(tiny_run: Recipe, tmp_path: Path) -> Non
     original = anndata.read_h5ad(Layout(tiny_run).simulated / "beta.h5ad")
     assert (copy.X != original.X).nnz == 0
     assert copy.obs.equals(original.obs)
-    store = EmbeddingStore(Layout(tiny_run).cell_embeddings)
+    store = EmbeddingStore(Layout(tiny_run).cell_embeddings.path)
     row_of = {key: row for row, key in enumerate(store.keys)}
     rows = np.array([row_of[f"beta:{barcode}"] for barcode in copy.obs_names])
     np.testing.assert_array_equal(copy.obsm["X_state"], store.vectors[rows])
@@ -71,9 +71,9 @@ def test_cells_that_the_recipe_left_out_have_no_vector(tmp_path: Path, h5ad_file
     recipe = load_recipe(recipe_file)
     with pytest.raises(UserError, match="run `vcc-fm embed cells RECIPE` first"):
         export(recipe, None, tmp_path / "out.h5ad")
-    for stage in stages_of(recipe, QUIET):
+    for stage in stages_of(recipe):
         if stage.name in ("prepare", "embed cells"):
-            run_stage(stage, QUIET)
+            run_stage(stage, recipe, QUIET)
     result = export(recipe, None, tmp_path / "out.h5ad", "X_pca")
     copy = anndata.read_h5ad(tmp_path / "out.h5ad")
     without = np.isnan(copy.obsm["X_pca"]).all(axis=1)
@@ -83,9 +83,9 @@ def test_cells_that_the_recipe_left_out_have_no_vector(tmp_path: Path, h5ad_file
         export(recipe, "t", tmp_path / "other.h5ad")
     # Where the key is taken nothing is written.
     copy.write_h5ad(path)
-    for stage in stages_of(recipe, QUIET):
+    for stage in stages_of(recipe):
         if stage.name in ("prepare", "embed cells"):
-            run_stage(stage, QUIET)
+            run_stage(stage, recipe, QUIET)
     with pytest.raises(UserError, match=r"screen.h5ad: has obsm/X_pca already; choose another --key"):
         export(recipe, None, tmp_path / "other.h5ad", "X_pca")
     assert not list(tmp_path.glob("*other*"))

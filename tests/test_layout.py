@@ -1,4 +1,4 @@
-"""Paths of a recipe's outputs, what identifies a file, and the notes that say what an output was made from."""
+"""Paths of a recipe's outputs, and what identifies a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from program import TINY
 
-from vcc_fm.layout import Layout, file_identity, folder_identity, forget, is_done, mark_done
+from vcc_fm.layout import Layout, file_identity, folder_identity
 from vcc_fm.recipe import Recipe
 
 
@@ -19,13 +19,13 @@ def recipe(folder: Path, **keys: Any) -> Recipe:
 
 def test_outputs_of_one_fold_lie_in_the_run_folder_and_of_several_in_their_own(tmp_path):
     one = Layout(recipe(tmp_path))
-    assert one.decoder(0, "pretrain") == tmp_path / "runs/tiny/base"
-    assert one.decoder(0, "train") == tmp_path / "runs/tiny/model"
+    assert one.decoder(0, "pretrain").path == tmp_path / "runs/tiny/base"
+    assert one.decoder(0, "train").path == tmp_path / "runs/tiny/model"
     assert one.prediction("control") == tmp_path / "runs/tiny/baselines/control.h5ad"
     several = Layout(recipe(tmp_path, split={"hold_out": "perturbations", "folds": 2}))
     assert several.split(1) == tmp_path / "runs/tiny/fold-1/split.json"
     assert several.prediction("model") == tmp_path / "runs/tiny/predictions.h5ad"
-    assert several.training_fingerprint(0, "train") != several.training_fingerprint(1, "train")
+    assert several.decoder(0, "train").fingerprint != several.decoder(1, "train").fingerprint
 
 
 def test_a_file_is_known_by_its_content_not_its_name(tmp_path):
@@ -46,7 +46,7 @@ def test_a_source_that_moves_is_the_same_and_one_that_changes_is_another(tmp_pat
         path = tmp_path / name
         path.write_bytes(content)
         source = {"name": "s", "path": str(path), "perturbation_column": "target", "context": "K562", **keys}
-        return Layout(recipe(tmp_path, data={"sources": [source]})).cells_fingerprint
+        return Layout(recipe(tmp_path, data={"sources": [source]})).cells.fingerprint
 
     first = fingerprint("a.h5ad", b"1")
     assert fingerprint("b.h5ad", b"1") == first
@@ -62,8 +62,8 @@ def test_what_a_file_must_be_is_no_part_of_what_is_made_of_it(tmp_path):
     digests = {"sha256": "0" * 64, "symbols_sha256": "1" * 64}
     data = {"sources": [source | {"sha256": "2" * 64}], "symbols_sha256": "3" * 64}
     strict = Layout(recipe(tmp_path, data=data, embed={"proteins": proteins | digests}))
-    assert strict.cells_fingerprint == plain.cells_fingerprint
-    assert strict.proteins_fingerprint == plain.proteins_fingerprint
+    assert strict.cells.fingerprint == plain.cells.fingerprint
+    assert strict.proteins.fingerprint == plain.proteins.fingerprint
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
@@ -73,32 +73,20 @@ def test_another_base_in_the_same_folder_is_another_training(tmp_path, file):
     for name in ("config.json", "model.safetensors", "README.md"):
         (base / name).write_text("{}")
     layout = Layout(recipe(tmp_path, decoder={"base": str(base)}, pretrain=None))
-    before = layout.training_fingerprint(0, "train")
+    before = layout.decoder(0, "train").fingerprint
     (base / "README.md").write_text("a card")
-    assert layout.training_fingerprint(0, "train") == before
+    assert layout.decoder(0, "train").fingerprint == before
     (base / file).write_text("{ }")
-    assert layout.training_fingerprint(0, "train") != before
+    assert layout.decoder(0, "train").fingerprint != before
     assert set(folder_identity(base)) == {"config.json", "model.safetensors"}
 
 
 def test_a_folder_called_pretrain_is_not_taken_for_the_base_that_the_recipe_makes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = Layout(recipe(tmp_path)).training_fingerprint(0, "train")
+    before = Layout(recipe(tmp_path)).decoder(0, "train").fingerprint
     for name in ("pretrain", "scratch"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    assert Layout(recipe(tmp_path)).training_fingerprint(0, "train") == before
+    assert Layout(recipe(tmp_path)).decoder(0, "train").fingerprint == before
     pretrain = {**TINY["pretrain"], "lr": 0.5}
-    assert Layout(recipe(tmp_path, pretrain=pretrain)).training_fingerprint(0, "train") != before
-
-
-def test_an_output_is_done_while_it_and_its_note_are_there(tmp_path):
-    output = tmp_path / "out"
-    mark_done(output, "a", 1.0)
-    assert not is_done(output, "a")
-    output.mkdir()
-    assert is_done(output, "a")
-    assert not is_done(output, "b")
-    forget(output)
-    assert not is_done(output, "a")
-    forget(output)
+    assert Layout(recipe(tmp_path, pretrain=pretrain)).decoder(0, "train").fingerprint != before

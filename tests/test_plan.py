@@ -295,11 +295,11 @@ def test_a_base_trained_on_the_same_or_on_other_vectors_is_no_problem(tmp_path):
     layout = Layout(recipe)
     base = tmp_path / "base"
     base.mkdir()
-    for protein in (layout.proteins_fingerprint, "f" * 64):
+    for protein in (layout.proteins.fingerprint, "f" * 64):
         config = {
             "model_type": "perturbation-decoder",
             "backbone": LLAMA,
-            "cell_encoder": {"fingerprint": layout.cell_embeddings_fingerprint},
+            "cell_encoder": {"fingerprint": layout.cell_embeddings.fingerprint},
             "protein_encoder": {"fingerprint": protein},
         }
         (base / "config.json").write_text(json.dumps(config))

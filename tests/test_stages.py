@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -16,11 +17,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from program import ENVIRONMENT, command, forks, results, run_until, vcc_fm, write_recipe
+from program import ENVIRONMENT, TINY, command, forks, results, run_until, vcc_fm, write_recipe
 from rich.console import Console
 
 from vcc_fm.errors import UserError
-from vcc_fm.layout import is_done, mark_done
+from vcc_fm.layout import Layout
+from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe
 from vcc_fm.recipe_file import load_recipe
 from vcc_fm.script import sole_writer
@@ -29,8 +31,17 @@ from vcc_fm.stages import Stage, run_stage, stages_of
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
 
-EVERYTHING = ["cells", "proteins", "cell-embeddings", "split.json", "base", "model", "predictions.h5ad", "scores.json"]
-AFTER_EMBED = ["split.json", "base", "model", "predictions.h5ad", "scores.json"]
+EVERYTHING = [
+    "cells",
+    "proteins",
+    "cell-embeddings",
+    "coverage.json",
+    "base",
+    "model",
+    "predictions.h5ad",
+    "scores.json",
+]
+AFTER_EMBED = ["coverage.json", "base", "model", "predictions.h5ad", "scores.json"]
 TRAINED = ["base", "model", "predictions.h5ad", "scores.json"]
 MODEL = ["model", "predictions.h5ad", "scores.json"]
 PREDICTED = ["predictions.h5ad", "scores.json"]
@@ -38,7 +49,8 @@ PREDICTED = ["predictions.h5ad", "scores.json"]
 
 def outputs(recipe: Recipe) -> dict[str, str]:
     """Name -> fingerprint of everything that the stages make."""
-    return {path.name: mark for stage in stages_of(recipe, QUIET) for path, mark in stage.outputs}
+    layout = Layout(recipe)
+    return {output.path.name: output.fingerprint for stage in stages_of(recipe) for output in stage.outputs(layout)}
 
 
 # -------------------------------------------------------------------------------------------- what a change redoes
@@ -53,7 +65,7 @@ def outputs(recipe: Recipe) -> dict[str, str]:
         ("data.memory_mb=8", []),
         ("embed.cells.width=5", ["cell-embeddings", *TRAINED]),
         ("embed.cells.target_sum=5000.0", ["cell-embeddings", *TRAINED]),
-        ("embed.proteins.kmer=2", ["proteins", *TRAINED]),
+        ("embed.proteins.kmer=2", ["proteins", *AFTER_EMBED]),
         ("embed.proteins.missing=learned", TRAINED),
         ("embed.proteins.get=elsewhere", []),
         ("split.test=2", AFTER_EMBED),
@@ -95,9 +107,9 @@ def test_a_changed_key_redoes_what_depends_on_it_and_nothing_else(tmp_path, over
 
 def test_calibration_is_a_stage_only_where_the_effect_scale_is_left_to_it(tmp_path):
     recipe = write_recipe(tmp_path)
-    plain = [stage.name for stage in stages_of(load_recipe(recipe), QUIET)]
+    plain = [stage.name for stage in stages_of(load_recipe(recipe))]
     asked = load_recipe(recipe, ["predict.effect_scale=validation"])
-    assert [stage.name for stage in stages_of(asked, QUIET)] == [*plain[:5], "calibrate", *plain[5:]]
+    assert [stage.name for stage in stages_of(asked)] == [*plain[:5], "calibrate", *plain[5:]]
     assert "calibrate" not in plain
     wider = load_recipe(recipe, ["predict.effect_scale=validation", "predict.set_size=5"])
     changed = [name for name, mark in outputs(asked).items() if outputs(wider)[name] != mark]
@@ -110,45 +122,51 @@ def test_the_same_recipe_under_another_output_folder_has_the_same_fingerprints(t
 
 
 # ---------------------------------------------------------------------------------------------------- done or to do
-def stage_in(folder: Path, mark: str, run: Callable[[], None], *beside: Path) -> Stage:
-    return Stage("work", [(folder / "out", mark)], run, beside)
+def stage_of(output: Output, make: Callable[[], None]) -> Stage:
+    return Stage("work", lambda layout: [output], lambda recipe, made, console: make())
 
 
-def test_a_stage_runs_unless_all_that_it_makes_is_there(tmp_path):
+def test_a_stage_runs_unless_all_that_it_makes_is_there_and_whole(tmp_path):
     ran = []
-    out, extra = tmp_path / "out", tmp_path / "extra"
+    recipe = Recipe.model_validate(TINY)
 
-    def work(mark: str) -> Callable[[], None]:
-        def run() -> None:
+    def run(mark: str) -> tuple[bool, str]:
+        output = Output("work", tmp_path / "out", mark, (tmp_path / "extra",))
+
+        def make() -> None:
             ran.append(mark)
-            out.write_text(mark)
-            extra.touch()
-            mark_done(out, mark, 0.0)
+            output.path.write_text(mark)
+            (tmp_path / "extra").touch()
 
-        return run
+        said = io.StringIO()
+        return run_stage(stage_of(output, make), recipe, Console(file=said, width=300)), said.getvalue()
 
-    for mark in ("a", "a", "b"):
-        run_stage(stage_in(tmp_path, mark, work(mark), extra), QUIET)
+    assert "made again" not in run("a")[1]
+    assert run("a") == (False, "work: done before\n")
+    assert f"{tmp_path / 'out'} was made from another recipe or other data; it is made again" in run("b")[1]
     assert ran == ["a", "b"]
-    extra.unlink()
-    assert run_stage(stage_in(tmp_path, "b", work("b"), extra), QUIET) is True
-    out.unlink()
-    assert run_stage(stage_in(tmp_path, "b", work("b"), extra), QUIET) is True
-    assert run_stage(stage_in(tmp_path, "b", work("b"), extra), QUIET) is False
+    (tmp_path / "extra").unlink()
+    assert f"{tmp_path / 'extra'} is missing; it is made again" in run("b")[1]
+    (tmp_path / "out").unlink()
+    assert run("b")[0]
+    (tmp_path / "out").write_text("c")
+    assert f"{tmp_path / 'out'} is damaged: its content is not what was written" in run("b")[1]
+    assert not run("b")[0]
 
 
 def test_a_stop_between_an_output_and_its_note_leaves_no_note_on_other_content(tmp_path):
-    out = tmp_path / "out"
-    out.write_text("of a")
-    mark_done(out, "a", 0.0)
+    recipe = Recipe.model_validate(TINY)
+    old, new = (Output("work", tmp_path / "out", mark) for mark in "ab")
+    old.path.write_text("of a")
+    old.mark(0.0)
 
     def stopped() -> None:
-        out.write_text("of b")
+        new.path.write_text("of b")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(stage_in(tmp_path, "b", stopped), QUIET)
-    assert not is_done(out, "a")
+        run_stage(stage_of(new, stopped), recipe, QUIET)
+    assert old.fault() == f"{old.path} is missing or was not finished"
 
 
 # --------------------------------------------------------------------------------------------------- a whole run
@@ -183,10 +201,10 @@ def test_a_second_run_does_nothing_and_a_changed_key_redoes_its_stages(finished,
     assert [stage["ran"] for stage in json.loads(ended.stdout)["stages"]] == [True]
     weights = (tmp_path / "runs/tiny/model/model.safetensors").stat().st_mtime_ns
     recipe_now = load_recipe(recipe, ["predict.set_size=4"])
-    assert [stage.name for stage in stages_of(recipe_now, QUIET) if not stage.done] == ["score"]
-    assert [stage.name for stage in stages_of(load_recipe(recipe), QUIET) if not stage.done] == ["predict", "score"]
+    assert [stage.name for stage in stages_of(recipe_now) if not stage.done] == ["score"]
+    assert [stage.name for stage in stages_of(load_recipe(recipe)) if not stage.done] == ["predict", "score"]
     (tmp_path / "runs/tiny/baselines/control.h5ad").unlink()
-    assert [stage.name for stage in stages_of(recipe_now, QUIET) if not stage.done] == ["predict", "score"]
+    assert [stage.name for stage in stages_of(recipe_now) if not stage.done] == ["predict", "score"]
     assert (tmp_path / "runs/tiny/model/model.safetensors").stat().st_mtime_ns == weights
 
 
@@ -267,8 +285,8 @@ def test_two_recipes_of_one_name_take_turns_and_leave_no_mixture(finished, tmp_p
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0], [said(recipe, f"seed{seed}") for seed in (0, 1)]
     last = int("waiting for" in said(recipe, "seed1"))
-    stages = stages_of(load_recipe(recipe, [f"seed={last}"]), QUIET)
-    assert [stage.name for stage in stages if not stage.done] == ["score"]
+    written = load_recipe(recipe, [f"seed={last}"])
+    assert [stage.name for stage in stages_of(written) if stage.faults(written)] == ["score"]
 
 
 def test_who_cannot_wait_longer_says_so(tmp_path):
@@ -287,8 +305,9 @@ def embedded(finished: tuple[Path, Any], tmp_path: Path) -> Path:
     """A tiny recipe that is ready to be trained."""
     recipe = write_recipe(tmp_path)
     shutil.copytree(finished[0].parent / "embeddings", tmp_path / "embeddings")
-    for stage in stages_of(load_recipe(recipe), QUIET)[:4]:
-        run_stage(stage, QUIET)
+    loaded = load_recipe(recipe)
+    for stage in stages_of(loaded)[:4]:
+        run_stage(stage, loaded, QUIET)
     return recipe
 
 
@@ -440,7 +459,7 @@ def test_scripts_run_their_stage_and_end_with_its_code(finished, tmp_path):
     shutil.copy(finished[0].parent / "embeddings/tiny/.cells.done.json", tmp_path / "embeddings/tiny")
     ended = script("embeddings/cells.py", recipe, "--quiet")
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
-    assert {stage.name: stage.done for stage in stages_of(load_recipe(recipe), QUIET)}["embed cells"]
+    assert Layout(load_recipe(recipe)).cell_embeddings.fault() is None
 
 
 def test_a_script_waits_for_the_run_that_is_writing(finished, tmp_path):

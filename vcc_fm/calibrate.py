@@ -7,7 +7,6 @@ shrunken effect makes too small. The baselines are given the same chance. Nothin
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
 from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, forget, is_done, mark_done
+from vcc_fm.outputs import Output
 from vcc_fm.predict import make_predictor, scaled_predictors
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.table import Entry
@@ -28,33 +27,25 @@ from vcc_fm.store.folder import write_json
 SCALES = (0.8, 1.0, 1.25, 1.6)
 
 
-def calibrate(recipe: Recipe, console: Console) -> None:
-    """Write ``calibration.json`` for every fold that lacks it.
+def calibrate(recipe: Recipe, output: Output, console: Console) -> None:
+    """Write ``calibration.json`` of a fold.
 
     Raises:
         UserError: a decoder is missing, or the validation split cannot be scored.
     """
-    layout = Layout(recipe)
-    for fold in range(recipe.split.folds):
-        path, fingerprint = layout.calibration(fold), layout.calibration_fingerprint(fold)
-        if is_done(path, fingerprint):
-            continue
-        started = time.perf_counter()
-        forget(path)
-        data = load_dataset(recipe, fold)
-        scores = _validation_scores(recipe, fold, data, console)
-        best = {name: best_scale(means) for name, means in scores.items()}
-        by_scale = {
-            name: {f"{scale:g}": None if np.isnan(mean) else mean for scale, mean in means.items()}
-            for name, means in scores.items()
-        }
-        write_json(path, {"effect_scale": best, "scaled_means": by_scale})
-        mark_done(path, fingerprint, time.perf_counter() - started)
-        for name, means in by_scale.items():
-            shown = "  ".join(f"{scale}: {'none' if mean is None else f'{mean:.3f}'}" for scale, mean in means.items())
-            console.print(
-                f"fold {fold}: {name}: effect scale {best[name]:.3g}; scores {shown}", highlight=False, soft_wrap=True
-            )
+    fold = output.fold
+    scores = _validation_scores(recipe, fold, load_dataset(recipe, fold), console)
+    best = {name: best_scale(means) for name, means in scores.items()}
+    by_scale = {
+        name: {f"{scale:g}": None if np.isnan(mean) else mean for scale, mean in means.items()}
+        for name, means in scores.items()
+    }
+    write_json(output.path, {"effect_scale": best, "scaled_means": by_scale})
+    for name, means in by_scale.items():
+        shown = "  ".join(f"{scale}: {'none' if mean is None else f'{mean:.3f}'}" for scale, mean in means.items())
+        console.print(
+            f"fold {fold}: {name}: effect scale {best[name]:.3g}; scores {shown}", highlight=False, soft_wrap=True
+        )
 
 
 def best_scale(means: dict[float, float]) -> float:

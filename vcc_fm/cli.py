@@ -88,6 +88,7 @@ def _run_stages(
     recipe_path: Path, overrides: list[str] | None, quiet: bool, as_json: bool, only: str | None, processes: int
 ) -> None:
     """Run all stages, or the one named ``only``."""
+    from vcc_fm.layout import Layout
     from vcc_fm.recipe_file import load_recipe
     from vcc_fm.script import sole_writer
     from vcc_fm.stages import run_stage, stages_of
@@ -97,13 +98,12 @@ def _run_stages(
     ran = []
     # Libraries print on stdout too, which with --json is the result's own.
     with redirect_stdout(sys.stderr if as_json else sys.stdout), sole_writer(recipe, console):
-        stages = [stage for stage in stages_of(recipe, console, processes) if only in (None, stage.name)]
+        stages = [stage for stage in stages_of(recipe) if only in (None, stage.name)]
         if not stages:
             raise UserError(f"{recipe_path}: has no stage {only}: it is for predict.effect_scale=validation only")
         for stage in stages:
-            ran.append(
-                {"stage": stage.name, "ran": run_stage(stage, console), "outputs": [str(p) for p, _ in stage.outputs]}
-            )
+            outputs = [str(output.path) for output in stage.outputs(Layout(recipe))]
+            ran.append({"stage": stage.name, "ran": run_stage(stage, recipe, console, processes), "outputs": outputs})
     if as_json:
         _print_json({"recipe": recipe.name, "stages": ran, **_scores(recipe.run_folder, only)})
     elif only is None and not any(entry["ran"] for entry in ran):
@@ -241,22 +241,36 @@ def inspect(
 
 @app.command()
 def verify(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="folders of cell or embedding stores")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="stores, or folders of runs or embeddings")
+    ],
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Read stores again, every byte, and compare them with what was written."""
+    """Read stores, and all else that stages have finished, every byte, and compare it with what was written."""
+    from vcc_fm.outputs import check_outputs
     from vcc_fm.progress import ProgressLines
+    from vcc_fm.store.verify import is_store
     from vcc_fm.store.verify import verify as verify_store
+    from vcc_fm.words import many
 
     console = _console(quiet, as_json)
-    results = [verify_store(store, ProgressLines(f"verify {store.name}", "rows", console)) for store in stores]
+    results: list[dict[str, Any]] = []
+    for folder in folders:
+        stores = [folder] if is_store(folder) else []
+        if not stores:
+            for output, files, size in check_outputs(folder):
+                if is_store(output):
+                    stores.append(output)
+                else:
+                    results.append({"output": str(output), "files": files, "bytes": size})
+                    console.print(f"{output}: whole, {many(files, 'file')}, {size:,} bytes", markup=False)
+        for store in stores:
+            results.append(verify_store(store, ProgressLines(f"verify {store.name}", "rows", console)))
+            console.print(f"{store}: whole, {results[-1]['rows']:,} rows", markup=False)
     if as_json:
         _print_json(results)
-        return
-    for result in results:
-        console.print(f"{result['store']}: whole, {result['rows']:,} rows", markup=False)
 
 
 @export_app.command("proteins")
@@ -270,14 +284,11 @@ def export_proteins(
 ) -> None:
     """Write the protein vectors as a .pt dictionary symbol -> vector, as State reads it."""
     from vcc_fm.encoders.protein_table import write_pt
-    from vcc_fm.layout import Layout, is_done
+    from vcc_fm.layout import Layout
     from vcc_fm.recipe_file import load_recipe
     from vcc_fm.store.embeddings import EmbeddingStore
 
-    layout = Layout(load_recipe(recipe, overrides))
-    if not is_done(layout.proteins, layout.proteins_fingerprint):
-        raise UserError(f"{layout.proteins} is missing or of another recipe; run `vcc-fm embed proteins RECIPE` first")
-    store = EmbeddingStore(layout.proteins)
+    store = EmbeddingStore(Layout(load_recipe(recipe, overrides)).proteins.require())
     write_pt(file, list(map(str, store.keys)), store.vectors)
     result = {"file": str(file), "genes": len(store.keys), "width": store.width}
     if as_json:

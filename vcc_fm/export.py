@@ -11,7 +11,7 @@ import numpy as np
 from anndata.io import write_elem
 
 from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, is_done
+from vcc_fm.layout import Layout
 from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.sources.anndata_source import AnnDataSource
@@ -42,18 +42,13 @@ def export_obsm(
     Raises:
         UserError: the cells are not embedded, there is no such source, or its file is no h5ad or has that key already.
     """
-    layout = Layout(recipe)
-    if not is_done(layout.cell_embeddings, layout.cell_embeddings_fingerprint):
-        raise UserError(
-            f"{layout.cell_embeddings} is missing or of another recipe; run `vcc-fm embed cells RECIPE` first"
-        )
     config = _source(configs, name)
     path = expand(config.path)
     if path.exists() and not h5py.is_hdf5(path):
         raise UserError(
             f"{path}: is a zarr store, and the copy is an h5ad; write it as one first (anndata.read_zarr, write_h5ad)"
         )
-    store = EmbeddingStore(layout.cell_embeddings)
+    store = EmbeddingStore(Layout(recipe).cell_embeddings.require())
     columns = ["embedding"]
     if store.meta["encoder"] == "state-se":
         columns.append("dataset_vector")

@@ -1,4 +1,4 @@
-"""Run a script in several processes on this node.
+"""Run a stage in several processes on this node.
 
 Neither by `accelerate launch`, which starts one process where it finds no GPU, nor by torchrun, which hides the exit
 codes of its processes behind a traceback of its own and leaves them running when it is killed itself. The processes
@@ -30,11 +30,11 @@ GRACE = 10.0
 """Seconds that the others have to end by themselves, and to say why, after one process failed."""
 
 
-def launch(script: Path, recipe: Recipe, processes: int, console: Console) -> None:
-    """Run ``script`` on ``recipe`` in several processes that form one group; returns when all have ended well.
+def launch(stage: str, recipe: Recipe, processes: int, console: Console) -> None:
+    """Run a stage of ``recipe`` in several processes that form one group; returns when all have ended well.
 
     Args:
-        script: a script with :func:`vcc_fm.script.script_main` as its body.
+        stage: its name.
         recipe: what it runs on, overrides included.
         processes: how many take part.
         console: where the first of them prints; all print errors on stderr.
@@ -47,7 +47,7 @@ def launch(script: Path, recipe: Recipe, processes: int, console: Console) -> No
         resolved = Path(scratch, "recipe.yaml")
         resolved.write_text(recipe.model_dump_json())
         quiet = ["--quiet"] if console.quiet else []
-        command = [sys.executable, str(script), str(resolved), "--launched", *quiet]
+        command = [sys.executable, "-m", "vcc_fm.stages", stage, str(resolved), "--launched", *quiet]
         # What the later processes say is kept apart: most of it the first one says too.
         said = [Path(scratch, f"stderr-{rank}").open("w+") for rank in range(1, processes)]
         store, environments = _group(processes)
@@ -68,7 +68,7 @@ def launch(script: Path, recipe: Recipe, processes: int, console: Console) -> No
                 worker.kill()
                 worker.wait()
             del store
-        _judge(script.stem, codes, said)
+        _judge(stage, codes, said)
 
 
 def _group(processes: int) -> tuple[TCPStore, list[dict[str, str]]]:

@@ -1,4 +1,4 @@
-"""Where a recipe's outputs are, and the fingerprints that say whether they can be kept.
+"""What the stages of a recipe make: where it is, and the fingerprint that says whether it can be kept.
 
 A fingerprint covers all that an output depends on: the recipe's keys, the input files (size, first and last MiB), and
 the fingerprints of the stages before. Keys that change no number (progress, tracking) are left out.
@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from vcc_fm.errors import UserError
+from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe, TrainConfig, expand, fingerprint
-from vcc_fm.store.folder import read_json, write_json
 
 SCHEMA = 4
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
@@ -32,7 +32,7 @@ _SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoin
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths and fingerprints of one recipe."""
+    """The outputs of one recipe."""
 
     recipe: Recipe
 
@@ -42,24 +42,9 @@ class Layout:
         return self.recipe.embeddings_folder / "simulated"
 
     @property
-    def cells(self) -> Path:
-        """The cell store."""
-        return self.recipe.embeddings_folder / "cells"
-
-    @property
-    def proteins(self) -> Path:
-        """The embedding store of proteins."""
-        return self.recipe.embeddings_folder / "proteins"
-
-    @property
     def untrained_esm2(self) -> Path:
         """An ESM2 with random weights, where the recipe asks for one."""
         return self.recipe.embeddings_folder / "esm2-untrained"
-
-    @property
-    def cell_embeddings(self) -> Path:
-        """The embedding store of cells."""
-        return self.recipe.embeddings_folder / "cell-embeddings"
 
     def fold(self, fold: int) -> Path:
         """Folder of one fold; the run's own where there is only one."""
@@ -74,38 +59,25 @@ class Layout:
         """Checkpoints and log of a training phase, ``pretrain`` or ``train``."""
         return self.fold(fold) / "training" / phase
 
-    def decoder(self, fold: int, phase: str) -> Path:
-        """The decoder that a training phase leaves: ``base`` after pretrain, ``model`` after train."""
-        return self.fold(fold) / ("base" if phase == "pretrain" else "model")
-
-    def calibration(self, fold: int) -> Path:
-        """The effect scale that the validation split asks for."""
-        return self.fold(fold) / "calibration.json"
-
-    @property
-    def coverage(self) -> Path:
-        """Every target gene and gene of the axis: under which name it has a protein vector, or why it has none."""
-        return self.recipe.run_folder / "coverage.json"
-
     def prediction(self, predictor: str) -> Path:
         """Predicted counts of the model or of a baseline, all folds together."""
         run = self.recipe.run_folder
         return run / "predictions.h5ad" if predictor == "model" else run / "baselines" / f"{predictor}.h5ad"
 
     @property
+    def prediction_record(self) -> Path:
+        """What a reader of the scores should know about the predictions."""
+        return self.recipe.run_folder / "prediction.json"
+
+    @property
     def truth(self) -> Path:
         """Held-out measured cells and the controls of their contexts."""
         return self.recipe.run_folder / "truth.h5ad"
 
-    @property
-    def scores(self) -> Path:
-        """The score table."""
-        return self.recipe.run_folder / "scores.json"
-
-    # ------------------------------------------------------------------------------------------------- fingerprints
+    # ------------------------------------------------------------------------------------------------------ outputs
     @cached_property
-    def cells_fingerprint(self) -> str:
-        """Of the cell store."""
+    def cells(self) -> Output:
+        """The cell store."""
         data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb", "symbols_sha256"})
         for source in data["sources"]:
             source["path"] = file_identity(source["path"])
@@ -114,15 +86,19 @@ class Layout:
             data["genes"] = file_identity(data["genes"])
         if data["symbols"] is not None:
             data["symbols"] = file_identity(data["symbols"])
-        return fingerprint([SCHEMA, data, self.recipe.seed])
+        made_from = fingerprint([SCHEMA, data, self.recipe.seed])
+        return Output("prepare", self.recipe.embeddings_folder / "cells", made_from)
 
     @cached_property
-    def proteins_fingerprint(self) -> str:
-        """Of the protein vectors; two recipes with the same sequences and encoder have the same."""
+    def proteins(self) -> Output:
+        """The embedding store of proteins; two recipes with the same sequences and encoder have the same."""
+        return Output("embed proteins", self.recipe.embeddings_folder / "proteins", self._proteins_fingerprint())
+
+    def _proteins_fingerprint(self) -> str:
         config = self.recipe.embed.proteins
         if config.table is not None:
             return fingerprint([SCHEMA, config.encoder, file_identity(config.table)])
-        sequences: object = self.cells_fingerprint
+        sequences: object = self.cells.fingerprint
         if config.fasta is not None:
             # What stands at an address is taken to stay the same: asking for it at every look would need a network.
             sequences = config.fasta if "://" in config.fasta else file_identity(config.fasta)
@@ -133,26 +109,28 @@ class Layout:
         return fingerprint([SCHEMA, settings, model, sequences])
 
     @cached_property
-    def cell_embeddings_fingerprint(self) -> str:
-        """Of the cell vectors."""
+    def cell_embeddings(self) -> Output:
+        """The embedding store of cells."""
         config = self.recipe.embed.cells
         keys: object = [config.encoder, config.width, config.target_sum]
         if config.encoder == "state-se":
             settings = config.model_dump(mode="json", exclude={"width", "target_sum", "model", "batch_cells"})
             keys = [settings, _model_identity(config.model, _STATE_SE)]
-        return fingerprint([SCHEMA, self.cells_fingerprint, keys])
+        made_from = fingerprint([SCHEMA, self.cells.fingerprint, keys])
+        return Output("embed cells", self.recipe.embeddings_folder / "cell-embeddings", made_from)
 
     @cached_property
-    def split_fingerprint(self) -> str:
-        """Of the split."""
+    def splits(self) -> Output:
+        """The splits of all folds, and under which name every gene has a protein vector, or why it has none."""
         split = self.recipe.split.model_dump(mode="json")
         if split["table"] is not None:
             # By its path a source is found among the datasets of the table.
             split["table"] = [file_identity(split["table"]), [source.path for source in self.recipe.data.sources]]
-        kept = None
-        if self.recipe.embed.proteins.missing == "drop":
-            kept = [self.proteins_fingerprint, self.names_fingerprint]
-        return fingerprint([SCHEMA, self.cells_fingerprint, split, self.recipe.seed, kept])
+        drops = self.recipe.embed.proteins.missing == "drop"
+        named = [self.proteins.fingerprint, self.names_fingerprint, drops]
+        made_from = fingerprint([SCHEMA, self.cells.fingerprint, split, self.recipe.seed, named])
+        folds = tuple(self.split(fold) for fold in range(self.recipe.split.folds))
+        return Output("split", self.recipe.run_folder / "coverage.json", made_from, folds)
 
     @cached_property
     def names_fingerprint(self) -> str:
@@ -160,46 +138,60 @@ class Layout:
         config = self.recipe.embed.proteins
         return fingerprint([file_identity(config.symbols) if config.symbols else None, config.pins])
 
-    def training_fingerprint(self, fold: int, phase: str) -> str:
-        """Of the decoder that a phase leaves."""
+    @property
+    def decoders(self) -> list[Output]:
+        """The decoders of all folds and phases, in the order in which they are trained."""
+        phases = (["pretrain"] if self.recipe.pretrain else []) + ["train"]
+        return [self.decoder(fold, phase) for fold in range(self.recipe.split.folds) for phase in phases]
+
+    def decoder(self, fold: int, phase: str) -> Output:
+        """The decoder that a training phase leaves: ``base`` after pretrain, ``model`` after train."""
+        folder = self.fold(fold) / ("base" if phase == "pretrain" else "model")
+        return Output("train", folder, self._training_fingerprint(fold, phase), fold=fold, phase=phase)
+
+    def _training_fingerprint(self, fold: int, phase: str) -> str:
         recipe = self.recipe
         config = recipe.pretrain if phase == "pretrain" else recipe.train
         assert config is not None
         stores = [
-            self.cell_embeddings_fingerprint,
-            self.proteins_fingerprint,
+            self.cell_embeddings.fingerprint,
+            self.proteins.fingerprint,
             self.names_fingerprint,
-            self.split_fingerprint,
+            self.splits.fingerprint,
         ]
         # A base is made from scratch: adapters, and what they are put on, are no part of it.
         scratch = phase == "pretrain" or recipe.decoder.base == "scratch"
         decoder = recipe.decoder.model_dump(mode="json", exclude={"lora", "base", "revision"} if scratch else set())
         before: str | dict[str, str] | None = None
         if recipe.decoder.base == "pretrain" and phase == "train":
-            before = self.training_fingerprint(fold, "pretrain")
+            before = self._training_fingerprint(fold, "pretrain")
         elif recipe.decoder.base not in ("scratch", "pretrain"):
             before = folder_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
 
-    def calibration_fingerprint(self, fold: int) -> str:
-        """Of the effect scale."""
-        predict = self.recipe.predict.model_dump(mode="json")
-        return fingerprint(
-            [self.training_fingerprint(fold, "train"), predict, self.recipe.score.model_dump(mode="json")]
-        )
+    def calibration(self, fold: int) -> Output:
+        """The effect scale that the validation split asks for."""
+        predict, score = self.recipe.predict.model_dump(mode="json"), self.recipe.score.model_dump(mode="json")
+        made_from = fingerprint([self._training_fingerprint(fold, "train"), predict, score])
+        return Output("calibrate", self.fold(fold) / "calibration.json", made_from, fold=fold)
 
     @cached_property
-    def predictions_fingerprint(self) -> str:
-        """Of all predictions and the truth."""
+    def predictions(self) -> Output:
+        """All predictions and the truth."""
         recipe = self.recipe
-        trained = [self.training_fingerprint(fold, "train") for fold in range(recipe.split.folds)]
-        return fingerprint([trained, recipe.predict.model_dump(mode="json"), recipe.score.baselines])
+        trained = [self._training_fingerprint(fold, "train") for fold in range(recipe.split.folds)]
+        made_from = fingerprint([trained, recipe.predict.model_dump(mode="json"), recipe.score.baselines])
+        baselines = (self.prediction(name) for name in recipe.score.baselines)
+        beside = (self.truth, *baselines, self.prediction_record)
+        return Output("predict", self.prediction("model"), made_from, beside)
 
     @cached_property
-    def scores_fingerprint(self) -> str:
-        """Of the score table."""
-        return fingerprint([self.predictions_fingerprint, self.recipe.score.model_dump(mode="json")])
+    def scores(self) -> Output:
+        """The score table and the report."""
+        path = self.recipe.run_folder / "scores.json"
+        made_from = fingerprint([self.predictions.fingerprint, self.recipe.score.model_dump(mode="json")])
+        return Output("score", path, made_from, (path.with_suffix(".csv"), path.with_name("report.html")))
 
 
 def _model_identity(model: str, patterns: tuple[str, ...]) -> object:
@@ -256,23 +248,3 @@ def folder_identity(folder: Path, patterns: tuple[str, ...] = _MODEL) -> dict[st
     """The identities of the files in a saved model's folder that say what it computes; none for a Hub id."""
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     return {file.name: file_identity(str(file)) for file in files}
-
-
-def is_done(output: Path, fingerprint_: str) -> bool:
-    """Whether ``output`` is there and was made from what ``fingerprint_`` covers."""
-    marker = _marker(output)
-    return output.exists() and marker.exists() and read_json(marker)["fingerprint"] == fingerprint_
-
-
-def mark_done(output: Path, fingerprint_: str, seconds: float) -> None:
-    """Note what a whole ``output`` was made from."""
-    write_json(_marker(output), {"fingerprint": fingerprint_, "seconds": round(seconds, 3)})
-
-
-def forget(output: Path) -> None:
-    """Take the note away before an output is made anew: a stop between the two must not leave it on other content."""
-    _marker(output).unlink(missing_ok=True)
-
-
-def _marker(output: Path) -> Path:
-    return output.with_name(f".{output.name}.done.json")

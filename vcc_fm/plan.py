@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from vcc_fm.cellsets.split import Split, make_splits
 from vcc_fm.cellsets.targets import (
@@ -19,6 +18,7 @@ from vcc_fm.cellsets.targets import (
 )
 from vcc_fm.encoders.widths import cell_width, check_sequences, protein_width
 from vcc_fm.errors import UserError
+from vcc_fm.layout import Layout
 from vcc_fm.plan_checks import check_controls, check_phases, check_processes, check_scored
 from vcc_fm.plan_decoder import plan_decoder
 from vcc_fm.recipe import Recipe, SourceConfig, TrainConfig, expand
@@ -39,11 +39,15 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
 
     Labels and gene names of the sources are read; no counts are. A simulated screen is drawn into a temporary folder.
     """
-    problems: list[str] = []
+    layout, problems = Layout(recipe), list[str]()
     plan: dict[str, Any] = {"recipe": recipe.name, "fingerprint": recipe.fingerprint(), "problems": problems}
     plan["stages"] = [
-        {"stage": stage.name, "done": stage.done, "outputs": [str(path) for path, _ in stage.outputs]}
-        for stage in stages_of(recipe, Console(quiet=True))
+        {
+            "stage": stage.name,
+            "done": not stage.faults(recipe),
+            "outputs": [str(output.path) for output in stage.outputs(layout)],
+        }
+        for stage in stages_of(recipe)
     ]
     with tempfile.TemporaryDirectory() as scratch:
         try:

@@ -1,15 +1,11 @@
 """Predict the counts of the held-out perturbations, by the decoder and by the baselines.
 
-    accelerate launch vcc_fm/predict.py recipes/demo.yaml
-
 Writes ``predictions.h5ad``, ``baselines/*.h5ad`` and ``truth.h5ad`` into the run folder: CSR, int32, on the recipe's
 gene axis, streamed. Each process predicts a run of groups; what is drawn for a cell does not depend on which.
 """
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -24,24 +20,22 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
 from vcc_fm.emission_check import check_emitter
-from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, forget, is_done, mark_done
+from vcc_fm.layout import Layout
+from vcc_fm.outputs import Output
 from vcc_fm.predictors import BASELINES, BaselinePredictor, DecoderPredictor, Predictor
 from vcc_fm.processes import process_state
 from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe
-from vcc_fm.script import script_main
 from vcc_fm.store.counts_file import CountsFile, join_counts_files
 from vcc_fm.store.folder import read_json, write_json
 
 
-def predict(recipe: Recipe, console: Console) -> None:
+def predict(recipe: Recipe, output: Output, console: Console) -> None:
     """Predict all test groups of all folds, by the decoder and the recipe's baselines, and write the truth beside.
 
     Raises:
         UserError: an earlier stage is missing.
     """
-    started = time.perf_counter()
     layout, state = Layout(recipe), process_state()
     folds = [load_dataset(recipe, fold) for fold in range(recipe.split.folds)]
     scales = [effect_scales(recipe, fold) for fold in range(len(folds))]
@@ -51,8 +45,6 @@ def predict(recipe: Recipe, console: Console) -> None:
         for context, perturbation in data.split.groups("test")
     ]
     uns = describe_counts(recipe, folds[0])
-    if state.is_main_process:
-        forget(layout.prediction("model"))
     for name in scales[0]:
 
         def make(fold: int, groups: list[Asked], name: str = name) -> Predictor:
@@ -68,8 +60,7 @@ def predict(recipe: Recipe, console: Console) -> None:
         _say_emitter(emitted, warnings, console)
         record = _record(folds, asked, scales) | {"emitted": emitted}
         record["warnings"] += warnings
-        write_json(recipe.run_folder / "prediction.json", record)
-        mark_done(layout.prediction("model"), layout.predictions_fingerprint, time.perf_counter() - started)
+        write_json(layout.prediction_record, record)
     state.wait_for_everyone()
 
 
@@ -142,10 +133,7 @@ def make_predictor(
         )
     if name != "model":
         return BaselinePredictor(data, BASELINES[name], scale)
-    layout = Layout(recipe)
-    folder = layout.decoder(fold, "train")
-    if not is_done(folder, layout.training_fingerprint(fold, "train")):
-        raise UserError(f"{folder} is missing or was made from another recipe; run `vcc-fm train RECIPE` first")
+    folder = Layout(recipe).decoder(fold, "train").require(content=True)
     return DecoderPredictor(data, folder, recipe.predict.set_size, scale, device)
 
 
@@ -163,11 +151,7 @@ def effect_scales(recipe: Recipe, fold: int) -> dict[str, float]:
     names = ["model", *recipe.score.baselines]
     if recipe.predict.effect_scale != "validation":
         return dict.fromkeys(names, recipe.predict.effect_scale)
-    layout = Layout(recipe)
-    calibration = layout.calibration(fold)
-    if not is_done(calibration, layout.calibration_fingerprint(fold)):
-        raise UserError(f"{calibration} is missing or of another recipe; run `vcc-fm calibrate RECIPE` first")
-    found = read_json(calibration)["effect_scale"]
+    found = read_json(Layout(recipe).calibration(fold).require())["effect_scale"]
     return {name: found.get(name, 1.0) for name in names}
 
 
@@ -186,7 +170,3 @@ def _record(folds: list[Dataset], asked: list[Asked], scales: list[dict[str, flo
         "without_response_elsewhere": len(without),
         "warnings": sorted({warning for data in folds for warning in data.split.warnings}),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(script_main(__doc__, predict))

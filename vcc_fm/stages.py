@@ -3,28 +3,30 @@
 Each stage's output is whole or absent and carries the fingerprint of what it was made from, so that an interrupted
 ``run`` goes on where it stopped and a changed recipe redoes what depends on the change, and nothing else.
 
-What a stage is made of is imported when it runs: preparing cells need not wait for torch, nor a stage that is done.
+What a stage is made of is imported when it runs: a stage that is done need not wait for torch. As a program this runs
+one stage in each process that a launcher starts:
+
+    accelerate launch --num_processes 8 -m vcc_fm.stages predict recipes/h1.yaml
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, forget, is_done, mark_done
+from vcc_fm.layout import Layout
+from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.script import script_main
 from vcc_fm.store.folder import write_json
 from vcc_fm.words import many
-
-if TYPE_CHECKING:
-    from vcc_fm.store.cells import CellStore
 
 
 @dataclass(frozen=True)
@@ -33,123 +35,106 @@ class Stage:
 
     Attributes:
         name: as on the command line.
-        outputs: (path, fingerprint) pairs that it makes.
-        run: makes them.
-        beside: paths that it makes along with them.
+        outputs: what it makes of a recipe.
+        make: makes one of them, in every process that takes part; returns when it is whole.
+        shared: whether `--processes` share the work.
+        on_cpu: whether it leaves a GPU alone; there may be more processes than GPUs then.
+        wanted: whether a recipe has this stage.
     """
 
     name: str
-    outputs: list[tuple[Path, str]]
-    run: Callable[[], None]
-    beside: tuple[Path, ...] = ()
+    outputs: Callable[[Layout], list[Output]]
+    make: Callable[[Recipe, Output, Console], None]
+    shared: bool = False
+    on_cpu: bool = False
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
 
-    @property
-    def done(self) -> bool:
-        """Whether every output is there, made from the recipe as it is now."""
-        made = all(is_done(path, fingerprint) for path, fingerprint in self.outputs)
-        return made and all(path.exists() for path in self.beside)
-
-
-def stages_of(recipe: Recipe, console: Console, processes: int = 1) -> list[Stage]:
-    """All stages of a recipe, in order; ``processes`` take part in reading cells, training and prediction."""
-    layout = Layout(recipe)
-    folds = range(recipe.split.folds)
-    phases = (["pretrain"] if recipe.pretrain else []) + ["train"]
-    trained = [(layout.decoder(fold, p), layout.training_fingerprint(fold, p)) for fold in folds for p in phases]
-    calibrated = [(layout.calibration(fold), layout.calibration_fingerprint(fold)) for fold in folds]
-    predicted = (layout.truth, *(layout.prediction(name) for name in recipe.score.baselines))
-    stages = [
-        Stage("prepare", [(layout.cells, layout.cells_fingerprint)], lambda: _prepare(recipe, console, processes)),
-        Stage(
-            "embed proteins",
-            [(layout.proteins, layout.proteins_fingerprint)],
-            lambda: _embed_proteins(recipe, console),
-        ),
-        Stage(
-            "embed cells",
-            [(layout.cell_embeddings, layout.cell_embeddings_fingerprint)],
-            lambda: _embed_cells(recipe, console),
-        ),
-        Stage("split", [(layout.split(f), layout.split_fingerprint) for f in folds], lambda: _split(recipe, console)),
-        Stage("train", trained, lambda: _train(recipe, console, processes)),
-        Stage("calibrate", calibrated, lambda: _calibrate(recipe, console)),
-        Stage(
-            "predict",
-            [(layout.prediction("model"), layout.predictions_fingerprint)],
-            lambda: _predict(recipe, console, processes),
-            predicted,
-        ),
-        Stage(
-            "score",
-            [(layout.scores, layout.scores_fingerprint)],
-            lambda: _score(recipe, console),
-            (layout.scores.with_suffix(".csv"), layout.scores.with_name("report.html")),
-        ),
-    ]
-    return [s for s in stages if s.name != "calibrate" or recipe.predict.effect_scale == "validation"]
+    def faults(self, recipe: Recipe) -> list[tuple[Output, str]]:
+        """The outputs that are not there, whole and made from the recipe as it is now, and why."""
+        return [(output, fault) for output in self.outputs(Layout(recipe)) if (fault := output.fault())]
 
 
-def run_stage(stage: Stage, console: Console) -> bool:
-    """Run a stage unless it is done; whether it ran. The caller is the only writer (``sole_writer``)."""
-    if stage.done:
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, in order."""
+    return [stage for stage in STAGES if stage.wanted(recipe)]
+
+
+def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1) -> bool:
+    """Run a stage unless it is done; whether it ran. The caller is the only writer (``sole_writer``).
+
+    Args:
+        stage: of the recipe.
+        recipe: what it works on.
+        console: where progress goes.
+        processes: how many take part, where they can share the stage.
+    """
+    faults = stage.faults(recipe)
+    if not faults:
         console.print(f"[dim]{stage.name}: done before[/dim]")
         return False
     console.rule(f"[bold]{stage.name}[/bold]", align="left")
+    for output, fault in faults:
+        if output.path.exists():
+            console.print(f"{fault}; it is made again", style="dim", markup=False, highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    for path, fingerprint in stage.outputs:
-        if not is_done(path, fingerprint):
-            forget(path)
-    stage.run()
+    if processes > 1 and stage.shared:
+        from vcc_fm.launch import launch
+
+        launch(stage.name, recipe, processes, console)
+    else:
+        _make(stage, recipe, console)
     console.print(f"[dim]{stage.name}: {time.perf_counter() - started:.1f} s[/dim]")
     return True
 
 
+def _make(stage: Stage, recipe: Recipe, console: Console) -> None:
+    """Make what is missing of a stage's outputs; every process that takes part calls it."""
+    from vcc_fm.processes import process_state
+
+    state = process_state()
+    todo = [output for output, _ in stage.faults(recipe)]
+    if not todo:
+        console.print(f"[dim]{stage.name}: done before[/dim]")
+    for output in todo:
+        # All see the same to do, before the first of them changes it.
+        state.wait_for_everyone()
+        if state.is_main_process:
+            output.forget()
+            output.path.parent.mkdir(parents=True, exist_ok=True)
+        state.wait_for_everyone()
+        started = time.perf_counter()
+        stage.make(recipe, output, console)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            output.mark(time.perf_counter() - started)
+    state.wait_for_everyone()
+
+
 def stage_script(name: str, description: str | None) -> int:
     """Run one stage as a script that `accelerate launch` starts; its exit code."""
-
-    def action(recipe: Recipe, console: Console) -> None:
-        from vcc_fm.processes import process_state
-
-        stage = next(stage for stage in stages_of(recipe, console) if stage.name == name)
-        # All processes compute; whether there is something to do is decided before any of them begins.
-        todo = not stage.done
-        process_state().wait_for_everyone()
-        if not todo:
-            console.print(f"[dim]{name}: done before[/dim]")
-            return
-        if process_state().is_main_process:
-            for path, _ in stage.outputs:
-                forget(path)
-        process_state().wait_for_everyone()
-        stage.run()
-
-    return script_main(description, action)
+    stage = next(stage for stage in STAGES if stage.name == name)
+    if stage.on_cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    return script_main(description, lambda recipe, console: _make(stage, recipe, console))
 
 
-def _prepare(recipe: Recipe, console: Console, processes: int) -> None:
-    if processes > 1:
-        _launch("prepare.py", recipe, console, processes)
-        return
+def _prepare(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.processes import process_state
     from vcc_fm.store.cells import CellStore
     from vcc_fm.store.prepare import write_cell_store
 
-    layout, started, state = Layout(recipe), time.perf_counter(), process_state()
+    state, simulated = process_state(), recipe.data.simulate is not None
     with state.main_process_first():
-        sources = source_configs(recipe, layout.simulated, draw=state.is_main_process)
-    fingerprint, simulated = layout.cells_fingerprint, recipe.data.simulate is not None
-    write_cell_store(layout.cells, recipe.data, sources, recipe.seed, fingerprint, simulated, state, console)
-    if state.is_main_process:
-        mark_done(layout.cells, fingerprint, time.perf_counter() - started)
+        sources = source_configs(recipe, Layout(recipe).simulated, draw=state.is_main_process)
+    write_cell_store(output.path, recipe.data, sources, recipe.seed, output.fingerprint, simulated, state, console)
     state.wait_for_everyone()
-    store = CellStore(layout.cells)
+    store = CellStore(output.path)
     for source in store.meta["sources"]:
         for kind in ("dropped", "repairs"):
             for reason, count in source[kind].items():
                 console.print(f"{source['name']}: {kind} {count:,}: {reason}", markup=False)
-    kind = "simulated " if recipe.data.simulate else ""
     console.print(
-        f"{many(len(store), f'{kind}cell')}, {many(len(store.genes), 'gene')}, "
+        f"{many(len(store), 'simulated cell' if simulated else 'cell')}, {many(len(store.genes), 'gene')}, "
         f"{many(len(store.perturbations) - 1, 'perturbation')}, "
         f"contexts {', '.join(store.contexts)}",
         markup=False,
@@ -184,56 +169,37 @@ def protein_fasta(recipe: Recipe, simulated: Path) -> Path:
     return simulated / "proteins.fasta"
 
 
-def _embed_proteins(recipe: Recipe, console: Console) -> None:
+def _embed_proteins(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.encoders.esm2_untrained import write_untrained
     from vcc_fm.encoders.protein_store import embed_proteins, import_table
     from vcc_fm.processes import process_state
 
-    layout, started, state = Layout(recipe), time.perf_counter(), process_state()
-    config = recipe.embed.proteins
+    layout, state, config = Layout(recipe), process_state(), recipe.embed.proteins
     if config.table is not None:
         if state.is_main_process:
-            import_table(layout.proteins, expand(config.table), layout.proteins_fingerprint)
-            mark_done(layout.proteins, layout.proteins_fingerprint, time.perf_counter() - started)
-        state.wait_for_everyone()
+            import_table(output.path, expand(config.table), output.fingerprint)
         return
     if config.fasta is None and recipe.data.simulate is not None:
-        _cell_store(layout)  # its stage draws the sequences
+        layout.cells.require()  # its stage draws the sequences
     with state.main_process_first():
         fasta = protein_fasta(recipe, layout.simulated)
         if config.untrained is not None and state.is_main_process:
             write_untrained(layout.untrained_esm2, config.untrained)
     if config.untrained is not None:
         config = config.model_copy(update={"model": str(layout.untrained_esm2)})
-    embed_proteins(layout.proteins, fasta, config, layout.proteins_fingerprint, state, console)
-    if state.is_main_process:
-        mark_done(layout.proteins, layout.proteins_fingerprint, time.perf_counter() - started)
-    state.wait_for_everyone()
+    embed_proteins(output.path, fasta, config, output.fingerprint, state, console)
 
 
-def _embed_cells(recipe: Recipe, console: Console) -> None:
+def _embed_cells(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.encoders.cell_store import embed_cells
     from vcc_fm.processes import process_state
-
-    layout, started, state = Layout(recipe), time.perf_counter(), process_state()
-    cells, fingerprint = _cell_store(layout), layout.cell_embeddings_fingerprint
-    embed_cells(layout.cell_embeddings, cells, recipe.embed.cells, fingerprint, state, console)
-    if state.is_main_process:
-        mark_done(layout.cell_embeddings, fingerprint, time.perf_counter() - started)
-    state.wait_for_everyone()
-
-
-def _cell_store(layout: Layout) -> CellStore:
     from vcc_fm.store.cells import CellStore
 
-    if not is_done(layout.cells, layout.cells_fingerprint):
-        raise UserError(
-            f"{layout.cells} is missing or was made from another recipe; run `vcc-fm prepare RECIPE` first"
-        )
-    return CellStore(layout.cells)
+    cells = CellStore(Layout(recipe).cells.require())
+    embed_cells(output.path, cells, recipe.embed.cells, output.fingerprint, process_state(), console)
 
 
-def _split(recipe: Recipe, console: Console) -> None:
+def _split(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.cellsets.load import faulty_proteins
     from vcc_fm.cellsets.split import make_splits
     from vcc_fm.cellsets.targets import (
@@ -243,16 +209,13 @@ def _split(recipe: Recipe, console: Console) -> None:
         with_vectors,
         without_any,
     )
+    from vcc_fm.store.cells import CellStore
     from vcc_fm.store.embeddings import EmbeddingStore
 
     layout = Layout(recipe)
-    cells = _cell_store(layout)
-    if not is_done(layout.proteins, layout.proteins_fingerprint):
-        raise UserError(f"{layout.proteins} is missing or of another recipe; run `vcc-fm embed proteins RECIPE` first")
-    proteins = EmbeddingStore(layout.proteins)
+    cells, proteins = CellStore(layout.cells.require()), EmbeddingStore(layout.proteins.require())
     covered = protein_coverage(recipe, cells.labels, cells.genes, proteins.keys, faulty_proteins(proteins))
-    layout.coverage.parent.mkdir(parents=True, exist_ok=True)
-    write_json(layout.coverage, covered.to_json())
+    write_json(output.path, covered.to_json())
     for line in covered.lines():
         console.print(f"proteins: {line}", markup=False, soft_wrap=True)
     if note := without_any(covered, recipe.embed.proteins.missing):
@@ -271,7 +234,6 @@ def _split(recipe: Recipe, console: Console) -> None:
         path = layout.split(split.fold)
         path.parent.mkdir(parents=True, exist_ok=True)
         split.write(path)
-        mark_done(path, layout.split_fingerprint, 0.0)
         for role, counts in split.counts().items():
             if counts["groups"]:
                 shown = ", ".join(many(number, what.removesuffix("s")) for what, number in counts.items())
@@ -281,37 +243,47 @@ def _split(recipe: Recipe, console: Console) -> None:
         console.print(warning, markup=False)
 
 
-def _train(recipe: Recipe, console: Console, processes: int) -> None:
-    if processes > 1:
-        _launch("train.py", recipe, console, processes)
-        return
-    from vcc_fm.train import train
+def _train(recipe: Recipe, output: Output, console: Console) -> None:
+    from vcc_fm.training.phase import train
 
-    train(recipe, console)
+    train(recipe, output, console)
 
 
-def _calibrate(recipe: Recipe, console: Console) -> None:
+def _calibrate(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.calibrate import calibrate
 
-    calibrate(recipe, console)
+    calibrate(recipe, output, console)
 
 
-def _predict(recipe: Recipe, console: Console, processes: int) -> None:
-    if processes > 1:
-        _launch("predict.py", recipe, console, processes)
-        return
+def _predict(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.predict import predict
 
-    predict(recipe, console)
+    predict(recipe, output, console)
 
 
-def _launch(script: str, recipe: Recipe, console: Console, processes: int) -> None:
-    from vcc_fm.launch import launch
-
-    launch(Path(__file__).with_name(script), recipe, processes, console)
-
-
-def _score(recipe: Recipe, console: Console) -> None:
+def _score(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.scoring.run import score_run
 
-    score_run(recipe, console)
+    score_run(recipe, output, console)
+
+
+STAGES = [
+    Stage("prepare", lambda layout: [layout.cells], _prepare, shared=True, on_cpu=True),
+    Stage("embed proteins", lambda layout: [layout.proteins], _embed_proteins),
+    Stage("embed cells", lambda layout: [layout.cell_embeddings], _embed_cells),
+    Stage("split", lambda layout: [layout.splits], _split),
+    Stage("train", lambda layout: layout.decoders, _train, shared=True),
+    Stage(
+        "calibrate",
+        lambda layout: [layout.calibration(fold) for fold in range(layout.recipe.split.folds)],
+        _calibrate,
+        wanted=lambda recipe: recipe.predict.effect_scale == "validation",
+    ),
+    Stage("predict", lambda layout: [layout.predictions], _predict, shared=True),
+    Stage("score", lambda layout: [layout.scores], _score),
+]
+"""In order."""
+
+
+if __name__ == "__main__":
+    sys.exit(stage_script(sys.argv.pop(1), __doc__))

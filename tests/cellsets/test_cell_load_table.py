@@ -76,9 +76,9 @@ def test_plan_and_split_find_the_sources_of_a_recipe(tmp_path):
     }
     recipe = Recipe.model_validate(TINY | content)
     (planned,) = make_plan(recipe, 1)["split"]
-    for stage in stages_of(recipe, Console(quiet=True))[:4]:
-        run_stage(stage, Console(quiet=True))
-    assert CellStore(Layout(recipe).cells).context_sources == [
+    for stage in stages_of(recipe)[:4]:
+        run_stage(stage, recipe, Console(quiet=True))
+    assert CellStore(Layout(recipe).cells.path).context_sources == [
         ("hesc", "val_hesc"),
         ("k562", "mine"),
         ("rpe1", "mine"),
@@ -88,12 +88,12 @@ def test_plan_and_split_find_the_sources_of_a_recipe(tmp_path):
     assert {context for context, _ in split.groups("test")} == {"hesc"}
     assert planned["counts"] == split.counts()
     # Where a source lies says which dataset it is: a split that was made before is not kept.
-    before = Layout(recipe).cells_fingerprint, Layout(recipe).split_fingerprint
+    before = Layout(recipe).cells.fingerprint, Layout(recipe).splits.fingerprint
     (tmp_path / "mine.h5ad").rename(tmp_path / "elsewhere.h5ad")
     content["data"]["sources"][0]["path"] = str(tmp_path / "elsewhere.h5ad")
     moved = Layout(Recipe.model_validate(TINY | content))
-    assert moved.cells_fingerprint == before[0]
-    assert moved.split_fingerprint != before[1]
+    assert moved.cells.fingerprint == before[0]
+    assert moved.splits.fingerprint != before[1]
 
 
 @pytest.mark.parametrize(

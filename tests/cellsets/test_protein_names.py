@@ -57,10 +57,10 @@ def targets(recipe: Recipe) -> list[str]:
 
 
 def prepared(recipe: Recipe) -> Dataset:
-    for stage in stages_of(recipe, QUIET):
+    for stage in stages_of(recipe):
         if stage.name == "train":
             break
-        run_stage(stage, QUIET)
+        run_stage(stage, recipe, QUIET)
     return load_dataset(recipe, 0)
 
 
@@ -71,7 +71,7 @@ def test_a_protein_is_found_under_its_new_name(tiny_run: Recipe, renamed: Callab
         data.protein_vectors.vectors[data.protein_rows[first]],
         plain.protein_vectors.vectors[plain.protein_rows[first]],
     )
-    report = json.loads(Layout(renamed(missing="learned")).coverage.read_text())
+    report = json.loads(Layout(renamed(missing="learned")).splits.path.read_text())
     assert report["targets"]["other name"][first] == {"found": "NEW1", "how": "approved"}
 
 
@@ -81,7 +81,7 @@ def test_an_ambiguous_name_is_reported_and_never_guessed(tiny_run: Recipe, renam
     assert second not in data.protein_rows
     decoder, _ = build_decoder(renamed(missing="learned"), data, "scratch", 0)
     assert decoder.config.learned_targets == [second, third]
-    report = json.loads(Layout(renamed(missing="learned")).coverage.read_text())
+    report = json.loads(Layout(renamed(missing="learned")).splits.path.read_text())
     assert report["targets"]["ambiguous"] == {second: ["NEW2", "NEW3"]}
     assert report["targets"]["missing"] == [third]
 

@@ -66,7 +66,7 @@ def test_the_same_cells_give_the_same_bytes(cells, tmp_path):
 
 def test_the_stages_leave_stores_that_fit_together(tiny_run):
     layout = Layout(tiny_run)
-    cells, vectors = CellStore(layout.cells), EmbeddingStore(layout.cell_embeddings)
+    cells, vectors = CellStore(layout.cells.path), EmbeddingStore(layout.cell_embeddings.path)
     assert vectors.keys.tolist() == cells.barcodes.tolist()
     assert vectors.meta["cells"] == cells.fingerprint
-    assert set(cells.perturbations) - {cells.control} <= set(EmbeddingStore(layout.proteins).keys)
+    assert set(cells.perturbations) - {cells.control} <= set(EmbeddingStore(layout.proteins.path).keys)

@@ -317,7 +317,7 @@ def test_another_checkpoint_makes_other_predictions(checkpoint, tmp_path):
     marks = []
     for _ in range(2):
         layout = Layout(Recipe.model_validate(recipe_of(tmp_path, copy)))
-        marks.append((layout.predictions_fingerprint, layout.calibration_fingerprint(0)))
+        marks.append((layout.predictions.fingerprint, layout.calibration_fingerprint(0)))
         write_folder(copy, random_tensors(TINY, seed=12), NAMES)
     assert not set(marks[0]) & set(marks[1])
 
@@ -329,11 +329,11 @@ def test_a_whole_run_has_a_row_in_the_table(tmp_path):
     recipe = Recipe.model_validate(recipe_of(tmp_path, checkpoint))
     said = io.StringIO()
     console = Console(file=said, width=200)
-    for stage in stages_of(recipe, console):
-        run_stage(stage, console)
+    for stage in stages_of(recipe):
+        run_stage(stage, recipe, console)
     assert said.getvalue().count("embedding-transfer: 38 of 40 genes decoded") == 2  # calibrate, predict
-    table = pd.read_csv(Layout(recipe).scores.with_suffix(".csv"))
+    table = pd.read_csv(Layout(recipe).scores.path.with_suffix(".csv"))
     rows = table[table["entry"] == "embedding-transfer"]
     assert set(rows["kind"]) == {"baseline"}
     assert rows["raw"].notna().any()
-    assert [stage.name for stage in stages_of(recipe, QUIET) if not stage.done] == []
+    assert [stage.name for stage in stages_of(recipe) if stage.faults(recipe)] == []

@@ -238,7 +238,7 @@ def test_export_and_import_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     over = ["embed.proteins.encoder=table", f"embed.proteins.table={file}", f"output={tmp_path}"]
     subprocess.run([*vcc_fm, "embed", "proteins", str(path), *over], check=True, capture_output=True)
     theirs = EmbeddingStore(tmp_path / "embeddings" / tiny_run.name / "proteins")
-    ours = EmbeddingStore(Layout(tiny_run).proteins)
+    ours = EmbeddingStore(Layout(tiny_run).proteins.path)
     np.testing.assert_array_equal(theirs.vectors[np.argsort(theirs.keys)], ours.vectors[np.argsort(ours.keys)])
     plan = subprocess.run([*vcc_fm, "plan", str(path), *over, "--json"], check=True, capture_output=True, text=True)
     assert '"targets_without_sequence": []' in plan.stdout

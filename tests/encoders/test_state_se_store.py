@@ -194,7 +194,7 @@ def large(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     one.counts[::97] = 0
     path = large_recipe(folder, write_screen(folder, "s", one).model_dump(), checkpoint)
     recipe = Recipe.model_validate_json(path.read_text())
-    run_stage(stages_of(recipe, QUIET)[0], QUIET)
+    run_stage(stages_of(recipe)[0], recipe, QUIET)
     final = folder / "whole" / "cell-embeddings"
     embed_large(final, path)
     return path, final, contents(final)
@@ -213,7 +213,7 @@ def embed_large(final: Path, path: Path) -> None:
     """Embed the cells of a recipe as its stage does; for a process of its own too."""
     torch.set_num_threads(1)
     layout = Layout(Recipe.model_validate_json(path.read_text()))
-    embed(final, CellStore(layout.cells), layout.recipe.embed.cells, layout.cell_embeddings_fingerprint)
+    embed(final, CellStore(layout.cells.path), layout.recipe.embed.cells, layout.cell_embeddings.fingerprint)
 
 
 def test_cells_without_vector_are_counted_over_all_shards(large: Any) -> None:
@@ -476,20 +476,20 @@ def test_a_decoder_trains_on_it_and_is_scored(tmp_path: Path) -> None:
     plan = make_plan(recipe, 1)
     assert plan["problems"] == []
     assert plan["cells"]["vector_width"] == 16
-    for stage in stages_of(recipe, QUIET):
-        run_stage(stage, QUIET)
+    for stage in stages_of(recipe):
+        run_stage(stage, recipe, QUIET)
     layout = Layout(recipe)
-    vectors = EmbeddingStore(layout.cell_embeddings)
+    vectors = EmbeddingStore(layout.cell_embeddings.path)
     assert vectors.meta["encoder"] == "state-se"
     assert vectors.meta["vocabulary"][0]["genes_known"] == 40
     after = make_plan(recipe, 1)
     assert all(stage["done"] for stage in after["stages"])
     assert after["decoder"] == plan["decoder"]
     for phase in ("pretrain", "train"):
-        said = read_json(layout.decoder(0, phase) / "config.json")
+        said = read_json(layout.decoder(0, phase).path / "config.json")
         assert said["cell_width"] == 16
         assert "Non-commercial" in said["cell_encoder"]["licence"]
-    assert "model" in layout.scores.read_text()
+    assert "model" in layout.scores.path.read_text()
     # For users of State: cell and data set vectors side by side.
     name, sources = recipe.data.simulate.contexts[-1], source_configs(recipe, layout.simulated)
     told = export_obsm(recipe, sources, name, tmp_path / "copy.h5ad", None, ProgressLines("e", "cells", QUIET))

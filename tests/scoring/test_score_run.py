@@ -57,8 +57,8 @@ def drug_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, str]:
     """The recipe of a drug in three patients, run, and what the run printed."""
     recipe, out = drug_in_patients(tmp_path_factory.mktemp("drug")), io.StringIO()
     console = Console(file=out, width=200)
-    for stage in stages_of(recipe, console):
-        run_stage(stage, console)
+    for stage in stages_of(recipe):
+        run_stage(stage, recipe, console)
     return recipe, out.getvalue()
 
 

@@ -190,13 +190,13 @@ def test_another_table_of_names_makes_another_store(tmp_path, names):
     _, _, configs = two(tmp_path)
     data = {"sources": [config.model_dump() for config in configs], "symbols": names}
     recipe = Recipe(**{**TINY, "data": data})
-    before = Layout(recipe).cells_fingerprint
+    before = Layout(recipe).cells.fingerprint
     with open(names, "a") as file:
         file.write("OLD2\tNEW2\n")
-    assert Layout(recipe).cells_fingerprint != before
-    assert Layout(Recipe(**{**TINY, "data": data | {"pins": {"TAZ": "WWTR1"}}})).cells_fingerprint not in (
+    assert Layout(recipe).cells.fingerprint != before
+    assert Layout(Recipe(**{**TINY, "data": data | {"pins": {"TAZ": "WWTR1"}}})).cells.fingerprint not in (
         before,
-        Layout(recipe).cells_fingerprint,
+        Layout(recipe).cells.fingerprint,
     )
 
 

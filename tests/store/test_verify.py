@@ -24,7 +24,7 @@ from vcc_fm.store.verify import verify
 
 @pytest.fixture(params=["cells", "proteins", "cell_embeddings"])
 def store(request: pytest.FixtureRequest, tiny_run: Recipe, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(getattr(Layout(tiny_run), request.param), tmp_path / request.param))
+    return Path(shutil.copytree(getattr(Layout(tiny_run), request.param).path, tmp_path / request.param))
 
 
 def test_a_whole_store_is_whole(store: Path) -> None:
@@ -48,7 +48,7 @@ def meant(store: Path, **changes: object) -> None:
 
 
 def test_labels_that_do_not_fit_are_found(tiny_run: Recipe, tmp_path: Path) -> None:
-    cells = Path(shutil.copytree(Layout(tiny_run).cells, tmp_path / "cells"))
+    cells = Path(shutil.copytree(Layout(tiny_run).cells.path, tmp_path / "cells"))
     meta = read_json(cells / "store.json")
     meant(cells, perturbations=meta["perturbations"][1:])
     with pytest.raises(UserError, match=r"perturbations that store\.json does not name"):
@@ -102,13 +102,15 @@ def test_vectors_that_are_not_finite_are_found(tmp_path: Path) -> None:
 def test_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     layout = Layout(tiny_run)
     command = [sys.executable, "-c", "from vcc_fm.cli import main; main()", "verify"]
-    done = subprocess.run([*command, str(layout.cells), str(layout.proteins)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(layout.cells.path), str(layout.proteins.path)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("whole") == 2
-    above = subprocess.run([*command, str(layout.cells.parent)], capture_output=True, text=True)
-    assert above.returncode == 2
-    assert f"name them: {layout.cell_embeddings} {layout.cells} {layout.proteins}" in above.stderr
-    damaged = Path(shutil.copytree(layout.proteins, tmp_path / "proteins"))
+    above = subprocess.run([*command, str(layout.cells.path.parent)], capture_output=True, text=True)
+    assert above.returncode == 0, above.stderr
+    assert above.stdout.count("whole") == 3
+    damaged = Path(shutil.copytree(layout.proteins.path, tmp_path / "proteins"))
     data = bytearray((damaged / DATA_FILE).read_bytes())
     data[len(data) // 2] ^= 1
     (damaged / DATA_FILE).write_bytes(data)

@@ -55,10 +55,11 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "output": str(folder)}))
-    for stage in stages_of(load_recipe(path), Console(quiet=True)):
+    recipe = load_recipe(path)
+    for stage in stages_of(recipe):
         if stage.name == "train":
             break
-        run_stage(stage, Console(quiet=True))
+        run_stage(stage, recipe, Console(quiet=True))
     return path
 
 

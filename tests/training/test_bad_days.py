@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from program import train_decoder
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -20,10 +21,8 @@ from vcc_fm.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import Recipe
 from vcc_fm.training import loop
-from vcc_fm.training.phase import train_phase
 
 Tiny = Callable[..., tuple[Recipe, Dataset]]
-QUIET = Console(quiet=True)
 EVERY = ["pretrain.steps=8", "pretrain.checkpoint_every=2", "pretrain.eval_every=2", "pretrain.lr=0.05"]
 
 
@@ -31,7 +30,7 @@ def fresh(recipe: Recipe) -> Path:
     """The checkpoint folder of a phase that has not begun."""
     folder = Layout(recipe).phase(0, "pretrain")
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(Layout(recipe).decoder(0, "pretrain"), ignore_errors=True)
+    shutil.rmtree(Layout(recipe).decoder(0, "pretrain").path, ignore_errors=True)
     return folder / "checkpoints"
 
 
@@ -49,7 +48,7 @@ def stop_after(steps: int, recipe: Recipe, data: Dataset, patch: pytest.MonkeyPa
     with patch.context() as here:
         here.setattr(loop.Trainer, "_optimise", stopped)
         with pytest.raises(KeyboardInterrupt):
-            train_phase(recipe, data, 0, "pretrain", QUIET)
+            train_decoder(recipe, data, "pretrain")
 
 
 def all_finite(folder: Path) -> bool:
@@ -63,14 +62,14 @@ def test_a_rate_that_explodes_stops_and_keeps_what_was_finite(tiny: Tiny, valida
     recipe, data = tiny("pretrain.lr=1e30", *EVERY[:3], validation=validation)
     checkpoints = fresh(recipe)
     with pytest.raises(UserError, match=r"pretrain, (step \d|after step \d).* for sets of .* in [ab].*learning rate"):
-        train_phase(recipe, data, 0, "pretrain", QUIET)
-    assert not Layout(recipe).decoder(0, "pretrain").exists()
+        train_decoder(recipe, data, "pretrain")
+    assert not Layout(recipe).decoder(0, "pretrain").path.exists()
     if validation:
         assert [file.name for file in checkpoints.glob("best-*")] == ["best-00000000.safetensors"]
         assert all_finite(checkpoints)
     # The same again, not another error.
     with pytest.raises(UserError, match=r"learning rate"):
-        train_phase(recipe, data, 0, "pretrain", QUIET)
+        train_decoder(recipe, data, "pretrain")
 
 
 def test_input_that_is_not_finite_is_named(tiny: Tiny) -> None:
@@ -86,19 +85,22 @@ def test_input_that_is_not_finite_is_named(tiny: Tiny) -> None:
     data.cell_vectors.take = broken  # type: ignore[method-assign]
     data.__dict__["some_control_vectors"] = np.ones((5, data.cell_vectors.width), np.float32)
     with pytest.raises(UserError, match=r"step 1: .* their input is not finite \(cells_BSE\)"):
-        train_phase(recipe, data, 0, "pretrain", QUIET)
+        train_decoder(recipe, data, "pretrain")
 
 
 def test_a_base_that_is_not_finite_is_refused(tiny: Tiny) -> None:
     recipe, data = tiny(*EVERY)
     fresh(recipe)
-    train_phase(recipe, data, 0, "pretrain", QUIET)
-    file = Layout(recipe).decoder(0, "pretrain") / "model.safetensors"
+    train_decoder(recipe, data, "pretrain")
+    file = Layout(recipe).decoder(0, "pretrain").path / "model.safetensors"
     weights = load_file(file)
     weights["head.set_term.weight"][1, 2] = math.inf
     save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model.safetensors is damaged: its content is not what was written"):
+        train_decoder(recipe, data, "train")
+    Layout(recipe).decoder(0, "pretrain").mark(0.0)
     with pytest.raises(UserError, match=r"1 tensors are not finite, such as head.set_term.weight"):
-        train_phase(recipe, data, 0, "train", QUIET)
+        train_decoder(recipe, data, "train")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -121,17 +123,17 @@ def flip(file: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     recipe, data = tiny(*EVERY, validation=True)
     checkpoints = fresh(recipe)
-    train_phase(recipe, data, 0, "pretrain", QUIET)
-    whole = load_file(Layout(recipe).decoder(0, "pretrain") / "model.safetensors")
+    train_decoder(recipe, data, "pretrain")
+    whole = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors")
     checkpoints = fresh(recipe)
     stop_after(5, recipe, data, monkeypatch)
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000002", "step-00000004"]
     DAMAGE[damage](checkpoints / "step-00000004")
     said = Console(record=True, width=200)
-    train_phase(recipe, data, 0, "pretrain", said)
+    train_decoder(recipe, data, "pretrain", said)
     assert "step-00000004 is damaged and passed over" in said.export_text(clear=False)
     assert "goes on after step 2" in said.export_text()
-    again = load_file(Layout(recipe).decoder(0, "pretrain") / "model.safetensors")
+    again = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
@@ -152,7 +154,7 @@ def test_best_weights_are_verified_and_kept_as_long_as_a_checkpoint_names_them(
     for file in checkpoints.glob("best-*.safetensors"):
         flip(file)
     with pytest.raises(UserError, match=r"best weights of this phase are missing or damaged; remove"):
-        train_phase(recipe, data, 0, "pretrain", QUIET)
+        train_decoder(recipe, data, "pretrain")
 
 
 def test_a_validation_loss_that_is_not_finite_stops(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +163,7 @@ def test_a_validation_loss_that_is_not_finite_stops(tiny: Tiny, monkeypatch: pyt
     looks = iter([1.0, math.nan])
     monkeypatch.setattr(loop.Trainer, "evaluate", lambda *_: {"loss": next(looks)})
     with pytest.raises(UserError, match=r"after step 2: the validation loss is nan"):
-        train_phase(recipe, data, 0, "pretrain", QUIET)
+        train_decoder(recipe, data, "pretrain")
     assert [file.name for file in checkpoints.glob("best-*")] == ["best-00000000.safetensors"]
 
 
@@ -171,4 +173,4 @@ def test_the_sets_of_the_step_are_named(tiny: Tiny) -> None:
     roles = {group: "train" if group == ("a", label) else "unused" for group in data.split.roles}
     fresh(recipe)
     with pytest.raises(UserError, match=rf"for sets of {label} in a;"):
-        train_phase(recipe, replace(data, split=replace(data.split, roles=roles)), 0, "pretrain", QUIET)
+        train_decoder(recipe, replace(data, split=replace(data.split, roles=roles)), "pretrain")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from program import QUIET, train_decoder
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -26,10 +27,9 @@ from vcc_fm.layout import Layout
 from vcc_fm.recipe import Recipe
 from vcc_fm.training import loop
 from vcc_fm.training.checkpoint import read_log
-from vcc_fm.training.phase import Situations, train_phase
+from vcc_fm.training.phase import Situations
 
 Tiny = Callable[..., tuple[Recipe, Dataset]]
-QUIET = Console(quiet=True)
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,8 +37,8 @@ def trained(recipe: Recipe, data: Dataset, phase: str = "pretrain") -> dict[str,
     """Weights after a phase, trained afresh."""
     layout = Layout(recipe)
     shutil.rmtree(layout.phase(0, phase), ignore_errors=True)
-    train_phase(recipe, data, 0, phase, QUIET)
-    return load_file(layout.decoder(0, phase) / "model.safetensors")
+    train_decoder(recipe, data, phase)
+    return load_file(layout.decoder(0, phase).path / "model.safetensors")
 
 
 def losses(recipe: Recipe, phase: str, split: str = "train") -> list[float]:
@@ -47,7 +47,7 @@ def losses(recipe: Recipe, phase: str, split: str = "train") -> list[float]:
 
 
 def selection(recipe: Recipe, phase: str) -> dict[str, float]:
-    return json.loads((Layout(recipe).decoder(0, phase) / "training.json").read_text())["validation_loss"]
+    return json.loads((Layout(recipe).decoder(0, phase).path / "training.json").read_text())["validation_loss"]
 
 
 def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -73,7 +73,7 @@ def test_two_processes_equal_one(tiny: Tiny, tiny_recipe: Path, tmp_path: Path) 
     output = tmp_path / "two"
     shutil.copytree(Path(recipe.output) / "embeddings", output / "embeddings")
     (output / "runs" / "tiny").mkdir(parents=True)
-    for name in ("split.json", ".split.json.done.json"):
+    for name in ("split.json", "coverage.json", ".coverage.json.done.json"):
         shutil.copy(recipe.run_folder / name, output / "runs" / "tiny" / name)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(ROOT / "vcc_fm" / "train.py"), str(tiny_recipe), f"output={output}"]
@@ -112,10 +112,10 @@ def test_resume_equals_uninterrupted_bit_for_bit(tiny: Tiny, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_optimise", stopped)
         with pytest.raises(KeyboardInterrupt):
-            train_phase(recipe, data, 0, phase, QUIET)
+            train_decoder(recipe, data, phase)
     assert done == 5
-    train_phase(recipe, data, 0, phase, QUIET)
-    resumed = load_file(layout.decoder(0, phase) / "model.safetensors")
+    train_decoder(recipe, data, phase)
+    resumed = load_file(layout.decoder(0, phase).path / "model.safetensors")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert losses(recipe, phase) == log
     assert losses(recipe, phase, "validation") == looks
@@ -129,8 +129,8 @@ def test_the_start_is_a_candidate_and_the_best_weights_are_kept(tiny: Tiny) -> N
     # A rate that ruins the decoder: the run must end with what it began with.
     recipe, data = tiny(*alone, "train.lr=3.0", validation=True)
     shutil.rmtree(Layout(recipe).phase(0, "train"), ignore_errors=True)
-    train_phase(recipe, data, 0, "train", capture)
-    ruined = load_file(Layout(recipe).decoder(0, "train") / "model.safetensors")
+    train_decoder(recipe, data, "train", capture)
+    ruined = load_file(Layout(recipe).decoder(0, "train").path / "model.safetensors")
     found, looks = selection(recipe, "train"), losses(recipe, "train", "validation")
     assert found["best_step"] == 0
     assert found["start"] == found["best"] == looks[0] == min(looks)
@@ -139,7 +139,7 @@ def test_the_start_is_a_candidate_and_the_best_weights_are_kept(tiny: Tiny) -> N
     assert "no step was better than the start" in capture.export_text()
     # And where training helps, the best look is kept and named.
     recipe, data = tiny(*alone, "train.lr=5e-3", "train.eval_every=20", "train.steps=60", validation=True)
-    train_phase(recipe, data, 0, "train", capture)
+    train_decoder(recipe, data, "train", capture)
     found, looks = selection(recipe, "train"), losses(recipe, "train", "validation")
     assert found["best_step"] > 0
     assert found["best"] == min(looks) < found["start"] == looks[0]
@@ -153,12 +153,12 @@ def test_a_base_is_trained_and_the_model_judged_against_its_start(tiny: Tiny) ->
     rates = ["pretrain.lr=3.0", "pretrain.steps=20", "pretrain.eval_every=10", "train.lr=1e-9"]
     recipe, data = tiny(*rates, validation=True)
     shutil.rmtree(Layout(recipe).phase(0, "pretrain"), ignore_errors=True)
-    train_phase(recipe, data, 0, "pretrain", QUIET)
+    train_decoder(recipe, data, "pretrain")
     base, looks = selection(recipe, "pretrain"), losses(recipe, "pretrain", "validation")
     assert base["start"] == looks[0] < base["best"] == min(looks[1:])
     assert base["best_step"] in (10, 20)
     shutil.rmtree(Layout(recipe).phase(0, "train"), ignore_errors=True)
-    train_phase(recipe, data, 0, "train", capture)
+    train_decoder(recipe, data, "train", capture)
     assert "an untrained decoder, which is the transfer baseline" in capture.export_text()
 
 
@@ -167,7 +167,7 @@ def test_one_step_is_harmless(tiny: Tiny) -> None:
     # of 0.1 on every gene, as large as what many perturbations do.
     recipe, data = tiny("pretrain.steps=1", "pretrain.lr=3e-3")
     trained(recipe, data)
-    decoder = PerturbationDecoder.from_pretrained(Layout(recipe).decoder(0, "pretrain")).eval()
+    decoder = PerturbationDecoder.from_pretrained(Layout(recipe).decoder(0, "pretrain").path).eval()
     sampler = SetSampler(data, data.split.groups("train"), 6, 0)
     batch = Assembler(data, vocabulary_of(decoder.config), 6, True).assemble([sampler[i] for i in range(8)])
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_a_response_is_repeated_where_training_had_none(tiny: Tiny) -> None:
     alone = {group: role if group[0] != "c" else "unused" for group, role in alone.items()}
     data = replace(data, split=replace(data.split, roles=alone))
     trained(recipe, data)
-    decoder = PerturbationDecoder.from_pretrained(Layout(recipe).decoder(0, "pretrain")).eval()
+    decoder = PerturbationDecoder.from_pretrained(Layout(recipe).decoder(0, "pretrain").path).eval()
     assert not decoder.config.trained_on_responses
     assembler = Assembler(data, vocabulary_of(decoder.config), 6, True)
     for role, known in (("test", True), ("train", False)):
@@ -220,7 +220,7 @@ def test_a_response_is_repeated_where_training_had_none(tiny: Tiny) -> None:
 def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny) -> None:
     recipe, data = tiny()
     trained(recipe, data)
-    base_folder = Layout(recipe).decoder(0, "pretrain")
+    base_folder = Layout(recipe).decoder(0, "pretrain").path
     model, notes = build_decoder(recipe, data, str(base_folder), 0)
     assert notes == []
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -258,16 +258,16 @@ def test_a_saved_adapter_reloads_to_equal_outputs(tiny: Tiny) -> None:
     trained(recipe, data)
     trained(recipe, data, "train")
     layout = Layout(recipe)
-    merged = PerturbationDecoder.from_pretrained(layout.decoder(0, "train")).eval()
-    base = PerturbationDecoder.from_pretrained(layout.decoder(0, "pretrain")).eval()
-    adapted = load_adapter(layout.decoder(0, "pretrain"), layout.decoder(0, "train") / "adapter").eval()
+    merged = PerturbationDecoder.from_pretrained(layout.decoder(0, "train").path).eval()
+    base = PerturbationDecoder.from_pretrained(layout.decoder(0, "pretrain").path).eval()
+    adapted = load_adapter(layout.decoder(0, "pretrain").path, layout.decoder(0, "train").path / "adapter").eval()
     sampler = SetSampler(data, data.split.groups("train"), 6, 0)
     batch = Assembler(data, vocabulary_of(merged.config), 6, True).assemble([sampler[i] for i in range(4)])
     with torch.no_grad():
         outputs = [model(batch).delta_BSG for model in (merged, adapted, base)]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-5)
     assert (outputs[0] - outputs[2]).abs().max() > 1e-2, "adaptation changed nothing"
-    adapter = layout.decoder(0, "train") / "adapter"
+    adapter = layout.decoder(0, "train").path / "adapter"
     files = sorted(path.name for path in adapter.iterdir())
     assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert (adapter / "adapter_model.safetensors").stat().st_size > 1000
@@ -331,8 +331,8 @@ def test_checkpoints_of_another_recipe_are_not_resumed(tiny: Tiny) -> None:
     recipe, data = tiny()
     plain = trained(recipe, data)
     other_recipe, _ = tiny("pretrain.lr=5e-3")
-    train_phase(other_recipe, data, 0, "pretrain", QUIET)
-    other = load_file(Layout(other_recipe).decoder(0, "pretrain") / "model.safetensors")
+    train_decoder(other_recipe, data, "pretrain")
+    other = load_file(Layout(other_recipe).decoder(0, "pretrain").path / "model.safetensors")
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
     assert read_log(Layout(recipe).phase(0, "pretrain") / "log.jsonl")[0]["step"] == 6
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, is_done, mark_done
+from vcc_fm.layout import Layout
+from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.report import write_report
 from vcc_fm.scoring.table import Entry, ScoreTable
@@ -18,24 +17,21 @@ from vcc_fm.store.folder import read_json
 from vcc_fm.training.checkpoint import read_log
 
 
-def score_run(recipe: Recipe, console: Console) -> ScoreTable:
+def score_run(recipe: Recipe, output: Output, console: Console) -> None:
     """Score what the predict stage wrote; writes ``scores.json``, ``scores.csv`` and ``report.html``.
 
     Raises:
         UserError: the predictions are missing or were made from another recipe, or truth and predictions differ in
             genes or labels.
     """
-    started = time.perf_counter()
     layout = Layout(recipe)
-    if not is_done(layout.prediction("model"), layout.predictions_fingerprint):
-        raise UserError(f"{layout.prediction('model')} is missing or of another recipe; run `vcc-fm predict RECIPE`")
-    entries = [Entry("model", "model", layout.prediction("model"))]
+    entries = [Entry("model", "model", layout.predictions.require())]
     entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
-    control = read_json(layout.cells / "store.json")["control"]
+    control = read_json(layout.cells.path / "store.json")["control"]
     table = without_twins(score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache"))
     # Before anything is drawn or printed: what fails there must not take the scores along.
-    table.write_csv(layout.scores.with_suffix(".csv"))
-    table.write_json(layout.scores)
+    table.write_csv(output.path.with_suffix(".csv"))
+    table.write_json(output.path)
     table.print(console)
     if reason := table.no_headline():
         console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
@@ -45,8 +41,8 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
         console.print(
             f"model {model:+.3f}; best baseline {best} {mean:+.3f}; distance {model - mean:+.3f}", highlight=False
         )
-    report = layout.scores.with_name("report.html")
-    record = read_json(recipe.run_folder / "prediction.json")
+    report = output.path.with_name("report.html")
+    record = read_json(layout.prediction_record)
     write_report(
         report,
         table,
@@ -58,9 +54,7 @@ def score_run(recipe: Recipe, console: Console) -> ScoreTable:
         _notes(recipe, record),
         record["emitted"],
     )
-    mark_done(layout.scores, layout.scores_fingerprint, time.perf_counter() - started)
     console.print(f"report: {report}", soft_wrap=True)
-    return table
 
 
 def without_twins(table: ScoreTable) -> ScoreTable:

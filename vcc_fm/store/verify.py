@@ -19,6 +19,11 @@ from vcc_fm.store.folder import read_json
 ROWS = 8192
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store, whole or not."""
+    return (folder / NAME).exists()
+
+
 def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
     """Check a cell store or an embedding store against its own ``store.json``.
 
@@ -34,9 +39,6 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
     Raises:
         UserError: something is missing, damaged, or does not fit together; the message says what.
     """
-    inside = sorted(str(path.parent) for path in folder.glob("*/store.json"))
-    if inside and not (folder / "store.json").exists():
-        raise UserError(f"{folder}: is no store, but holds some; name them: {' '.join(inside)}")
     meta = read_json(folder / NAME)
     # Opening a store checks all but the content of its lists; here every file is read, whatever a note says.
     store = CellStore(folder) if "batches" in meta else EmbeddingStore(folder)

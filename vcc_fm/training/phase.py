@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,42 +12,49 @@ from rich.console import Console
 from torch import nn
 
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.build import build_decoder, not_finite, vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.errors import UserError
-from vcc_fm.layout import Layout, forget, mark_done
+from vcc_fm.layout import Layout
+from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe, TrainConfig, expand
 from vcc_fm.store.folder import empty_folder, read_json, whole_folder, write_json
 from vcc_fm.training.checkpoint import save_decoder
 from vcc_fm.training.loop import Selection, Trainer, make_accelerator
 
 
-def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: Console) -> None:
-    """Train, resuming where an earlier run of the same recipe stopped, and save the decoder.
+def train(recipe: Recipe, output: Output, console: Console) -> None:
+    """Train one phase of one fold, resuming where an earlier run of the same recipe stopped, and save the decoder.
 
     Args:
         recipe: what to train.
-        data: stores and split of the fold.
-        fold: number of the fold.
-        phase: ``pretrain`` makes the recipe's base; ``train`` makes its model.
+        output: the decoder: ``pretrain`` makes the recipe's base, ``train`` its model.
         console: where progress goes.
 
     Raises:
-        UserError: there is nothing to train on, or the recipe does not fit the data or the processes.
+        UserError: an earlier stage is missing, there is nothing to train on, or the recipe does not fit the data or
+            the processes.
     """
-    started = time.perf_counter()
-    layout = Layout(recipe)
+    several = f" (fold {output.fold}, the last is {recipe.split.folds - 1})" if recipe.split.folds > 1 else ""
+    console.rule(f"{output.phase}{several}", style="dim")
+    train_phase(recipe, load_dataset(recipe, output.fold), output, console)
+
+
+def train_phase(recipe: Recipe, data: Dataset, output: Output, console: Console) -> None:
+    """:func:`train` on the stores and the split ``data``."""
+    layout, fold, phase = Layout(recipe), output.fold, output.phase
     config = recipe.pretrain if phase == "pretrain" else recipe.train
     assert config is not None
-    folder, fingerprint = layout.phase(fold, phase), layout.training_fingerprint(fold, phase)
+    folder, fingerprint = layout.phase(fold, phase), output.fingerprint
     accelerator = make_accelerator(config, folder)
     _claim(folder, fingerprint, accelerator)
     if config.tracker != "none":
         accelerator.init_trackers(f"{recipe.name}-{phase}")
     base = "scratch" if phase == "pretrain" else recipe.decoder.base
     if base == "pretrain":
-        base = str(layout.decoder(fold, "pretrain"))
+        base = str(layout.decoder(fold, "pretrain").require(content=True))
     model, notes = build_decoder(recipe, data, str(expand(base)), recipe.seed)
     decoder = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(decoder, PerturbationDecoder)
@@ -75,18 +81,15 @@ def train_phase(recipe: Recipe, data: Dataset, fold: int, phase: str, console: C
         raise UserError(f"{phase}: {len(wrong)} tensors are not finite, such as {wrong[0]}; the model is not saved")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        output = layout.decoder(fold, phase)
-        forget(output)
         record = {"phase": phase, "fingerprint": fingerprint, "base": base, "simulated": data.cells.meta["simulated"]}
         if trainer.selection is not None:
             console.print(f"{phase}: validation loss: {trainer.selection}", highlight=False, soft_wrap=True)
             record["validation_loss"] = asdict(trainer.selection)
         if phase == "train" and recipe.decoder.base == "pretrain":
-            for note in _beside_untrained(layout.decoder(fold, "pretrain"), trainer.selection):
+            for note in _beside_untrained(layout.decoder(fold, "pretrain").path, trainer.selection):
                 console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
-        with whole_folder(output) as partial:
+        with whole_folder(output.path) as partial:
             save_decoder(trained, partial, {"recipe.json": recipe.public(), "training.json": record})
-        mark_done(output, fingerprint, time.perf_counter() - started)
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
     for tracker in accelerator.trackers:
