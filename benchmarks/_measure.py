@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vcc_fm.store.folder import write_json
+from vcc_fm.ground.files import write_json
 
 MATRIX = 8192
 

@@ -236,7 +236,7 @@ CASES = [
     Case(SPLIT + "_known_contexts", keys(split={"hold_out": "contexts", "contexts": ["z"]}), "no context 'z'"),
     Case(SPLIT + "_refuse_overlap", keys(split__validation=["G0"]), "listed in both"),
     Case(SPLIT + "_check", keys(split__test=1.0), "leaves nothing to train on"),
-    Case("errors.reading", table("[", ""), "not readable as TOML"),
+    Case("ground.errors.reading", table("[", ""), "not readable as TOML"),
     Case(LOAD + "_load", table("[other]\nx = 1", ""), "unknown section [other]"),
     Case(LOAD + "_mapping", table("", "datasets = 1\n"), "must be a section"),
     Case(LOAD + "_trained_datasets", table('[training]\nz = "train"'), "is not in [datasets]"),
@@ -300,9 +300,13 @@ CASES = [
     Case("encoders.protein_table._vectors", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
     Case(SE + "_find", se("none.safetensors"), "no such file"),
     Case(SE + "_weights_in", both(written("empty/text", ""), se("empty")), "no model.safetensors"),
-    Case("errors.reading", both(written("f.safetensors", "text"), se("f.safetensors")), "not readable as safetensors"),
+    Case(
+        "ground.errors.reading",
+        both(written("f.safetensors", "text"), se("f.safetensors")),
+        "not readable as safetensors",
+    ),
     Case(SE + "_read_lightning", both(torch_file("f.ckpt", {}), se("f.ckpt")), "no Lightning checkpoint"),
-    Case("errors.reading", both(written("f.ckpt", "text"), se("f.ckpt")), "not readable as a checkpoint"),
+    Case("ground.errors.reading", both(written("f.ckpt", "text"), se("f.ckpt")), "not readable as a checkpoint"),
     Case(
         SE + "read_width",
         both(lambda folder, content: save_file({"a": np.ones(2)}, folder / "f.safetensors"), se("f.safetensors")),
@@ -359,7 +363,7 @@ CASES = [
     ),
     Case("store.cell_table._check_controls", two_sources("NT", G0="G1+non-targeting"), "the control of source 's'"),
     # ----------------------------------------------------------------------------------------------------- the file
-    Case("errors.reading", written("s.h5ad", "text"), "not readable as HDF5"),
+    Case("ground.errors.reading", written("s.h5ad", "text"), "not readable as HDF5"),
     Case(SOURCES + "inside.check_hdf5", hdf5(lambda f: f.__setitem__("uns/x", h5py.ExternalLink("o.h5", "/X"))), "x"),
     Case(SOURCES + "inside.check_folder", zarr_with_a_link, "is a link out of the store"),
     Case(SOURCES + "inside.check_lengths", rewritten("obs/day", np.arange(7)), "damaged"),

@@ -15,7 +15,7 @@ import typer
 from program import ENVIRONMENT, command, vcc_fm, write_recipe
 
 from vcc_fm import cli
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.script import storage_problem
 
 

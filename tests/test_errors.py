@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from vcc_fm.errors import UserError, first_line, reading, shown
+from vcc_fm.ground.errors import UserError, first_line, reading, shown
 
 
 @pytest.mark.parametrize(

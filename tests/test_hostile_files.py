@@ -28,7 +28,8 @@ from vcc_fm.cellsets.split import Split
 from vcc_fm.encoders.esm2_fair_esm import load_fair_esm
 from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.encoders.state_se_weights import load_state_se
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json
 from vcc_fm.recipe import SourceConfig
 from vcc_fm.recipe_file import load_recipe
 from vcc_fm.scoring.table import read_table
@@ -38,7 +39,6 @@ from vcc_fm.sources.symbol_files import read_symbols
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.description import write_store_json
 from vcc_fm.store.embeddings import EmbeddingStore
-from vcc_fm.store.folder import read_json
 
 # What once got through a parser, or is on the way of getting through one.
 TEXTS = [

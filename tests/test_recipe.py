@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import Recipe, Section, SplitConfig, expand, fingerprint
 from vcc_fm.recipe_file import explain, load_recipe
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from refusals import CASES, Case, write_inputs
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.plan import make_plan
 from vcc_fm.recipe_file import load_recipe
 
@@ -45,7 +45,6 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "cellsets.cell_load_table.read_cell_load_table": (5, 0, ""),
     "cellsets.dataset.Dataset.__post_init__": (0, 1, "made"),
     "cellsets.dataset.Dataset.context_controls": (0, 1, "made"),
-    "cellsets.load.load_dataset": (0, 1, "made"),
     "cellsets.profiles.control_log_shares": (1, 0, ""),
     "cellsets.sampler.SetSampler.__init__": (1, 0, ""),
     "cellsets.split.Split.read": (0, 3, "made"),
@@ -103,10 +102,12 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "encoders.state_se_weights.read_width": (3, 0, ""),
     "encoders.token_batches.plan_shards": (1, 0, ""),
     "encoders.windows.cut_windows": (1, 0, ""),
-    "errors.reading": (1, 0, ""),
+    "ground.errors.reading": (1, 0, ""),
+    "ground.files.one_writer": (0, 1, "machine"),
+    "ground.files.read_json": (0, 1, "made"),
     "launch._judge": (0, 3, "machine"),
-    "predict.effect_scales": (0, 1, "made"),
-    "predict.make_predictor": (0, 1, "made"),
+    "outputs.Output.require": (0, 1, "made"),
+    "outputs.check_outputs": (0, 2, "made"),
     "predictors.DecoderPredictor.__init__": (0, 1, "made"),
     "recipe.expand": (3, 0, ""),
     "recipe_file._Loader.construct_mapping": (0, 2, "command"),
@@ -119,7 +120,6 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "scoring.inputs.check_pair": (0, 4, "made"),
     "scoring.inputs.check_truth": (2, 0, ""),
     "scoring.inputs.read_labels": (0, 3, "made"),
-    "scoring.run.score_run": (0, 1, "made"),
     "scoring.table.read_table": (0, 1, "made"),
     "scoring.vcc.score": (1, 0, ""),
     "sources.alignment.open_sources": (1, 0, ""),
@@ -169,16 +169,11 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "sources.symbol_files._read": (1, 0, ""),
     "sources.symbols.coverage": (2, 0, ""),
     "sources.zarr_array.check_chunks": (2, 0, ""),
-    "stages._cell_store": (0, 1, "made"),
-    "stages._split": (0, 1, "made"),
     "stages.protein_fasta": (1, 0, ""),
-    "store.arrow._check_size": (0, 2, "made"),
     "store.cell_table._check_controls": (1, 0, ""),
     "store.cell_table.unified_labels": (2, 0, ""),
-    "store.cells.CellStore.__init__": (0, 1, "made"),
-    "store.embeddings.EmbeddingStore.__init__": (0, 1, "made"),
-    "store.folder.one_writer": (0, 1, "machine"),
-    "store.folder.read_json": (0, 1, "made"),
+    "store.description.damaged": (0, 1, "made"),
+    "store.description.read_store_json": (0, 1, "made"),
     "store.kept.Kept.__init__": (0, 2, "values"),
     "store.kept.Kept._check_controls": (0, 1, "values"),
     "store.prepare._check_depth": (0, 1, "values"),

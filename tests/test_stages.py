@@ -20,7 +20,7 @@ import pytest
 from program import ENVIRONMENT, TINY, command, forks, results, run_until, vcc_fm, write_recipe
 from rich.console import Console
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe
@@ -51,6 +51,11 @@ def outputs(recipe: Recipe) -> dict[str, str]:
     """Name -> fingerprint of everything that the stages make."""
     layout = Layout(recipe)
     return {output.path.name: output.fingerprint for stage in stages_of(recipe) for output in stage.outputs(layout)}
+
+
+def undone(recipe: Recipe) -> list[str]:
+    """Names of the stages that would run."""
+    return [stage.name for stage in stages_of(recipe) if stage.faults(recipe)]
 
 
 # -------------------------------------------------------------------------------------------- what a change redoes
@@ -201,10 +206,10 @@ def test_a_second_run_does_nothing_and_a_changed_key_redoes_its_stages(finished,
     assert [stage["ran"] for stage in json.loads(ended.stdout)["stages"]] == [True]
     weights = (tmp_path / "runs/tiny/model/model.safetensors").stat().st_mtime_ns
     recipe_now = load_recipe(recipe, ["predict.set_size=4"])
-    assert [stage.name for stage in stages_of(recipe_now) if not stage.done] == ["score"]
-    assert [stage.name for stage in stages_of(load_recipe(recipe)) if not stage.done] == ["predict", "score"]
+    assert undone(recipe_now) == ["score"]
+    assert undone(load_recipe(recipe)) == ["predict", "score"]
     (tmp_path / "runs/tiny/baselines/control.h5ad").unlink()
-    assert [stage.name for stage in stages_of(recipe_now) if not stage.done] == ["predict", "score"]
+    assert undone(recipe_now) == ["predict", "score"]
     assert (tmp_path / "runs/tiny/model/model.safetensors").stat().st_mtime_ns == weights
 
 
@@ -286,7 +291,7 @@ def test_two_recipes_of_one_name_take_turns_and_leave_no_mixture(finished, tmp_p
     assert [process.exitcode for process in processes] == [0, 0], [said(recipe, f"seed{seed}") for seed in (0, 1)]
     last = int("waiting for" in said(recipe, "seed1"))
     written = load_recipe(recipe, [f"seed={last}"])
-    assert [stage.name for stage in stages_of(written) if stage.faults(written)] == ["score"]
+    assert undone(written) == ["score"]
 
 
 def test_who_cannot_wait_longer_says_so(tmp_path):
@@ -347,7 +352,7 @@ def launched(tmp_path: Path, body: str) -> Callable[[], None]:
     script = tmp_path / "work.py"
     script.write_text(f"import os, sys, time\nrank = int(os.environ['RANK'])\n{body}\n")
     recipe = load_recipe(write_recipe(tmp_path))
-    return lambda: launch(script, recipe, 2, QUIET)
+    return lambda: launch("work", [str(script)], recipe, 2, QUIET)
 
 
 def test_an_error_of_the_first_process_is_not_said_again(tmp_path):
@@ -401,8 +406,8 @@ def test_sigterm_ends_the_launcher_its_processes_and_its_files(tmp_path):
     (tmp_path / "start.py").write_text(
         "import sys\nfrom pathlib import Path\nfrom vcc_fm import cli\nfrom vcc_fm.launch import launch\n"
         "from rich.console import Console\nfrom vcc_fm.recipe_file import load_recipe\n"
-        f"work, recipe = Path({str(tmp_path / 'work.py')!r}), load_recipe({str(recipe)!r})\n"
-        "cli.app = lambda **_: launch(work, recipe, 2, Console())\n"
+        f"work, recipe = {str(tmp_path / 'work.py')!r}, load_recipe({str(recipe)!r})\n"
+        "cli.app = lambda **_: launch('work', [work], recipe, 2, Console())\n"
         "cli.main()\n"
     )
     process = subprocess.Popen(

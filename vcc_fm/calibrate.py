@@ -15,14 +15,14 @@ from rich.console import Console
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import write_json
 from vcc_fm.outputs import Output
 from vcc_fm.predict import make_predictor, scaled_predictors
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.table import Entry
 from vcc_fm.scoring.vcc import score
 from vcc_fm.store.counts_file import CountsFile
-from vcc_fm.store.folder import write_json
 
 SCALES = (0.8, 1.0, 1.25, 1.6)
 

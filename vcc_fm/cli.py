@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.exceptions import TyperException
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 app = typer.Typer(
     name="vcc-fm",
@@ -225,9 +225,9 @@ def inspect(
     """Say what is in a file: values, genes, labels, knock-down, problems, and the recipe lines to read it by."""
     import dataclasses
 
+    from vcc_fm.ground.progress import ProgressLines
     from vcc_fm.inspection.inspect import inspect_file
     from vcc_fm.inspection.text import print_inspection
-    from vcc_fm.progress import ProgressLines
 
     progress = _console(quiet, as_json)
     found = inspect_file(
@@ -249,11 +249,11 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Read stores, and all else that stages have finished, every byte, and compare it with what was written."""
+    from vcc_fm.ground.progress import ProgressLines
+    from vcc_fm.ground.words import many
     from vcc_fm.outputs import check_outputs
-    from vcc_fm.progress import ProgressLines
     from vcc_fm.store.verify import is_store
     from vcc_fm.store.verify import verify as verify_store
-    from vcc_fm.words import many
 
     console = _console(quiet, as_json)
     results: list[dict[str, Any]] = []
@@ -312,8 +312,8 @@ def export_obsm(
 ) -> None:
     """Copy a source's h5ad with the vectors of its cells in obsm, as State and scanpy read them."""
     from vcc_fm.export import export_obsm as write
+    from vcc_fm.ground.progress import ProgressLines
     from vcc_fm.layout import Layout
-    from vcc_fm.progress import ProgressLines
     from vcc_fm.recipe_file import load_recipe
     from vcc_fm.stages import source_configs
 

@@ -10,9 +10,10 @@ import h5py
 import numpy as np
 from anndata.io import write_elem
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import whole_file
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.layout import Layout
-from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.store.embeddings import EmbeddingStore
@@ -59,8 +60,7 @@ def export_obsm(
         # A cell may have been dropped after the source was read: for want of others with its perturbation.
         rows = np.array([row_of.get(prefix + barcode, -1) for barcode in source.cells["barcode"]], np.int64)
         places = source.rows
-    partial = file.with_name(f".{file.name}.partial")
-    try:
+    with whole_file(file) as partial:
         shutil.copyfile(path, partial)
         with h5py.File(partial, "r+") as copy:
             rows_of_file = np.full(len(copy["obs"][copy["obs"].attrs["_index"]]), -1, np.int64)
@@ -68,9 +68,6 @@ def export_obsm(
             if key in copy.get("obsm", {}):
                 raise UserError(f"{path}: has obsm/{key} already; choose another --key")
             shape, missing = _write(copy, key, store, columns, rows_of_file, progress)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
     return {"file": str(file), "key": key, "without_vector": missing} | shape
 
 

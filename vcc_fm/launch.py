@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ GRACE = 10.0
 """Seconds that the others have to end by themselves, and to say why, after one process failed."""
 
 
-def launch(stage: str, recipe: Recipe, processes: int, console: Console) -> None:
-    """Run a stage of ``recipe`` in several processes that form one group; returns when all have ended well.
+def launch(name: str, program: Sequence[str], recipe: Recipe, processes: int, console: Console) -> None:
+    """Run a program on ``recipe`` in several processes that form one group; returns when all have ended well.
 
     Args:
-        stage: its name.
+        name: what messages call it.
+        program: what Python is told to run, with :func:`vcc_fm.script.script_main` as its body.
         recipe: what it runs on, overrides included.
         processes: how many take part.
         console: where the first of them prints; all print errors on stderr.
@@ -47,7 +48,7 @@ def launch(stage: str, recipe: Recipe, processes: int, console: Console) -> None
         resolved = Path(scratch, "recipe.yaml")
         resolved.write_text(recipe.model_dump_json())
         quiet = ["--quiet"] if console.quiet else []
-        command = [sys.executable, "-m", "vcc_fm.stages", stage, str(resolved), "--launched", *quiet]
+        command = [sys.executable, *program, str(resolved), "--launched", *quiet]
         # What the later processes say is kept apart: most of it the first one says too.
         said = [Path(scratch, f"stderr-{rank}").open("w+") for rank in range(1, processes)]
         store, environments = _group(processes)
@@ -68,7 +69,7 @@ def launch(stage: str, recipe: Recipe, processes: int, console: Console) -> None
                 worker.kill()
                 worker.wait()
             del store
-        _judge(stage, codes, said)
+        _judge(name, codes, said)
 
 
 def _group(processes: int) -> tuple[TCPStore, list[dict[str, str]]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe, TrainConfig, expand, fingerprint
 

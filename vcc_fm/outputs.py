@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter
 
-from vcc_fm.errors import UserError, reading
-from vcc_fm.store.folder import read_json, sha256_file, write_json
+from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.files import read_json, sha256_file, write_json
 
 _SMALL = 1 << 20
 """Bytes of a file that takes no time to read."""

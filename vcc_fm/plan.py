@@ -17,7 +17,7 @@ from vcc_fm.cellsets.targets import (
     without_any,
 )
 from vcc_fm.encoders.widths import cell_width, check_sequences, protein_width
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.plan_checks import check_controls, check_phases, check_processes, check_scored
 from vcc_fm.plan_decoder import plan_decoder

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vcc_fm.words import many
+from vcc_fm.ground.words import many
 
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:

@@ -6,6 +6,7 @@ gene axis, streamed. Each process predicts a run of groups; what is drawn for a 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -20,14 +21,14 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.emission import Asked, describe_counts, emit_groups, write_measured
 from vcc_fm.emission_check import check_emitter
+from vcc_fm.ground.files import empty_folder, read_json, write_json
+from vcc_fm.ground.processes import process_state
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.layout import Layout
 from vcc_fm.outputs import Output
 from vcc_fm.predictors import BASELINES, BaselinePredictor, DecoderPredictor, Predictor
-from vcc_fm.processes import process_state
-from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import Recipe
 from vcc_fm.store.counts_file import CountsFile, join_counts_files
-from vcc_fm.store.folder import read_json, write_json
 
 
 def predict(recipe: Recipe, output: Output, console: Console) -> None:
@@ -89,32 +90,30 @@ def _predict_shared(
     progress: ProgressLines,
 ) -> None:
     """Predict ``asked`` in equal runs of groups, one a process, and join the parts in order."""
-    state = process_state()
+    state, parts = process_state(), path.with_name(f"{path.name}.parts")
     mine = [asked[i] for i in np.array_split(np.arange(len(asked)), state.num_processes)[state.process_index]]
-    # A part of an earlier run that was stopped must not be taken for one of this run.
-    _part(path, state.process_index).unlink(missing_ok=True)
-    if mine:
-        with CountsFile(_part(path, state.process_index), folds[0].cells.genes, uns) as file:
-            done, total = 0, sum(one.cells for one in mine)
-            # One fold at a time: a predictor may be large.
-            for fold, run in groupby(mine, key=lambda one: one.fold):
-                groups = list(run)
-                predictor = make(fold, groups)
-                for one in groups:
-                    emit_groups(file, recipe, folds[fold], predictor, [one])
-                    done += one.cells
-                    progress(done, total)
-    state.wait_for_everyone()
     if state.is_main_process:
-        parts = [part for i in range(state.num_processes) if (part := _part(path, i)).exists()]
-        join_counts_files(parts, path)
-        for part in parts:
-            part.unlink()
+        empty_folder(parts)
     state.wait_for_everyone()
-
-
-def _part(path: Path, process: int) -> Path:
-    return path.with_name(f"{path.stem}.part-{process:05d}.h5ad")
+    try:
+        if mine:
+            with CountsFile(parts / f"{state.process_index:05d}.h5ad", folds[0].cells.genes, uns) as file:
+                done, total = 0, sum(one.cells for one in mine)
+                # One fold at a time: a predictor may be large.
+                for fold, run in groupby(mine, key=lambda one: one.fold):
+                    groups = list(run)
+                    predictor = make(fold, groups)
+                    for one in groups:
+                        emit_groups(file, recipe, folds[fold], predictor, [one])
+                        done += one.cells
+                        progress(done, total)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            join_counts_files(sorted(parts.iterdir()), path)
+        state.wait_for_everyone()
+    finally:
+        if state.is_main_process:
+            shutil.rmtree(parts)
 
 
 def make_predictor(

@@ -20,7 +20,7 @@ from vcc_fm.baselines.other_contexts import other_contexts
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, CellSet
 from vcc_fm.decoder.build import load_decoder, vocabulary_of
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 Baseline = Callable[[Dataset, str, str], np.ndarray]
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import ValidationError
 
-from vcc_fm.errors import UserError, reading, shown
+from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.recipe import Recipe, Section
 
 _MOST_FAULTS = 8  # told at once

@@ -20,10 +20,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import one_writer
 from vcc_fm.recipe import Recipe
 from vcc_fm.recipe_file import load_recipe
-from vcc_fm.store.folder import one_writer
 
 # What the owner of a disk can mend, and a program cannot.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -112,7 +112,7 @@ def script_main(description: str | None, action: Callable[[Recipe, Console], Non
     Only the first process prints, errors excepted: these may be of one process alone.
     """
     # Imported here, because the command line shares this module's messages and need not wait for torch.
-    from vcc_fm.processes import process_state
+    from vcc_fm.ground.processes import process_state
 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="path of the recipe")

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import write_json
+from vcc_fm.ground.words import many
 from vcc_fm.layout import Layout
 from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe, SourceConfig, expand
 from vcc_fm.script import script_main
-from vcc_fm.store.folder import write_json
-from vcc_fm.words import many
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1
     if processes > 1 and stage.shared:
         from vcc_fm.launch import launch
 
-        launch(stage.name, recipe, processes, console)
+        launch(stage.name, ["-m", "vcc_fm.stages", stage.name], recipe, processes, console)
     else:
         _make(stage, recipe, console)
     console.print(f"[dim]{stage.name}: {time.perf_counter() - started:.1f} s[/dim]")
@@ -89,7 +89,7 @@ def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1
 
 def _make(stage: Stage, recipe: Recipe, console: Console) -> None:
     """Make what is missing of a stage's outputs; every process that takes part calls it."""
-    from vcc_fm.processes import process_state
+    from vcc_fm.ground.processes import process_state
 
     state = process_state()
     todo = [output for output, _ in stage.faults(recipe)]
@@ -119,7 +119,7 @@ def stage_script(name: str, description: str | None) -> int:
 
 
 def _prepare(recipe: Recipe, output: Output, console: Console) -> None:
-    from vcc_fm.processes import process_state
+    from vcc_fm.ground.processes import process_state
     from vcc_fm.store.cells import CellStore
     from vcc_fm.store.prepare import write_cell_store
 
@@ -172,7 +172,7 @@ def protein_fasta(recipe: Recipe, simulated: Path) -> Path:
 def _embed_proteins(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.encoders.esm2_untrained import write_untrained
     from vcc_fm.encoders.protein_store import embed_proteins, import_table
-    from vcc_fm.processes import process_state
+    from vcc_fm.ground.processes import process_state
 
     layout, state, config = Layout(recipe), process_state(), recipe.embed.proteins
     if config.table is not None:
@@ -192,7 +192,7 @@ def _embed_proteins(recipe: Recipe, output: Output, console: Console) -> None:
 
 def _embed_cells(recipe: Recipe, output: Output, console: Console) -> None:
     from vcc_fm.encoders.cell_store import embed_cells
-    from vcc_fm.processes import process_state
+    from vcc_fm.ground.processes import process_state
     from vcc_fm.store.cells import CellStore
 
     cells = CellStore(Layout(recipe).cells.require())

@@ -11,7 +11,7 @@ from tiny_screens import CONTROL, screen, write_screen
 
 from vcc_fm.cellsets.cell_load_table import CellLoadTable, read_cell_load_table
 from vcc_fm.cellsets.split import Split, make_splits
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.plan import make_plan
 from vcc_fm.recipe import Recipe, SplitConfig

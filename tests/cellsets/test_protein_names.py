@@ -14,7 +14,7 @@ from rich.console import Console
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.decoder.build import build_decoder
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.plan import make_plan
 from vcc_fm.recipe import Recipe

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of
 
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary, control_sets
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 FOLDERS = itertools.count()
 # Each example has a folder of its own; how fast they are drawn says how busy the machine is.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcc_fm.cellsets.split import LeakError, Split, assert_no_leak, make_splits
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import SplitConfig
 
 CONTROL = "non-targeting"

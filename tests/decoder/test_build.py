@@ -17,7 +17,7 @@ from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.decoder.build import adopt, build_decoder, load_decoder
 from vcc_fm.decoder.config import check_backbone
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import Recipe
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vcc_fm.decoder.emit import emit, emit_from_controls
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 
 def test_mean_and_variance() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from vcc_fm.encoders.composition import CompositionEncoder
 from vcc_fm.encoders.protein import AMINO_ACIDS, encode_genes
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 PROTEINS = ["".join(RANDOM.choice(list(AMINO_ACIDS), length)) for length in (1, 2, 40, 333, 1200)]

@@ -317,7 +317,7 @@ def test_another_checkpoint_makes_other_predictions(checkpoint, tmp_path):
     marks = []
     for _ in range(2):
         layout = Layout(Recipe.model_validate(recipe_of(tmp_path, copy)))
-        marks.append((layout.predictions.fingerprint, layout.calibration_fingerprint(0)))
+        marks.append((layout.predictions.fingerprint, layout.calibration(0).fingerprint))
         write_folder(copy, random_tensors(TINY, seed=12), NAMES)
     assert not set(marks[0]) & set(marks[1])
 

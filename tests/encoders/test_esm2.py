@@ -17,7 +17,7 @@ from vcc_fm.encoders.esm2 import Esm2Encoder
 from vcc_fm.encoders.esm2_fair_esm import load_fair_esm
 from vcc_fm.encoders.esm2_transformers import load_transformers
 from vcc_fm.encoders.token_batches import Cutting
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 RNG = np.random.default_rng(0)
 TINY = (2, 32, 4)

@@ -23,11 +23,11 @@ from vcc_fm.encoders.esm2_untrained import write_untrained
 from vcc_fm.encoders.protein_store import embed_proteins, import_table, make_protein_encoder
 from vcc_fm.encoders.protein_table import write_pt
 from vcc_fm.encoders.widths import protein_width
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import ProteinEncoderConfig, Recipe, UntrainedEsm2
 from vcc_fm.store.embeddings import EmbeddingStore
-from vcc_fm.store.folder import read_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vcc_fm.encoders.protein_table import read_pt, write_pt
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 VECTORS = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
 SYMBOLS = ["TP53", "MYC", "H3.Y", "HLA-A", "C1orf112"]

@@ -26,7 +26,7 @@ from vcc_fm.encoders.state_se import SeSettings, StateSeEncoder
 from vcc_fm.encoders.state_se_model import SeGeometry, build_state_se
 from vcc_fm.encoders.state_se_tokens import Tokens
 from vcc_fm.encoders.state_se_weights import SeCheckpoint, load_state_se
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 PAD = 48
 

@@ -11,7 +11,7 @@ from state_se_checkpoints import NEEDS_STATE, TINY, load_arc, random_names, rand
 from torch import Tensor
 
 from vcc_fm.encoders.state_se_decoder import StateSeGeneDecoder, read_depth
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 TOKEN, GENE, CELL, DATASET = 12, 8, 6, 10
 WIDTH = GENE + CELL + 1 + DATASET

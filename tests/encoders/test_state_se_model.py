@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vcc_fm.encoders.state_se_model import TIED, SeGeometry, StateSe, build_state_se, gene_token_table
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 TENSORS = random_tensors(TINY)
 SE_600M = SeGeometry(2048, 2048, 16, 16, 2048, 5120, 19790, 14420)

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from vcc_fm.encoders.state_se_tokens import Tokenizer, match_genes
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 NAMES = [f"GENE{i}" for i in range(60)]
 GENES = match_genes([*NAMES[::-1], "OTHER"], NAMES, "m.h5ad")

@@ -34,16 +34,16 @@ from vcc_fm.encoders.state_se_model import SeGeometry
 from vcc_fm.encoders.state_se_tokens import Tokens
 from vcc_fm.encoders.state_se_weights import load_state_se
 from vcc_fm.encoders.widths import cell_width
-from vcc_fm.errors import UserError
 from vcc_fm.export import export_obsm
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json, sha256_file
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.layout import Layout
 from vcc_fm.plan import make_plan
-from vcc_fm.progress import ProgressLines
 from vcc_fm.recipe import CellEncoderConfig, Recipe
 from vcc_fm.stages import run_stage, source_configs, stages_of
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
-from vcc_fm.store.folder import read_json, sha256_file
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -218,7 +218,7 @@ def embed_large(final: Path, path: Path) -> None:
 
 def test_cells_without_vector_are_counted_over_all_shards(large: Any) -> None:
     path, final, _ = large
-    cells = CellStore(Layout(Recipe.model_validate_json(path.read_text())).cells)
+    cells = CellStore(Layout(Recipe.model_validate_json(path.read_text())).cells.path)
     known = cells.dense(np.arange(2200))[:, np.isin(cells.genes, NAMES)]
     rows = np.flatnonzero(known.sum(1) == 0)
     assert (rows >= cell_store.SHARD).sum() >= 5

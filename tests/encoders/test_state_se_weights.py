@@ -24,8 +24,8 @@ from torch import Tensor
 from vcc_fm.encoders import state_se_weights
 from vcc_fm.encoders.state_se_model import TIED, SeGeometry, build_state_se
 from vcc_fm.encoders.state_se_weights import SE_600M_REVISION, load_state_se
-from vcc_fm.errors import UserError
-from vcc_fm.store.folder import sha256_file
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import sha256_file
 
 TENSORS, NAMES = random_tensors(TINY), random_names(TINY)
 

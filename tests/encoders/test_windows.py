@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vcc_fm.encoders.esm2_tokens import residue_tokens
 from vcc_fm.encoders.token_batches import Cutting, Shard, plan_shards
 from vcc_fm.encoders.windows import cut_windows, residue_weights
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
 

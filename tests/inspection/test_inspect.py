@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from inspections import GENES, only, opened, text_of
 
 from vcc_fm import cli
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.inspection import values
 from vcc_fm.inspection.inspect import inspect_file
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from inspections import GENES, only, opened
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.inspection.inspect import inspect_file
 
 

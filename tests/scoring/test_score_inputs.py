@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scoring_screens import CONTROL, make_screen, perturbed
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.inputs import check_pair, check_truth, read_context, read_labels
 
 

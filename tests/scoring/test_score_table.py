@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.compare import SCALED_MEAN, compare, to_markdown, without_headline
 from vcc_fm.scoring.means import ALL, scaled_means
 from vcc_fm.scoring.table import LABELS, ScoreTable, read_table

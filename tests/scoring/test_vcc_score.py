@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from scoring_screens import CONTROL, make_screen, perturbed
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.anchors import quiet, scorer_config
 from vcc_fm.scoring.means import ALL
 from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, Entry

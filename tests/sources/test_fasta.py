@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.sources.fasta import Protein, isoforms, read_fasta, read_proteins
 
 TEXT = ">TP53 P1 tumour protein\nMEEP\nqsd*\n\n>MYC\r\nMPLN-X\r\n>TP53 P2\nMEE\n"

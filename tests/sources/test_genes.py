@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.sources.genes import axis_columns, gene_axis, gene_columns, measured_mask
 from vcc_fm.sources.symbols import SymbolTable, approved_symbols
 

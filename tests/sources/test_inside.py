@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.sources import anndata_file
 from vcc_fm.sources.anndata_source import AnnDataSource
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import pytest
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.sources import download
 from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.sources.remote import open_local, read_bytes

@@ -14,7 +14,7 @@ from scipy import special
 
 from vcc_fm.encoders.composition import CompositionEncoder
 from vcc_fm.encoders.protein import encode_genes
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import SimulateConfig, SourceConfig
 from vcc_fm.sources.simulate import simulate
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.sources.fasta import read_fasta
 from vcc_fm.sources.symbol_files import read_symbols
 from vcc_fm.sources.symbols import SymbolTable, approved_symbols, coverage

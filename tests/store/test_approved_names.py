@@ -10,7 +10,7 @@ import pytest
 from program import TINY
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import Recipe, SourceConfig
 from vcc_fm.sources.symbol_files import read_symbols

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, embedded, screen, store_of
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json, sha256_file
 from vcc_fm.store import checksums, merge
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.description import write_store_json
 from vcc_fm.store.embeddings import EmbeddingStore
-from vcc_fm.store.folder import read_json, sha256_file
 from vcc_fm.store.verify import verify
 
 

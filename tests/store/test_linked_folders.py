@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vcc_fm.store.folder import empty_folder, name_folder, whole_folder
+from vcc_fm.ground.files import empty_folder, whole_folder
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -31,10 +31,8 @@ def test_checkpoints_in_a_linked_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "train").symlink_to(tmp_path / "disk")
     for step in (1, 2):
-        partial = tmp_path / "train" / "partial"
-        partial.mkdir()
-        (partial / "weights").write_text(str(step))
-        name_folder(partial, tmp_path / "train" / "step")
+        with whole_folder(tmp_path / "train" / "step") as partial:
+            (partial / "weights").write_text(str(step))
     assert (tmp_path / "disk" / "step" / "weights").read_text() == "2"
     for _ in range(2):
         empty_folder(tmp_path / "train")

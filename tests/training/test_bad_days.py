@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import Recipe
 from vcc_fm.training import loop

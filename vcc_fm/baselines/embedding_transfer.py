@@ -20,7 +20,7 @@ from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.encoders.state_se_decoder import StateSeGeneDecoder, read_depth
 from vcc_fm.encoders.state_se_tokens import match_genes
 from vcc_fm.encoders.state_se_weights import load_state_se
-from vcc_fm.progress import ProgressLines
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.recipe import CellEncoderConfig, expand
 
 NAME = "embedding-transfer"

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from vcc_fm.errors import UserError, reading, shown
+from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.recipe import expand
 
 Share = Literal["train", "val", "test"]

@@ -12,7 +12,7 @@ from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
 from vcc_fm.cellsets.profiles import control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses
 from vcc_fm.cellsets.split import Split
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import EmbeddingStore
 

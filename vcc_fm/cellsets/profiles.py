@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.store.cells import CellStore
 
 BATCH_PRIOR = 2e5

@@ -16,7 +16,7 @@ import torch
 
 from vcc_fm.cellsets.batch import Batch, SparseCounts
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ labels chosen depend on the set of labels and on the seed alone, not on their or
 from __future__ import annotations
 
 import difflib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vcc_fm.cellsets.additive import additive_warnings
 from vcc_fm.cellsets.cell_load_table import CellLoadTable, Share, read_cell_load_table
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.files import write_text
 from vcc_fm.recipe import SplitConfig, expand
 
 Role = Literal["train", "validation", "test", "unused"]
@@ -114,10 +114,7 @@ class Split:
             groups=[],
         ).model_dump_json(indent=2)
         lines = ",\n".join("    " + entry.model_dump_json() for entry in entries)
-        # The name carries the process, so that two runs never write into one temporary file.
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(head.removesuffix("[]\n}") + f"[\n{lines}\n  ]\n}}\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_text(path, head.removesuffix("[]\n}") + f"[\n{lines}\n  ]\n}}\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Split:

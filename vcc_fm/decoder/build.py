@@ -16,7 +16,7 @@ from vcc_fm.cellsets.sampler import Vocabulary
 from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import Recipe
 
 

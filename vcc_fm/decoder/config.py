@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 UNFIT = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, StrictDataclassError)
 """What building a model, or showing it tokens, raises where its config does not fit: each class has its own way."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 
 def emit(log_share: np.ndarray, depth: np.ndarray, dispersion: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -18,12 +18,12 @@ from vcc_fm.encoders.shards import Shards
 from vcc_fm.encoders.state_se import SeSettings, StateSeEncoder
 from vcc_fm.encoders.state_se_tokens import Tokenizer, match_genes
 from vcc_fm.encoders.state_se_weights import SeCheckpoint, load_state_se
-from vcc_fm.errors import UserError
-from vcc_fm.progress import ProgressLines
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json, whole_folder
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.recipe import CellEncoderConfig, expand
 from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import write_embeddings
-from vcc_fm.store.folder import read_json, whole_folder
 
 ROWS = 8192
 SHARD = 1024

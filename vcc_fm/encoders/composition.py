@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcc_fm.encoders.protein import AMINO_ACIDS, JSON
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 _ALPHABETS = {
     1: list(AMINO_ACIDS),

@@ -26,7 +26,7 @@ from vcc_fm.encoders.esm2_tokens import EXTRA, READ_AS
 from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.encoders.protein import JSON
 from vcc_fm.encoders.token_batches import Cutting, Shard, plan_shards
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

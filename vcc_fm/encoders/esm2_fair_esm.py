@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vcc_fm.encoders.esm2 import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
 from vcc_fm.encoders.token_batches import Cutting
-from vcc_fm.errors import UserError, reading
-from vcc_fm.store.folder import sha256_file
+from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.files import sha256_file
 
 _PREFIX = re.compile(r"^encoder\.(sentence_encoder\.)?")
 _SETTINGS = {"encoder_layers", "encoder_embed_dim", "encoder_attention_heads", "token_dropout"}

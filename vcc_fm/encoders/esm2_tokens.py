@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcc_fm.encoders.protein import AMINO_ACIDS
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 START, PADDING, END, MASK = 0, 1, 2, 32
 SIZE = 33

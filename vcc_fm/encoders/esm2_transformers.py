@@ -20,8 +20,8 @@ from vcc_fm.encoders.esm2 import Backbone, Esm2Encoder, choose_device, choose_dt
 from vcc_fm.encoders.esm2_tokens import PADDING, SIZE
 from vcc_fm.encoders.protein import JSON
 from vcc_fm.encoders.token_batches import Cutting
-from vcc_fm.errors import UserError, first_line, reading, shown
-from vcc_fm.store.folder import sha256_file
+from vcc_fm.ground.errors import UserError, first_line, reading, shown
+from vcc_fm.ground.files import sha256_file
 
 # A bar for loading, and a table of the heads that are left out, are no news; what is wrong is raised below.
 transformers_logging.disable_progress_bar()

@@ -8,8 +8,8 @@ import torch
 from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders.esm2_tokens import MASK, PADDING, SIZE
+from vcc_fm.ground.files import whole_folder
 from vcc_fm.recipe import UntrainedEsm2
-from vcc_fm.store.folder import whole_folder
 
 SEED = 0
 """The same weights for every recipe: what changes from run to run are the data."""

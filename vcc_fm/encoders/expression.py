@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import PCA
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 FIT_CELLS = 20_000
 """Most cells on which components are fitted; a larger training set is sampled."""

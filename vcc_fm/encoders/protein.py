@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"

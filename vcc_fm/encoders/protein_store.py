@@ -24,10 +24,10 @@ from vcc_fm.encoders.protein import ProteinEncoder, mean_over_isoforms
 from vcc_fm.encoders.protein_table import read_pt
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.encoders.token_batches import Cutting
+from vcc_fm.ground.files import sha256_file, whole_folder
 from vcc_fm.recipe import ProteinEncoderConfig, expand
 from vcc_fm.sources.fasta import Protein, isoforms, read_proteins
 from vcc_fm.store.embeddings import write_embeddings
-from vcc_fm.store.folder import sha256_file, whole_folder
 
 GENES = 1024
 """Genes written at a time."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vcc_fm.errors import UserError, reading, shown
+from vcc_fm.ground.errors import UserError, reading, shown
 
 _SAVE_AGAIN = "save it again as torch.save({str(symbol): vector, …}) with 1-D float tensors"
 

@@ -9,8 +9,8 @@ import numpy as np
 from accelerate import PartialState
 from rich.console import Console
 
-from vcc_fm.store.folder import whole_file
-from vcc_fm.store.work import WorkFolder
+from vcc_fm.ground.files import whole_file
+from vcc_fm.ground.work import WorkFolder
 
 
 class Shards:
@@ -59,7 +59,5 @@ class Shards:
 
 
 def _save(path: Path, values: np.ndarray) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, values)
-    whole_file(partial, path)

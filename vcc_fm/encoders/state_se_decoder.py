@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 DATASET_WIDTH = 10
 """Length of the dataset vector that follows a cell embedding."""

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from vcc_fm.encoders import state_se_cpu
 from vcc_fm.encoders.simd import VECTORS, WIDE
 from vcc_fm.encoders.state_se_cpu_weights import MULTIPLE, CpuWeights, weights_of
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 # Checkpoints repeat the token encoder under a second name; the copy and what it must equal.
 TIED = {f"gene_embedding_layer.{part}": f"encoder.{part}" for part in ("0.weight", "0.bias", "1.weight", "1.bias")}

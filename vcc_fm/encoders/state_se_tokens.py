@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from vcc_fm.encoders import state_se_native as native
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 CLS_POSITION = 3
 """Which of the matched columns, from 0, lends its value to the CLS position in SE."""

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from vcc_fm.encoders.protein import JSON
 from vcc_fm.encoders.state_se_model import TIED, SeGeometry
-from vcc_fm.errors import UserError, first_line, reading, shown
-from vcc_fm.store.folder import sha256_file
+from vcc_fm.ground.errors import UserError, first_line, reading, shown
+from vcc_fm.ground.files import sha256_file
 
 SE_600M = "arcinstitute/SE-600M"
 SE_600M_REVISION = "5a9a80f44f7ce32ce57059933ef0d735d7c10ce5"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vcc_fm.encoders.esm2_tokens import END, EXTRA, PADDING, START, check_sequences, residue_tokens
 from vcc_fm.encoders.windows import Windows, cut_windows, residue_weights
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 
 @dataclass(frozen=True)

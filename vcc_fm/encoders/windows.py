@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.sources.genes import gene_columns
 
 _ENSEMBL = r"ENS([A-Z]*)G\d{6,}"

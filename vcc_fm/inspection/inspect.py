@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import pandas as pd
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.inspection.genes import GeneFacts, read_genes
 from vcc_fm.inspection.groups import Groups, count_groups, numbers_to_keep
 from vcc_fm.inspection.labels import LabelFacts, possible_depths, read_obs

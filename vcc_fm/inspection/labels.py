@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from vcc_fm.ground.words import many
 from vcc_fm.inspection.perturbation import PERTURBATION, GeneNames, PerturbationFacts, read_perturbation
 from vcc_fm.inspection.roles import is_donor, may_be_batches, may_be_contexts
 from vcc_fm.sources.labels import missing_labels
-from vcc_fm.words import many
 
 _MOST_LEVELS = 200_000
 _LEAST_SCORE = 0.5

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from vcc_fm.ground.words import many
 from vcc_fm.inspection.genes import is_ensembl
 from vcc_fm.inspection.pattern import Pattern, find_pattern
 from vcc_fm.recipe import QualityConfig
 from vcc_fm.sources.controls import looks_like_control
 from vcc_fm.sources.labels import folded, missing_labels
 from vcc_fm.sources.perturbations import STRAND, split_label
-from vcc_fm.words import many
 
 SEPARATORS = ("+", "|", ",", ";", "_")
 _GENETIC = r"targets?|genes?|guides?|sg_?rnas?|grnas?|sg_?ids?|knock_?(?:outs?|downs?)|crispr[a-z]*"

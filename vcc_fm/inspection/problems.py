@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vcc_fm.ground.words import many
 from vcc_fm.inspection.genes import GeneFacts
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.labels import LabelFacts
@@ -11,7 +12,6 @@ from vcc_fm.inspection.perturbation import HARDLY, PerturbationFacts
 from vcc_fm.inspection.recipe import worth_reading
 from vcc_fm.inspection.roles import Roles
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts
-from vcc_fm.words import many
 
 _GIANT = 4 << 30
 _PARTS = ("layers/spliced", "layers/unspliced", "layers/ambiguous")

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
+from vcc_fm.ground.words import many
 from vcc_fm.inspection.genes import GeneFacts
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.labels import LabelFacts
 from vcc_fm.inspection.roles import FEW_PERTURBATIONS, Roles, may_be_contexts
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts
-from vcc_fm.words import many
 
 LEAST_RECOVERED = 0.5
 """Share of proved cells below which no lines are suggested: what is left would be the odd cells of a file."""

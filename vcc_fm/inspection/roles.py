@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from vcc_fm.ground.words import many
 from vcc_fm.sources.labels import Labels
-from vcc_fm.words import many
 
 # In order of preference; names are compared in lower case without anything but letters and digits.
 _LINES = ("cellline", "celllines", "line", "celllinename", "celllineid")

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vcc_fm.ground.words import many
 from vcc_fm.inspection.groups import FEW, Groups
 from vcc_fm.inspection.inspect import Inspection
 from vcc_fm.inspection.roles import Role
 from vcc_fm.inspection.targets import LOW, KnockDown
 from vcc_fm.inspection.values import MatrixFacts
-from vcc_fm.words import many
 
 _WORST = 10
 

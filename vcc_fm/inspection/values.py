@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vcc_fm.ground.words import many
 from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, try_totals
 from vcc_fm.sources.evidence import CountEvidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.integers import Integers
@@ -16,7 +17,6 @@ from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, DenseMatrix, Matr
 from vcc_fm.sources.reading import BASES
 from vcc_fm.sources.scaled import PROVED, Reading, fit
 from vcc_fm.sources.values import NotCountsError, check, recover
-from vcc_fm.words import many
 
 Progress = Callable[[int, int], None]
 

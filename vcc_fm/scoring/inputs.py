@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
 
 COLUMNS = ("context", "perturbation")
 

@@ -7,10 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vcc_fm.ground.files import write_text
 from vcc_fm.scoring import figures
 from vcc_fm.scoring.inputs import read_context, read_labels
 from vcc_fm.scoring.means import ALL
-from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, ScoreTable, number, write_whole
+from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, ScoreTable, number
 
 #: Perturbations in the scatter.
 PANELS = 6
@@ -98,7 +99,7 @@ def write_report(
         + "\n".join(sections)
         + f"\n<footer><p>{escape(footer)}</p></footer>\n</body>\n</html>\n"
     )
-    write_whole(path, page)
+    write_text(path, page)
 
 
 def headline(table: ScoreTable) -> str:

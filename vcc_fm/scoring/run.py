@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
+from vcc_fm.ground.files import read_json
 from vcc_fm.layout import Layout
 from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.report import write_report
 from vcc_fm.scoring.table import Entry, ScoreTable
 from vcc_fm.scoring.vcc import score
-from vcc_fm.store.folder import read_json
 from vcc_fm.training.checkpoint import read_log
 
 

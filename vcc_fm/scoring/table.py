@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.files import write_json, write_text
 from vcc_fm.scoring.means import ALL, scaled_means, without_mean
 
 Kind = Literal["model", "baseline", "ceiling"]
@@ -114,7 +114,7 @@ class ScoreTable:
             "significant": _records(self.significant),
             "rows": _records(self.rows),
         }
-        write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_json(path, content)
 
     def write_csv(self, path: Path) -> None:
         """Write ``rows`` as CSV, in one rename; a missing number is an empty field.
@@ -123,7 +123,7 @@ class ScoreTable:
         """
         text = self.rows.select_dtypes(exclude="number").columns
         quoted = {name: self.rows[name].map(_no_formula) for name in text}
-        write_whole(path, self.rows.assign(**quoted).to_csv(index=False))
+        write_text(path, self.rows.assign(**quoted).to_csv(index=False))
 
     def print(self, console: Console | None = None) -> None:
         """Print a table per context (scaled values, raw ones below), the means, and what is missing and why."""
@@ -204,14 +204,6 @@ def read_table(path: Path) -> ScoreTable:
             version=content["version"],
             seconds=content["seconds"],
         )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that a reader never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _no_formula(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import DataConfig, SourceConfig, expand
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask, read_axis

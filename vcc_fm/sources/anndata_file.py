@@ -15,7 +15,7 @@ from anndata.io import read_elem
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, ZipStore
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.sources.inside import check_folder, check_hdf5, check_lengths
 from vcc_fm.sources.matrix import Stored
 from vcc_fm.sources.zarr_array import check_table

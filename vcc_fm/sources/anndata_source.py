@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.recipe import SourceConfig, expand, without_secrets
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.recipe import SourceConfig, expand
 from vcc_fm.sources.symbols import ENSEMBL_ID, Renamed, SymbolTable, approved_symbols
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import zarr
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 _READ = ("obs", "var", "X", "layers", "raw")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from vcc_fm.ground.words import many
 from vcc_fm.sources.matrix import Block
-from vcc_fm.words import many
 
 _MOSTLY = 0.85  # share of integers among the values: reads that were shared out over genes leave more than that
 _MIXED = 0.02  # share of the cells of either kind

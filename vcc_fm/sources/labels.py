@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.words import many
 from vcc_fm.recipe import SourceConfig
 from vcc_fm.sources.perturbations import is_control, read_perturbations
-from vcc_fm.words import many
 
 _NO_LABEL = {"", "nan", "NaN", "None", "<NA>"}
 

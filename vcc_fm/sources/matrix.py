@@ -14,7 +14,8 @@ import numpy as np
 import zarr
 from filelock import FileLock
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.files import whole_file
 from vcc_fm.sources.turned import row_lengths, turn, turned_arrays
 from vcc_fm.sources.zarr_array import ChunkReader, Rows, check_chunks
 
@@ -175,10 +176,8 @@ class CscMatrix:
         dtype = self._data.dtype.newbyteorder("=")
         buckets = _ranges(starts, _ENTRIES, 0, self.shape[0])
         turn(self._entries, self._indptr, dtype, starts, buckets, _ENTRIES, folder)
-        partial = folder / "starts.partial"
-        with partial.open("wb") as file:
+        with whole_file(folder / "starts.npy") as partial, partial.open("wb") as file:  # says that the turn is done
             np.save(file, starts)
-        partial.replace(folder / "starts.npy")  # says that the turn is done
 
 
 Matrix = DenseMatrix | CsrMatrix | CscMatrix

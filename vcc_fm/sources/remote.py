@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 from urllib.parse import unquote
 
-from vcc_fm.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.recipe import expand
 from vcc_fm.sources.download import Progress, cache_folder, check_sha256, fetch
 

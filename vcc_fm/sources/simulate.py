@@ -46,7 +46,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import sparse, special
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import SimulateConfig, SourceConfig
 
 CONTROL = "non-targeting"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.sources.remote import open_local, read_bytes
 from vcc_fm.sources.symbols import ENSEMBL_ID, NameKind, SymbolTable
 

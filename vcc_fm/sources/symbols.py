@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 NameKind = Literal["approved", "previous", "alias", "ensembl"]
 How = Literal["exact", "approved", "previous", "alias", "ensembl", "pinned", "ambiguous", "missing"]

@@ -24,7 +24,7 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore, ZipStore
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 
 _KEPT_BYTES = 1 << 28
 _CHUNK = re.compile(r"(?:c[/.])?(\d+(?:[/.]\d+)*)")

@@ -15,10 +15,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from vcc_fm.errors import reading
+from vcc_fm.ground.errors import reading
+from vcc_fm.ground.files import sha256_file, write_json
 from vcc_fm.store.checksums import check_files
 from vcc_fm.store.description import damaged, remade, shard_name
-from vcc_fm.store.folder import sha256_file, write_json
 
 DATA_FILE = shard_name(0, 1)
 """The file of a store that has one."""

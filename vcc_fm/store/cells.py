@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
 from vcc_fm.store.arrow import MappedTable
 from vcc_fm.store.description import NAME, CellsDescription, damaged, read_store_json
 

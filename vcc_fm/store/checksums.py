@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vcc_fm.progress import ProgressLines
+from vcc_fm.ground.files import sha256_file, write_json
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.store.description import damaged
-from vcc_fm.store.folder import sha256_file, write_json
 
 _SETTLED = 2 * 10**9
 """Nanoseconds after which another change to a file has another time, on any file system."""

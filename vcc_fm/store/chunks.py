@@ -16,8 +16,8 @@ import scipy.sparse as sp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vcc_fm.ground.files import whole_file
 from vcc_fm.sources.evidence import Evidence
-from vcc_fm.store.folder import whole_file
 
 NARROW = 1 << 16
 """Numbers below fit in two bytes."""
@@ -57,14 +57,13 @@ def write_chunk(
     }
     arrays |= {f"further.{name}": np.ascontiguousarray(values[order]) for name, values in further.items()}
     arrays |= {f"whole.{name}": np.ascontiguousarray(values) for name, values in whole.items()}
-    partial = path.with_suffix(".partial")
     # One number a cell is too much for the header of the file.
     state = evidence.state()
     arrays |= {f"evidence.{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
     said = {name: value for name, value in state.items() if not isinstance(value, np.ndarray)}
     notes = {"evidence": said, "dropped": dropped, "largest": int(counts.data.max(initial=0))}
-    save_file(arrays, partial, metadata={"notes": json.dumps(notes)})
-    whole_file(partial, path)
+    with whole_file(path) as partial:
+        save_file(arrays, partial, metadata={"notes": json.dumps(notes)})
 
 
 class Chunk:

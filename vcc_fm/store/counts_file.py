@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from vcc_fm.store.folder import whole_file
+from vcc_fm.ground.files import whole_file
 
 _ARRAYS = ("data", "indices")
 BLOCK = 1 << 20
@@ -32,11 +33,10 @@ class CountsFile:
 
     def __init__(self, path: Path, genes: list[str], uns: dict[str, Any]):
         """Open ``path`` for writing on the gene axis ``genes``; ``uns`` says what the cells are."""
-        self.path, self._genes, self._uns = path, genes, uns
-        self._partial = path.with_name(path.name + ".partial")
-        self._partial.unlink(missing_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = h5py.File(self._partial, "w")
+        self._genes, self._uns = genes, uns
+        self._stack = ExitStack()
+        self._file = h5py.File(self._stack.enter_context(whole_file(path)), "w")
+        self._stack.callback(self._file.close)
         matrix = self._file.create_group("X")
         options = {"shape": (0,), "maxshape": (None,), "dtype": np.int32, "chunks": (CHUNK,), "compression": "gzip"}
         self._arrays = {name: matrix.create_dataset(name, compression_opts=1, **options) for name in _ARRAYS}
@@ -67,19 +67,12 @@ class CountsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._file.close()
-            self._partial.unlink()
-            return
-        try:
-            self._finish()
-        except BaseException:
-            self._partial.unlink(missing_ok=True)
-            raise
-        whole_file(self._partial, self.path)
+        if kind is None:
+            self._stack.callback(self._finish)
+        self._stack.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
-        """Write what belongs to all cells together and close the file."""
+        """Write what belongs to all cells together."""
         self._write()
         # Offsets of 64 bits: a large file has more values than 32 bits can address.
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([[], *self._lengths]), dtype=np.int64)])
@@ -96,7 +89,6 @@ class CountsFile:
         for name in ("obsm", "varm", "obsp", "varp", "layers"):
             write_elem(self._file, name, {})
         self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        self._file.close()
 
 
 def join_counts_files(parts: list[Path], path: Path) -> None:

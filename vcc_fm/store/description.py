@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from vcc_fm.errors import UserError, reading
-from vcc_fm.store.folder import read_json, write_json
+from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.files import read_json, write_json
 
 NAME = "store.json"
 _SEAL = "description_sha256"

@@ -18,7 +18,9 @@ import scipy.sparse as sp
 from accelerate import PartialState
 from rich.console import Console
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json, whole_file, whole_folder, write_json
+from vcc_fm.ground.work import WorkFolder, remove_work
 from vcc_fm.recipe import DataConfig, SourceConfig, expand, fingerprint
 from vcc_fm.sources.alignment import Sources, open_sources
 from vcc_fm.sources.anndata_file import changed_at
@@ -32,10 +34,8 @@ from vcc_fm.store.checksums import written
 from vcc_fm.store.chunks import Chunk, write_chunk
 from vcc_fm.store.description import shard_name, write_store_json
 from vcc_fm.store.filters import SourceFilters
-from vcc_fm.store.folder import read_json, whole_file, whole_folder, write_json
 from vcc_fm.store.kept import Kept
 from vcc_fm.store.merge import Ranges, Rows, plan_shards, shard_batches
-from vcc_fm.store.work import WorkFolder, remove_work
 
 READING_BYTES = 100  # a stored value at the peak of reading a chunk: as stored, checked in float64, sorted, as saved
 WRITING_SHARE = 2  # of the memory for a shard's counts: they, and as much again of a chunk's
@@ -249,8 +249,7 @@ def _shards(
         return work.path / f"{shard_name(number, len(plan))}.json"
 
     def make(number: int, progress: Callable[[int], None]) -> None:
-        partial = work.path / f"{shard_name(number, len(plan))}.partial"
-        start = plan[number][0][0]
+        final, start = work.path / shard_name(number, len(plan)), plan[number][0][0]
 
         def batches() -> Any:
             for (_, stop), batch in zip(
@@ -259,9 +258,8 @@ def _shards(
                 yield batch
                 progress(stop - start)
 
-        note = write_shard(partial, features, batches())
-        final = partial.with_suffix("")
-        whole_file(partial, final)
+        with whole_file(final) as partial:
+            note = write_shard(partial, features, batches())
         write_json(path(number), note | {"file": final.name})
 
     sizes = [batches[-1][1] - batches[0][0] for batches in plan]

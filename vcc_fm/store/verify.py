@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json
 from vcc_fm.sources.quality import depth_of
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.checksums import check_files
 from vcc_fm.store.description import NAME
 from vcc_fm.store.embeddings import EmbeddingStore
-from vcc_fm.store.folder import read_json
 
 ROWS = 8192
 

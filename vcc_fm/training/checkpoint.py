@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from vcc_fm.errors import UserError
-from vcc_fm.store.folder import name_folder, read_json, sha256_file, whole_file, write_json
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json, sha256_file, whole_file, whole_folder, write_json
 
 _STEP = re.compile(r"^step-(\d+)$")
 
@@ -35,18 +36,18 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint after ``step`` optimiser steps; all processes call it."""
-        final = self.folder / f"step-{step:08d}"
-        partial = self.folder / f"partial-step-{step:08d}"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            files = {name: sha256_file(partial / name) for name in _files(partial)}
-            write_json(partial / "progress.json", {"step": step, "files": files, **state})
-            name_folder(partial, final)
+        main = self.accelerator.is_main_process
+        if main:
+            for left in self.folder.glob("*.partial"):  # by a run that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        with whole_folder(self.folder / f"step-{step:08d}") if main else nullcontext(Path()) as mine:
+            partial = Path(broadcast_object_list([str(mine)])[0])
+            self.accelerator.save_state(str(partial))
+            self.accelerator.wait_for_everyone()
+            if main:
+                files = {name: sha256_file(partial / name) for name in _files(partial)}
+                write_json(partial / "progress.json", {"step": step, "files": files, **state})
+        if main:
             for old in self._newest_first()[self.keep :]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
@@ -83,12 +84,10 @@ class Checkpoints:
                 name for name, value in self.accelerator.unwrap_model(model).named_parameters() if value.requires_grad
             }
             kept = {name: weights[name].contiguous().cpu() for name in sorted(trainable)}
-            self.folder.mkdir(parents=True, exist_ok=True)
             final = self._best(step)
-            partial = final.with_suffix(".partial")
-            save_file(kept, partial)
-            digest = [sha256_file(partial)]
-            whole_file(partial, final)
+            with whole_file(final) as partial:
+                save_file(kept, partial)
+                digest = [sha256_file(partial)]
             named = {final} | {self._best(best) for path in self._newest_first() for best in _best_steps(path)}
             for old in set(self.folder.glob("best-*.safetensors")) - named:
                 old.unlink()

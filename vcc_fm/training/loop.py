@@ -18,8 +18,8 @@ from torch import nn
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
 from vcc_fm.decoder.losses import set_losses, total_loss
-from vcc_fm.errors import UserError
-from vcc_fm.processes import leave_a_core_to_the_loader
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.processes import leave_a_core_to_the_loader
 from vcc_fm.recipe import LossWeights, TrainConfig
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher

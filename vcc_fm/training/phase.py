@@ -16,11 +16,11 @@ from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.build import build_decoder, not_finite, vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.errors import UserError
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
 from vcc_fm.layout import Layout
 from vcc_fm.outputs import Output
 from vcc_fm.recipe import Recipe, TrainConfig, expand
-from vcc_fm.store.folder import empty_folder, read_json, whole_folder, write_json
 from vcc_fm.training.checkpoint import save_decoder
 from vcc_fm.training.loop import Selection, Trainer, make_accelerator
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from accelerate import PartialState
 from rich.console import Console
 
-from vcc_fm.progress import ProgressLines
-from vcc_fm.store.folder import empty_folder, read_json, write_json
+from vcc_fm.ground.files import empty_folder, read_json, write_json
+from vcc_fm.ground.progress import ProgressLines
 
 
 class WorkFolder:
