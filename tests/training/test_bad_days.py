@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from program import train_decoder
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
 from vcc_fm.recipe import Recipe
 from vcc_fm.training import loop
+from vcc_fm.training.checkpoint import Checkpoints
 
 Tiny = Callable[..., tuple[Recipe, Dataset]]
 EVERY = ["pretrain.steps=8", "pretrain.checkpoint_every=2", "pretrain.eval_every=2", "pretrain.lr=0.05"]
@@ -135,6 +137,44 @@ def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny, monkeypatch: pytest.Mon
     assert "goes on after step 2" in said.export_text()
     again = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_a_flipped_bit_of_a_checkpoint_or_a_model_is_seen_wherever_it_is(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, data = tiny(*EVERY, validation=True)
+    checkpoints = fresh(recipe)
+    stop_after(5, recipe, data, monkeypatch)
+    newest, rng = checkpoints / "step-00000004", np.random.default_rng(0)
+
+    def resumed() -> tuple[int | None, list[str]]:
+        accelerator = Accelerator(cpu=True)
+        monkeypatch.setattr(accelerator, "load_state", lambda folder: None)
+        progress, said = Checkpoints(checkpoints, 2, accelerator).resume()
+        return progress and progress["step"], said
+
+    assert resumed() == (4, [])
+    train_decoder(recipe, data, "pretrain")
+    model = Layout(recipe).decoder(0, "pretrain")
+    newest = max(checkpoints.glob("step-*"))
+    last, _ = resumed()
+    flips = 0
+    for path in sorted(path for folder in (newest, model.path) for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for place in rng.integers(len(content), size=20):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(flipped)
+            flips += 1
+            if path.parent == model.path:
+                assert str(path) in str(model.fault(content=True))
+            else:
+                step, said = resumed()
+                assert step != last or json.loads(flipped) == json.loads(content), path
+                assert [line for line in said if newest.name in line] or step == last
+        path.write_bytes(content)
+    assert flips >= 100
+    assert resumed() == (last, [])
 
 
 def test_best_weights_are_verified_and_kept_as_long_as_a_checkpoint_names_them(

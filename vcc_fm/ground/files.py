@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from vcc_fm.ground.errors import UserError, reading
 
 _BLOCK = 1 << 20
+_SEAL = "content_sha256"
 
 
 @contextmanager
@@ -176,6 +177,32 @@ def read_json(path: Path, kind: type = dict) -> Any:
         if not isinstance(value, kind):
             raise TypeError(f"it holds a {type(value).__name__} where a {kind.__name__} is expected")
         return value
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON with a checksum of its content, for :func:`read_sealed`."""
+    write_json(path, {**value, _SEAL: _digest(value)})
+
+
+def read_sealed(path: Path, advice: str) -> dict[str, Any]:
+    """Read what :func:`write_sealed` wrote; ``advice`` says what to do where it is damaged.
+
+    Raises:
+        UserError: the file is missing, or is not what was written.
+    """
+    value: dict[str, Any] = read_json(path)
+    seal = value.pop(_SEAL, None)
+    with reading(path, "JSON", advice):  # an infinite number is none
+        if seal != _digest(value):
+            raise UserError(f"{path}: its content is not what was written; {advice}")
+    return value
+
+
+def _digest(value: dict[str, Any]) -> str:
+    """SHA-256 of what JSON keeps of a mapping without its seal, whatever the order of its keys."""
+    kept = {key: inner for key, inner in value.items() if key != _SEAL}
+    again = json.loads(json.dumps(kept, allow_nan=False))
+    return hashlib.sha256(json.dumps(again, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from vcc_fm.ground.errors import UserError, reading
-from vcc_fm.ground.files import read_json, write_json
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json, read_sealed, write_sealed
 
 NAME = "store.json"
-_SEAL = "description_sha256"
 _MESSAGE = 200
 """Letters of a reason that a message shows."""
 
@@ -103,7 +100,7 @@ def shard_name(number: int, shards: int) -> str:
 
 def write_store_json(folder: Path, meta: dict[str, Any]) -> None:
     """Write ``store.json`` with a checksum of its content."""
-    write_json(folder / NAME, meta | {_SEAL: _digest({key: value for key, value in meta.items() if key != _SEAL})})
+    write_sealed(folder / NAME, meta)
 
 
 def read_store_json(folder: Path, schema: int, kind: type[Description], stage: str) -> dict[str, Any]:
@@ -118,13 +115,10 @@ def read_store_json(folder: Path, schema: int, kind: type[Description], stage: s
     Raises:
         UserError: it is missing, damaged, of another schema, or says what cannot be.
     """
-    meta: dict[str, Any] = read_json(folder / NAME)
-    if meta.get("schema") != schema:
-        raise UserError(f"{folder}: store schema {meta.get('schema')}, this program reads {schema}; {stage}")
-    seal = meta.pop(_SEAL, None)
-    with reading(folder / NAME, "JSON", remade(folder / NAME)):  # an infinite number is none
-        if seal != _digest(meta):
-            raise damaged(folder / NAME, "its content is not what was written")
+    found = read_json(folder / NAME).get("schema")
+    if found != schema:
+        raise UserError(f"{folder}: store schema {found}, this program reads {schema}; {stage}")
+    meta = read_sealed(folder / NAME, remade(folder / NAME))
     try:
         kind.model_validate(meta)
     except ValidationError as error:
@@ -143,9 +137,3 @@ def remade(path: Path) -> str:
 def damaged(path: Path, what: str) -> UserError:
     """The error that a file of a store is not what was written."""
     return UserError(f"{path}: {what}; {remade(path)}")
-
-
-def _digest(meta: dict[str, Any]) -> str:
-    """SHA-256 of what JSON keeps of a value, whatever the order of its keys."""
-    kept = json.loads(json.dumps(meta, allow_nan=False))
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import read_json, sha256_file, whole_file, whole_folder, write_json
+from vcc_fm.ground.files import (
+    read_json,
+    read_sealed,
+    sha256_file,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_sealed,
+)
 
 _STEP = re.compile(r"^step-(\d+)$")
 
@@ -27,8 +35,9 @@ class Checkpoints:
     """The folder ``checkpoints/`` of a training phase.
 
     ``step-N/`` holds what Accelerate needs to go on after step N, bit for bit; it is written by a run for itself.
-    ``progress.json`` in it lists the SHA-256 of every other file. ``best-N.safetensors`` holds the trainable weights
-    after step N, which had the lowest validation loss so far; those that a kept checkpoint names are kept with it.
+    ``progress.json`` in it, sealed itself, lists the SHA-256 of every other file. ``best-N.safetensors`` holds the
+    trainable weights after step N, which had the lowest validation loss so far; those that a kept checkpoint names are
+    kept with it.
     """
 
     def __init__(self, folder: Path, keep: int, accelerator: Accelerator):
@@ -46,7 +55,7 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if main:
                 files = {name: sha256_file(partial / name) for name in _files(partial)}
-                write_json(partial / "progress.json", {"step": step, "files": files, **state})
+                write_sealed(partial / "progress.json", {"step": step, "files": files, **state})
         if main:
             for old in self._newest_first()[self.keep :]:
                 shutil.rmtree(old)
@@ -62,7 +71,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             for path in self._newest_first():
                 try:
-                    progress = read_json(path / "progress.json")
+                    progress = read_sealed(path / "progress.json", f"remove {path}")
                     fault = _fault(path, progress)
                 except UserError as error:
                     fault = str(error)
