@@ -10,13 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of
 
-from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary, control_sets
+from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler, Vocabulary, control_sets
 from vcc_fm.ground.errors import UserError
 
 FOLDERS = itertools.count()
 # Each example has a folder of its own; how fast they are drawn says how busy the machine is.
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 VOCABULARY = Vocabulary(("H", "K"), ("K:1", "H:2"), ("z", "y"))
+
+
+def epoch_of(sampler: SetSampler, epoch: int = 0) -> list[CellSet]:
+    """All sets of one epoch, in its order."""
+    return [sampler[epoch * len(sampler) + i] for i in range(len(sampler))]
 
 
 def sized(sizes: dict[tuple[str, str, str], int]) -> Screen:
@@ -60,7 +65,7 @@ def test_every_measured_cell_once_an_epoch_beside_controls_of_its_batch(tmp_path
     cells, asked = data.cells, data.split.groups("train")
     sampler = SetSampler(data, asked, set_size, seed)
     for epoch in (0, 3):
-        sets = list(sampler.epoch_sets(epoch))
+        sets = epoch_of(sampler, epoch)
         assert len(sets) == len(sampler)
         for context, perturbation in asked:
             mine = [one for one in sets if (one.context, one.perturbation) == (context, perturbation)]
@@ -87,7 +92,7 @@ def test_a_set_is_the_same_whenever_and_wherever_it_is_asked_for(data):
     second = SetSampler(data, groups, 4, 1, 0.5, 0.5)
     backward = [second[i] for i in reversed(range(3 * len(first)))][::-1]
     same(forward, backward)
-    same(forward[: len(first)], list(second.epoch_sets(0)))
+    same(forward[: len(first)], epoch_of(second, 0))
     assert len({one.noise_seed for one in forward}) == len(forward)
 
 
@@ -127,7 +132,7 @@ def test_ranks_are_disjoint_and_cover_and_any_step_goes_on_the_same(
 
 def test_epochs_and_seeds_differ(data):
     groups = data.split.groups("train")
-    streams = [list(SetSampler(data, groups, 4, seed).epoch_sets(epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    streams = [epoch_of(SetSampler(data, groups, 4, seed), epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     for first, second in itertools.combinations(streams, 2):
         assert of(first, "perturbation") != of(second, "perturbation")
         together = [{tuple(np.sort(rows)) for rows in of(stream, "measured_rows")} for stream in (first, second)]
@@ -148,7 +153,7 @@ def test_a_weighed_group_goes_through_its_cells_in_whole_passes(data, weight, se
     parts = -(-len(cells) // set_size)
     taken = max(1, round(parts * weight))
     assert len(sampler) - len(plain) == taken - parts
-    epochs = [[one for one in sampler.epoch_sets(epoch)] for epoch in range(3 * parts)]
+    epochs = [epoch_of(sampler, epoch) for epoch in range(3 * parts)]
     mine = [[one for one in sets if (one.context, one.perturbation) == heavy] for sets in epochs]
     assert {len(sets) for sets in mine} == {taken}
     # After as many epochs as a pass has sets, each cell has been seen as often as any other.
@@ -177,13 +182,13 @@ def test_codes_and_responses_are_hidden_as_often_as_asked(data):
     assert responses.mean() == pytest.approx(0.6, abs=0.05)
     assert (codes & responses).mean() == pytest.approx(0.18, abs=0.05)
     never = SetSampler(data, data.split.groups("train"), 1, 0)
-    assert not any(one.hide_codes or one.hide_response for one in never.epoch_sets())
+    assert not any(one.hide_codes or one.hide_response for one in epoch_of(never))
 
 
 def test_controls_of_the_context_stand_in_for_a_batch_without_any(tmp_path):
     sizes = {("K", "1", CONTROL): 5, ("H", "2", CONTROL): 5, ("K", "2", "a"): 4, ("H", "1", "b"): 1}
     data = dataset_of(store_of(tmp_path, sized(sizes)))
-    for one in SetSampler(data, data.split.groups("train"), 4, 0).epoch_sets():
+    for one in epoch_of(SetSampler(data, data.split.groups("train"), 4, 0)):
         assert set(one.control_rows) <= set(data.cells.rows(one.context, CONTROL))
         assert len(set(one.control_rows)) == len(one.control_rows)
 
@@ -197,7 +202,7 @@ def test_a_batch_holds_what_its_sets_say(data):
     cells, size = data.cells, 6
     groups = [("K", "a"), ("H", "a"), ("H", "a+z"), ("K", "b")]
     sampler = SetSampler(data, groups, size, 0, 0.5, 0.5)
-    sets = list(sampler.epoch_sets(1))
+    sets = epoch_of(sampler, 1)
     assert {one.hide_codes for one in sets} == {one.hide_response for one in sets} == {True, False}
     batch = Assembler(data, VOCABULARY, size, response=True).assemble(sets)
     assert len(batch) == len(sets)

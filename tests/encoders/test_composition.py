@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vcc_fm.encoders.composition import CompositionEncoder
-from vcc_fm.encoders.protein import AMINO_ACIDS, encode_genes
+from vcc_fm.encoders.protein import AMINO_ACIDS, mean_over_isoforms
 from vcc_fm.ground.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -83,12 +83,10 @@ def test_longer_kmers_see_the_order_of_residues() -> None:
 def test_gene_vector_is_the_mean_of_its_isoforms() -> None:
     encoder = CompositionEncoder(2)
     first, second, third = encoder.encode(PROTEINS[2:])
-    symbols, vectors = encode_genes(encoder, {"ZFX": [PROTEINS[2], PROTEINS[4]], "ACTB": [PROTEINS[3]]})
-    assert symbols == ["ZFX", "ACTB"]
+    vectors = mean_over_isoforms(encoder.encode([PROTEINS[2], PROTEINS[4], PROTEINS[3]]), [2, 1])
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[0], (first + third) / 2, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(vectors[1], second)
-    assert encode_genes(encoder, {})[1].shape == (0, 121)
 
 
 def test_description_is_json_and_names_its_parameters() -> None:
@@ -103,13 +101,6 @@ def test_description_is_json_and_names_its_parameters() -> None:
 def test_a_sequence_without_residues_is_refused(bad: str) -> None:
     with pytest.raises(UserError, match=r"protein sequence 2 of 3 has no standard amino acid, found"):
         CompositionEncoder().encode(["MK", bad, "MV"])
-    with pytest.raises(UserError, match=r"gene STAT1: a protein sequence without any standard amino acid"):
-        encode_genes(CompositionEncoder(), {"JAK2": ["MK"], "STAT1": ["MK", bad]})
-
-
-def test_a_gene_without_sequence_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gene STAT1: no protein sequence; add one"):
-        encode_genes(CompositionEncoder(), {"JAK2": ["MK"], "STAT1": []})
 
 
 def test_an_unknown_kmer_is_refused() -> None:

@@ -13,7 +13,6 @@ import torch
 from esm.model.esm2 import ESM2
 from safetensors.torch import load_file, save_file
 
-from vcc_fm.encoders.esm2 import Esm2Encoder
 from vcc_fm.encoders.esm2_fair_esm import load_fair_esm
 from vcc_fm.encoders.esm2_transformers import load_transformers
 from vcc_fm.encoders.token_batches import Cutting
@@ -464,13 +463,3 @@ class TestOriginalCheckpoint:
         file = write_pt(model, tmp_path / "x.pt", cfg=settings)
         with pytest.raises(UserError, match=r"has shape \[33, 32\], its settings ask for \[33, 64\]"):
             load_fair_esm(str(file))
-
-
-def test_the_encoder_fills_the_protocol(tiny):
-    from vcc_fm.encoders.protein import ProteinEncoder, encode_genes
-
-    encoder: ProteinEncoder = load_transformers(str(tiny[1]))
-    assert isinstance(encoder, Esm2Encoder)
-    symbols, vectors = encode_genes(encoder, {"A": PROTEINS[5:7], "B": PROTEINS[7:8]})
-    assert symbols == ["A", "B"]
-    np.testing.assert_allclose(vectors[0], encoder.encode(PROTEINS[5:7]).mean(0), atol=1e-6)

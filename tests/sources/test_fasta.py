@@ -1,10 +1,11 @@
 import gzip
 import time
+from pathlib import Path
 
 import pytest
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.sources.fasta import Protein, isoforms, read_fasta, read_proteins
+from vcc_fm.sources.fasta import Protein, isoforms, read_proteins
 
 TEXT = ">TP53 P1 tumour protein\nMEEP\nqsd*\n\n>MYC\r\nMPLN-X\r\n>TP53 P2\nMEE\n"
 
@@ -35,6 +36,12 @@ ME*EP
 """
 
 
+def sequences(path: Path) -> dict[str, list[str]]:
+    """Distinct sequences of each gene."""
+    genes = isoforms(read_proteins(path).proteins)
+    return {symbol: [protein.sequence for protein in proteins] for symbol, proteins in genes.items()}
+
+
 def write(folder, content):
     (folder / "p.fa").write_bytes(content.encode() if isinstance(content, str) else content)
     return folder / "p.fa"
@@ -44,7 +51,7 @@ def write(folder, content):
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_plain_isoforms_case_stops_and_line_ends(tmp_path, pack):
     path = write(tmp_path, pack(TEXT.encode()))
-    assert read_fasta(path) == {"TP53": ["MEEPQSD", "MEE"], "MYC": ["MPLN-X"]}
+    assert sequences(path) == {"TP53": ["MEEPQSD", "MEE"], "MYC": ["MPLN-X"]}
     proteins, report = read_proteins(path)
     assert proteins[:2] == [Protein("TP53", "P1", "MEEPQSD"), Protein("MYC", "", "MPLN-X")]
     assert (report.kind, report.entries, report.genes, report.left_out) == ("plain", 3, 2, {})
@@ -74,7 +81,7 @@ def test_ensembl_keeps_a_protein_once_and_leaves_out_pseudogenes(tmp_path):
     }
     distinct = isoforms(proteins)["TP53"]
     assert [protein.accession for protein in distinct] == ["ENSP00000269305.4", "ENSP00000398846.2"]
-    assert read_fasta(tmp_path / "p.fa") == {"TP53": ["MEEPQSDPSV", "MEE"]}
+    assert sequences(tmp_path / "p.fa") == {"TP53": ["MEEPQSDPSV", "MEE"]}
 
 
 def test_entries_are_whole_wherever_a_block_ends(tmp_path, monkeypatch):
@@ -165,7 +172,7 @@ def test_a_protein_of_another_organism_is_left_out(tmp_path):
 
 
 def test_a_header_may_hold_any_text_after_its_names(tmp_path):
-    assert read_fasta(write(tmp_path, ">A é ü\nM\n".encode("latin-1") + ">B β\nMK\n".encode())) == {
+    assert sequences(write(tmp_path, ">A é ü\nM\n".encode("latin-1") + ">B β\nMK\n".encode())) == {
         "A": ["M"],
         "B": ["MK"],
     }
@@ -188,18 +195,18 @@ def test_a_header_may_hold_any_text_after_its_names(tmp_path):
 )
 def test_what_is_no_protein_fasta(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
-        read_fasta(write(tmp_path, text))
+        read_proteins(write(tmp_path, text))
 
 
 def test_missing_folder_and_cut_files(tmp_path):
     with pytest.raises(UserError, match=r"p\.fa: no such file; get it from UniProt"):
-        read_fasta(tmp_path / "p.fa", get="UniProt")
+        read_proteins(tmp_path / "p.fa", get="UniProt")
     with pytest.raises(UserError, match="is a folder"):
-        read_fasta(tmp_path)
+        read_proteins(tmp_path)
     packed = gzip.compress(TEXT.encode() * 50)
     for content in (packed[:-6], packed[:40], b"\x1f\x8b not gzip"):
         with pytest.raises(UserError, match="gzip file cut short or damaged"):
-            read_fasta(write(tmp_path, content))
+            read_proteins(write(tmp_path, content))
 
 
 def test_human_proteins(real_data):

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy import special
 
 from vcc_fm.encoders.composition import CompositionEncoder
-from vcc_fm.encoders.protein import encode_genes
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import SimulateConfig, SourceConfig
 from vcc_fm.sources.simulate import simulate
@@ -205,8 +204,8 @@ def test_base_expression_is_similar_between_contexts(screen: Screen) -> None:
 
 def test_composition_of_the_proteins_reveals_the_gene_factors(screen: Screen) -> None:
     records = [record.split("\n")[:2] for record in (screen.folder / "proteins.fasta").read_text().split(">")[1:]]
-    symbols, vectors = encode_genes(CompositionEncoder(1), {symbol: [protein] for symbol, protein in records})
-    assert symbols == list(screen.data[0].var_names)
+    vectors = CompositionEncoder(1).encode([protein for _, protein in records])
+    assert [symbol for symbol, _ in records] == list(screen.data[0].var_names)
     assert all(150 <= len(protein) <= 600 for _, protein in records)
     factors, fitted = screen.truth["factors"], slice(0, 100)
     design = np.column_stack([vectors.astype(np.float64), np.ones(len(vectors))])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.sources.fasta import read_fasta
+from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.sources.symbol_files import read_symbols
 from vcc_fm.sources.symbols import SymbolTable, approved_symbols, coverage
 
@@ -251,7 +251,8 @@ def test_the_challenge_of_2025_against_human_proteins(real_data):
     targets = pd.read_csv(real_data / "vcc2025/vcc2025_H1_all_targets_ncells.csv")["target_gene"]
     targets = targets[targets != "non-targeting"].tolist()
     axis = (real_data / "vcc2025/gene_names.csv").read_text().split()
-    known = read_fasta(real_data / "proteins/human_proteins_SHS148k_by_symbol.fasta.gz").keys()
+    read = read_proteins(real_data / "proteins/human_proteins_SHS148k_by_symbol.fasta.gz")
+    known = {protein.symbol for protein in read.proteins}
 
     against_some = coverage(targets, axis, table, known)
     assert counts(against_some.targets) == {"exact": 85, "missing": 215}

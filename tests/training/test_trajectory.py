@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from program import QUIET, train_decoder
 from rich.console import Console
 from safetensors.torch import load_file
@@ -20,7 +22,6 @@ from safetensors.torch import load_file
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
-from vcc_fm.decoder.lora import load_adapter
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.layout import Layout
@@ -260,7 +261,8 @@ def test_a_saved_adapter_reloads_to_equal_outputs(tiny: Tiny) -> None:
     layout = Layout(recipe)
     merged = PerturbationDecoder.from_pretrained(layout.decoder(0, "train").path).eval()
     base = PerturbationDecoder.from_pretrained(layout.decoder(0, "pretrain").path).eval()
-    adapted = load_adapter(layout.decoder(0, "pretrain").path, layout.decoder(0, "train").path / "adapter").eval()
+    adapter = layout.decoder(0, "train").path / "adapter"
+    adapted = PeftModel.from_pretrained(deepcopy(base), adapter, use_safetensors=True).eval()
     sampler = SetSampler(data, data.split.groups("train"), 6, 0)
     batch = Assembler(data, vocabulary_of(merged.config), 6, True).assemble([sampler[i] for i in range(4)])
     with torch.no_grad():

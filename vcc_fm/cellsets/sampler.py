@@ -347,10 +347,6 @@ class SetSampler:
         """The sets of optimiser step ``step`` that fall to one device: ``share`` of its ``batch_sets`` sets."""
         return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
 
-    def epoch_sets(self, epoch: int = 0) -> Iterator[CellSet]:
-        """All sets of one epoch, in its order."""
-        return (self[epoch * len(self) + i] for i in range(len(self)))
-
 
 def _part(rows: np.ndarray, part: int, parts: int) -> np.ndarray:
     """One of ``parts`` runs of nearly equal length, the longer ones first, as ``np.array_split`` cuts."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -47,9 +45,3 @@ def _adapted_layers(decoder: PerturbationDecoder, settings: LoraSettings) -> lis
 
 def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
-
-
-def load_adapter(base: Path | str, adapter: Path) -> PeftModel:
-    """The base with a saved adapter on it, as :func:`add_adapters` left it after training."""
-    decoder = PerturbationDecoder.from_pretrained(base, use_safetensors=True)
-    return PeftModel.from_pretrained(decoder, str(adapter), use_safetensors=True)

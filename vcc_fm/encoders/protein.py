@@ -8,8 +8,6 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vcc_fm.ground.errors import UserError
-
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -50,36 +48,6 @@ class ProteinEncoder(Protocol):
 
         ``progress`` is told now and then how many residues are done.
         """
-
-
-def encode_genes(encoder: ProteinEncoder, sequences: dict[str, list[str]]) -> tuple[list[str], NDArray[np.float32]]:
-    """The vector of a gene: the mean of its isoforms' vectors, each isoform with the same weight.
-
-    Args:
-        encoder: Any protein encoder.
-        sequences: Gene symbol -> the amino-acid sequences of its isoforms (one-letter code).
-
-    Returns:
-        The symbols in the order of ``sequences``, and their vectors, [n, width] float32.
-
-    Raises:
-        UserError: A gene has no sequence, or a sequence has no standard amino acid.
-    """
-    for symbol, isoforms in sequences.items():
-        if not isoforms:
-            raise UserError(f"gene {symbol}: no protein sequence; add one to the FASTA or leave the gene out")
-        for isoform in isoforms:
-            if set(isoform.upper()).isdisjoint(AMINO_ACIDS):
-                raise UserError(
-                    f"gene {symbol}: a protein sequence without any standard amino acid, found {isoform[:20]!r}; "
-                    "correct it in the FASTA or remove the record"
-                )
-    if not sequences:
-        return [], np.empty((0, encoder.width), np.float32)
-    flat = [isoform for isoforms in sequences.values() for isoform in isoforms]
-    return list(sequences), mean_over_isoforms(
-        encoder.encode(flat), [len(isoforms) for isoforms in sequences.values()]
-    )
 
 
 def mean_over_isoforms(rows: NDArray[np.float32], isoforms: Sequence[int]) -> NDArray[np.float32]:

@@ -131,12 +131,6 @@ def isoforms(proteins: list[Protein]) -> dict[str, list[Protein]]:
     return {symbol: list(distinct.values()) for symbol, distinct in genes.items()}
 
 
-def read_fasta(path: str | Path, get: str | None = None) -> dict[str, list[str]]:
-    """Distinct sequences of each gene symbol, both in order of the file; else as :func:`read_proteins`."""
-    genes = isoforms(read_proteins(path, get).proteins)
-    return {symbol: [protein.sequence for protein in proteins] for symbol, proteins in genes.items()}
-
-
 def _entries(file: IO[bytes], where: Path) -> Iterator[tuple[str, bytes]]:
     """(header without ``>``, lines of the sequence), a block of the file and an entry in memory at a time."""
     start = file.read(_BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
