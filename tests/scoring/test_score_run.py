@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vcc_fm.recipe import Recipe
 from vcc_fm.scoring.run import without_twins
-from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, read_table
+from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, ScoreTable, read_table
 from vcc_fm.stages import run_stage, stages_of
 
 PATIENTS = ["P1", "P2", "P3"]
@@ -94,3 +94,20 @@ def test_a_baseline_that_is_another_one_here_is_no_rung_of_its_own(drug_run):
     assert without_twins(table).baselines() == table.baselines()
     assert "baseline mean-response is left out: here it is control" in drug_run[1]
     assert "mean-response is left out" in (drug_run[0].run_folder / "report.html").read_text()
+
+
+def test_a_twin_is_one_whose_scores_differ_in_their_last_digits():
+    def table(metric: float) -> ScoreTable:
+        scored = [("control", 0.1), ("mean-response", 0.96), ("other-contexts", metric)]
+        raw = [
+            {"entry": name, "kind": "baseline", "context": "K", "metric": one, "raw": value}
+            for name, value in scored
+            for one, value in (("m", value), ("undefined", np.nan))
+        ]
+        means = pd.DataFrame([{"entry": name, "kind": "baseline"} for name, _ in scored])
+        return ScoreTable(pd.DataFrame(raw), means, pd.DataFrame(), pd.DataFrame(), [], "p", "s", "1", 0.0)
+
+    twin = without_twins(table(np.nextafter(0.96, 1)))
+    assert twin.baselines() == ["control", "mean-response"]
+    assert twin.notes == ["baseline other-contexts is left out: here it is mean-response"]
+    assert without_twins(table(0.96001)).baselines() == ["control", "mean-response", "other-contexts"]
