@@ -104,7 +104,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "ground.errors.reading": (1, 0, ""),
     "ground.files.one_writer": (0, 1, "machine"),
     "ground.files.read_json": (0, 1, "made"),
-    "ground.files.read_sealed": (0, 1, "made"),
+    "ground.files.unsealed": (0, 1, "made"),
     "launch._judge": (0, 3, "machine"),
     "outputs.Output.require": (0, 1, "made"),
     "outputs.check_outputs": (0, 2, "made"),

@@ -82,19 +82,16 @@ def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1
 
         launch(stage.name, ["-m", "vcc_fm.stages", stage.name], recipe, processes, console)
     else:
-        _make(stage, recipe, console)
+        _make(stage, [output for output, _ in faults], recipe, console)
     console.print(f"[dim]{stage.name}: {time.perf_counter() - started:.1f} s[/dim]")
     return True
 
 
-def _make(stage: Stage, recipe: Recipe, console: Console) -> None:
-    """Make what is missing of a stage's outputs; every process that takes part calls it."""
+def _make(stage: Stage, todo: list[Output], recipe: Recipe, console: Console) -> None:
+    """Make those outputs of a stage that are ``todo``; every process that takes part calls it."""
     from vcc_fm.ground.processes import process_state
 
     state = process_state()
-    todo = [output for output, _ in stage.faults(recipe)]
-    if not todo:
-        console.print(f"[dim]{stage.name}: done before[/dim]")
     for output in todo:
         # All see the same to do, before the first of them changes it.
         state.wait_for_everyone()
@@ -115,7 +112,14 @@ def stage_script(name: str, description: str | None) -> int:
     stage = next(stage for stage in STAGES if stage.name == name)
     if stage.on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    return script_main(description, lambda recipe, console: _make(stage, recipe, console))
+
+    def action(recipe: Recipe, console: Console) -> None:
+        todo = [output for output, _ in stage.faults(recipe)]
+        if not todo:
+            console.print(f"[dim]{stage.name}: done before[/dim]")
+        _make(stage, todo, recipe, console)
+
+    return script_main(description, action)
 
 
 def _prepare(recipe: Recipe, output: Output, console: Console) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vcc_fm.ground.files import empty_folder, whole_folder
@@ -38,3 +40,20 @@ def test_checkpoints_in_a_linked_folder(tmp_path):
         empty_folder(tmp_path / "train")
         assert (tmp_path / "train").is_symlink()
         assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_stop_while_a_folder_takes_the_place_of_an_older_one_keeps_the_old_one(tmp_path, monkeypatch):
+    final, rename = tmp_path / "cells", Path.rename
+    final.mkdir()
+    (final / "file").write_text("old")
+
+    def stopped(path, target):
+        if path.name == "cells.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt), whole_folder(final) as partial:
+        (partial / "file").write_text("new")
+    assert (final / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]

@@ -71,6 +71,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
             partial.rename(final)
             _to_disk(final.parent)
     except BaseException:
+        if old.exists() and not final.exists():
+            old.rename(final)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -190,7 +192,11 @@ def read_sealed(path: Path, advice: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, or is not what was written.
     """
-    value: dict[str, Any] = read_json(path)
+    return unsealed(read_json(path), path, advice)
+
+
+def unsealed(value: dict[str, Any], path: Path, advice: str) -> dict[str, Any]:
+    """What was read from the sealed file ``path``, without the seal; else as :func:`read_sealed`."""
     seal = value.pop(_SEAL, None)
     with reading(path, "JSON", advice):  # an infinite number is none
         if seal != _digest(value):

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import write_text
+from vcc_fm.ground.files import write_json
 from vcc_fm.scoring.table import LABELS
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def load_anchors(real: ad.AnnData, config: EvalConfig, folder: Path) -> Anchors:
             "anchors": json.loads(anchors.frame.to_json(orient="index", double_precision=15)),
             "significant": anchors.significant,
         }
-        write_text(file, json.dumps(content, indent=1))
+        write_json(file, content)
     content = json.loads(file.read_text())
     frame = pd.DataFrame.from_dict(content["anchors"], orient="index")
     numbers = frame.columns.drop("reason")

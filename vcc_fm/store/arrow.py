@@ -121,9 +121,10 @@ class MappedTable:
         to read them.
         """
         if len(self._files) == 1:
-            if len(self._places) < len(rows):
-                self._places = np.arange(len(rows))
-            return [(0, self._places[: len(rows)])]
+            places = self._places  # another thread may put a shorter one there
+            if len(places) < len(rows):
+                places = self._places = np.arange(len(rows))
+            return [(0, places[: len(rows)])]
         file = np.searchsorted(self._first[1:-1], rows, side="right")
         order = np.argsort(file, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(file[order])) + 1)

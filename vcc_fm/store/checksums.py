@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from vcc_fm.ground.files import sha256_file, write_json
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json, sha256_file, write_json
 from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.store.description import damaged
 
@@ -88,7 +88,6 @@ def _state(path: Path, shard: dict[str, Any]) -> list[Any]:
 def _read(note: Path) -> dict[str, Any]:
     """What a note says; nothing where there is none, or it was damaged."""
     try:
-        said = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(note)
+    except UserError:
         return {}
-    return said if isinstance(said, dict) else {}

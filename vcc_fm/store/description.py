@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import read_json, read_sealed, write_sealed
+from vcc_fm.ground.files import read_json, unsealed, write_sealed
 
 NAME = "store.json"
 _MESSAGE = 200
@@ -115,10 +115,10 @@ def read_store_json(folder: Path, schema: int, kind: type[Description], stage: s
     Raises:
         UserError: it is missing, damaged, of another schema, or says what cannot be.
     """
-    found = read_json(folder / NAME).get("schema")
-    if found != schema:
-        raise UserError(f"{folder}: store schema {found}, this program reads {schema}; {stage}")
-    meta = read_sealed(folder / NAME, remade(folder / NAME))
+    meta: dict[str, Any] = read_json(folder / NAME)
+    if meta.get("schema") != schema:
+        raise UserError(f"{folder}: store schema {meta.get('schema')}, this program reads {schema}; {stage}")
+    meta = unsealed(meta, folder / NAME, remade(folder / NAME))
     try:
         kind.model_validate(meta)
     except ValidationError as error:
