@@ -17,7 +17,7 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe import SourceConfig
 from vcc_fm.sources import matrix as matrix_module
 from vcc_fm.sources.anndata_source import AnnDataSource
-from vcc_fm.sources.scaled import FEW, REASONS
+from vcc_fm.sources.proof import FEW, REASONS
 
 STORED = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
 

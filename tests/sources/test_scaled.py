@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import poisson
 
 from vcc_fm.sources import scaled
-from vcc_fm.sources.reading import TotalsError, find_reading
-from vcc_fm.sources.scaled import (
+from vcc_fm.sources.proof import (
     COARSE,
     CONTRADICTED,
     FACTOR,
@@ -21,8 +20,9 @@ from vcc_fm.sources.scaled import (
     REASONS,
     STRANGE,
     Reading,
-    fit,
 )
+from vcc_fm.sources.reading import TotalsError, find_reading
+from vcc_fm.sources.scaled import fit
 
 BOTH = ("normalised", "log-normalised")
 BASES = [0.0, math.e, 2.0, 10.0]
@@ -219,9 +219,9 @@ def test_no_rate_makes_counts_divisible_as_often_as_is_taken_for_strange():
     for prime, most in zip((2, 3, 5, 7, 11, 13), scaled._OFTEN, strict=True):
         divisible = poisson.pmf(np.arange(prime, 1500, prime), rates).sum(1) / -np.expm1(-rates[:, 0])
         assert divisible.max() <= most + 1e-12
-        alone = np.array([scaled.LEAST_VALUES] * 6) * (scaled._PRIMES == prime)
-        assert scaled.strange(scaled.LEAST_VALUES, alone)
-    assert not scaled.strange(scaled.LEAST_VALUES - 1, np.array([scaled.LEAST_VALUES - 1, 0, 0, 0, 0, 0]))
+        alone = np.array([LEAST_VALUES] * 6) * (scaled._PRIMES == prime)
+        assert scaled.strange(LEAST_VALUES, alone)
+    assert not scaled.strange(LEAST_VALUES - 1, np.array([LEAST_VALUES - 1, 0, 0, 0, 0, 0]))
 
 
 def one_cell(counts, target, base, use, total, dtype=np.float32, depth=None):

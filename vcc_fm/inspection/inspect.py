@@ -31,7 +31,7 @@ from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.genes import gene_columns
 from vcc_fm.sources.labels import Labels, read_labels
 from vcc_fm.sources.matrix import Matrix, open_matrix
-from vcc_fm.sources.scaled import Reading
+from vcc_fm.sources.proof import Reading
 
 _AS_DEEP = 0.95
 

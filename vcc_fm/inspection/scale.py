@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.sources.matrix import Block
+from vcc_fm.sources.proof import FACTOR, FEW, PROVED, Reading, Totals
 from vcc_fm.sources.reading import TotalsError, find_reading
-from vcc_fm.sources.scaled import FACTOR, FEW, PROVED, Reading, Totals, fit
+from vcc_fm.sources.scaled import fit
 from vcc_fm.sources.values import AmbiguousError, NotCountsError, check, decide, describe
 
 BY_COLUMN = "no counts, but cells scaled or something else; it is stored by column, and only --all can tell"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vcc_fm.inspection.values import Progress
 from vcc_fm.sources.matrix import Block, Matrix
-from vcc_fm.sources.scaled import Reading
+from vcc_fm.sources.proof import Reading
 from vcc_fm.sources.values import NotCountsError, check
 
 LOW = 0.30

@@ -14,8 +14,8 @@ from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, try_tota
 from vcc_fm.sources.evidence import CountEvidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.integers import Integers
 from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, DenseMatrix, Matrix, whole_cells
-from vcc_fm.sources.reading import BASES
-from vcc_fm.sources.scaled import PROVED, Reading, fit
+from vcc_fm.sources.proof import BASE_NAMES, PROVED, Reading
+from vcc_fm.sources.scaled import fit
 from vcc_fm.sources.values import NotCountsError, check, recover
 
 Progress = Callable[[int, int], None]
@@ -291,7 +291,7 @@ def _explained(told: Told, tally: _Tally) -> tuple[str | None, dict[str, Any] | 
         )
     assert not isinstance(told.reading, Reading)
     evidence = tally.evidence.summary()
-    base = {value: name for name, value in BASES.items()}.get(told.reading)
+    base = BASE_NAMES.get(told.reading)
     said = told.sentence + (f", to base {base}: each of " if base else ": each of ")
     said += f"{many(evidence['n_values'], 'value')} " + ("gives an integer back" if base else "is an integer")
     if evidence["largest_residual"]:

@@ -21,8 +21,7 @@ from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
 from vcc_fm.sources.integers import mix_of
 from vcc_fm.sources.labels import read_labels
 from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
-from vcc_fm.sources.reading import BASES, ScaledValues, TotalsError, find_reading
-from vcc_fm.sources.scaled import PROVED, Reading, fit
+from vcc_fm.sources.proof import BASE_NAMES, PROVED, Reading, ScaledValues
 from vcc_fm.sources.symbols import SymbolTable
 from vcc_fm.sources.values import (
     COUNT_LIMIT,
@@ -270,10 +269,9 @@ class AnnDataSource:
                     raise self._refusal(error, block, places) from None
             else:
                 counts, residual = recover(block.data, base)
-                names = {value: name for name, value in BASES.items()}
                 return base, evidence | {
                     "found": scale,
-                    "base": names.get(base),
+                    "base": BASE_NAMES.get(base),
                     "checked": "sample",
                     "n_cells": len(places),
                     "n_values": int(np.count_nonzero(block.data)),
@@ -301,6 +299,8 @@ class AnnDataSource:
 
     def _find_reading(self, block: Block, places: np.ndarray) -> Reading:
         """How scaled cells are to be read, from whole ones."""
+        from vcc_fm.sources.reading import TotalsError, find_reading  # compiles, and only scaled cells need it
+
         declared = self._config.values
         tried: tuple[ScaledValues, ...] = ("normalised", "log-normalised")
         if declared in ("normalised", "log-normalised"):
@@ -329,6 +329,8 @@ class AnnDataSource:
         self, block: Block, positions: np.ndarray, reading: Reading, evidence: ScaledEvidence
     ) -> tuple[np.ndarray, np.ndarray]:
         """Counts of scaled cells, and which of the cells are proved."""
+        from vcc_fm.sources.scaled import fit
+
         try:
             check(block.data)
         except NotCountsError as error:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vcc_fm.sources.reading import BASES
-from vcc_fm.sources.scaled import PROVED, REASONS, Fit, Reading
+from vcc_fm.sources.proof import BASE_NAMES, PROVED, REASONS, Fit, Reading
 
 
 class CountEvidence:
@@ -112,7 +111,7 @@ class ScaledEvidence:
         """The evidence as JSON values."""
         reading = self._reading
         found = "log-normalised" if reading.base else "normalised"
-        base = {value: name for name, value in BASES.items()}.get(reading.base)
+        base = BASE_NAMES.get(reading.base)
         depth = np.concatenate([*self._depth, np.zeros(0, np.int64)])
         whole = np.concatenate([*self._whole, np.zeros(0)])
         share = float(np.median(depth / whole)) if len(whole) else None

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 import numpy as np
 
-from vcc_fm.sources.scaled import FACTOR, FEW, PROVED, Fit, Reading, Totals, fit, strange
+from vcc_fm.sources.proof import BASES, FACTOR, FEW, PROVED, Fit, Reading, ScaledValues, Totals
+from vcc_fm.sources.scaled import fit, strange
 
-ScaledValues = Literal["normalised", "log-normalised"]
-
-BASES = {"e": math.e, "2": 2.0, "10": 10.0}
 _LEAST_TELLING = 10  # values of the sample: each fits a wrong reading with a chance below 1 in 1000 per multiple tried
 _USUAL_TARGETS = (1e3, 1e4, 1e5, 1e6)
 _MOST = 0.99  # share of the sampled cells that must agree with what is taken for the rule of the file
