@@ -15,7 +15,11 @@ from rich.console import Console
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.split import make_splits
 from vcc_fm.ground.processes import process_state
-from vcc_fm.recipe import DataConfig, DecoderSettings, Recipe, SourceConfig, SplitConfig, TrainConfig
+from vcc_fm.recipe.data import DataConfig, SourceConfig
+from vcc_fm.recipe.decoder import DecoderSettings
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.split import SplitConfig
+from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore, write_embeddings
 from vcc_fm.store.prepare import write_cell_store

@@ -22,9 +22,9 @@ from _screen import CONTROL, write_store
 from rich.console import Console
 from torch import Tensor
 
-from vcc_fm.encoders.state_se import SeSettings, StateSeEncoder
-from vcc_fm.encoders.state_se_model import TIED, SeGeometry
-from vcc_fm.encoders.state_se_weights import SeCheckpoint
+from vcc_fm.encoders.cells.state_se import SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se_model import TIED, SeGeometry
+from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
 
 # The parity tests have random checkpoints, also in arc-state's own kind: one description of them is enough.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "encoders"))

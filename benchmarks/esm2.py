@@ -30,11 +30,11 @@ from esm.model.esm2 import ESM2
 from rich.console import Console
 from transformers import EsmConfig, EsmModel
 
-from vcc_fm.encoders.esm2 import Backbone, Esm2Encoder
-from vcc_fm.encoders.esm2_fair_esm import load_fair_esm
-from vcc_fm.encoders.esm2_tokens import EXTRA, PADDING
-from vcc_fm.encoders.esm2_transformers import load_transformers
-from vcc_fm.encoders.token_batches import Cutting, plan_shards
+from vcc_fm.encoders.proteins.esm2 import Backbone, Esm2Encoder
+from vcc_fm.encoders.proteins.esm2_fair_esm import load_fair_esm
+from vcc_fm.encoders.proteins.esm2_tokens import EXTRA, PADDING
+from vcc_fm.encoders.proteins.esm2_transformers import load_transformers
+from vcc_fm.encoders.proteins.token_batches import Cutting, plan_shards
 
 PROTEINS = Path("proteins", "human_proteins_SHS148k_by_symbol.fasta.gz")
 CPU_SHAPE, GPU_SHAPE = (6, 320, 20), (33, 1280, 20)

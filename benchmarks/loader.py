@@ -31,7 +31,7 @@ from rich.console import Console
 
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
-from vcc_fm.recipe import TrainConfig
+from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.loop import Trainer, make_accelerator
 

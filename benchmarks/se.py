@@ -40,8 +40,8 @@ from accelerate import PartialState
 from rich.console import Console
 from state_se_checkpoints import random_names, tiny, write_folder
 
-from vcc_fm.encoders.cell_store import embed_cells
-from vcc_fm.recipe import CellEncoderConfig
+from vcc_fm.encoders.cells.embed import embed_cells
+from vcc_fm.recipe.embed import CellEncoderConfig
 from vcc_fm.store.cells import CellStore
 
 PEER = "arc-state"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from vcc_fm.stages import stage_script
+from vcc_fm.run.stages import stage_script
 
 if __name__ == "__main__":
     sys.exit(stage_script("embed cells", __doc__))

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from hypothesis import settings
 
-from vcc_fm.recipe import Recipe, SourceConfig
+from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.recipe.recipe import Recipe
 
 # How long an example takes says how busy the machine is, not whether the program is right.
 settings.register_profile("patient", deadline=None)
@@ -89,7 +90,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     # Imported here: the stages load torch and the scorer, for which tests of the sources need not wait.
     from rich.console import Console
 
-    from vcc_fm.stages import run_stage, stages_of
+    from vcc_fm.run.stages import run_stage, stages_of
 
     recipe = Recipe.model_validate(
         {

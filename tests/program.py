@@ -17,7 +17,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:  # these load torch, for which tests of the command line need not wait
     from vcc_fm.cellsets.dataset import Dataset
-    from vcc_fm.recipe import Recipe
+    from vcc_fm.recipe.recipe import Recipe
 
 QUIET = Console(quiet=True)
 
@@ -89,9 +89,9 @@ def vcc_fm(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = ()) -> None:
     """Run the stages up to ``last`` as `vcc-fm run` does, printing into the file ``said``; for a forked process."""
-    from vcc_fm.recipe_file import load_recipe
-    from vcc_fm.script import sole_writer
-    from vcc_fm.stages import run_stage, stages_of
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.script import sole_writer
+    from vcc_fm.run.stages import run_stage, stages_of
 
     loaded = load_recipe(recipe, list(overrides))
     with said.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
@@ -105,7 +105,7 @@ def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = 
 
 def train_decoder(recipe: Recipe, data: Dataset, phase: str, console: Console = QUIET) -> None:
     """Train one phase of the first fold on ``data``, as its stage does."""
-    from vcc_fm.layout import Layout
+    from vcc_fm.run.layout import Layout
     from vcc_fm.training.phase import train_phase
 
     output = Layout(recipe).decoder(0, phase)
@@ -118,7 +118,13 @@ def forks() -> Any:
     """A multiprocessing context whose processes start at once: what they import has been imported for all of them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["program", "vcc_fm.stages", "vcc_fm.training.phase", "vcc_fm.predict", "vcc_fm.encoders.cell_store"]
+        [
+            "program",
+            "vcc_fm.run.stages",
+            "vcc_fm.training.phase",
+            "vcc_fm.prediction.predict",
+            "vcc_fm.encoders.cells.embed",
+        ]
     )
     return context
 

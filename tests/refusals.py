@@ -211,23 +211,31 @@ def se(name: str) -> Edit:
 
 
 SPLIT, LOAD, SOURCES = "cellsets.split.", "cellsets.cell_load_table.", "sources."
-ESM2_, SE = "encoders.esm2_transformers.", "encoders.state_se_weights."
-LOADED = "recipe_file.load_recipe"
+ESM2_, SE = "encoders.proteins.esm2_transformers.", "encoders.cells.state_se_weights."
+LOADED = "recipe.read.load_recipe"
 
 CASES = [
     # --------------------------------------------------------------------------------------------------- the recipe
     Case(LOADED, keys(trian=1), "unknown key trian (did you mean train?)"),
     Case("scoring.inputs._check_counts", keys(predict__depth=2e6), "predict.depth=2e+06: give UMI above 0"),
     Case("scoring.vcc.score", keys(score__baselines=["control"] * 2), "'control' stands twice"),
-    Case("encoders.esm2.choose_layer", both(UNTRAINED, proteins(layer=3)), "embed.proteins.untrained has 2 layers"),
     Case(
-        "encoders.esm2_fair_esm.load_fair_esm",
+        "encoders.proteins.esm2.choose_layer",
+        both(UNTRAINED, proteins(layer=3)),
+        "embed.proteins.untrained has 2 layers",
+    ),
+    Case(
+        "encoders.proteins.esm2_fair_esm.load_fair_esm",
         proteins(encoder="esm2", model="e.pt", spread=True),
         "original checkpoints run on one device",
     ),
-    Case("encoders.state_se_tokens.Tokenizer.__init__", keys(embed__cells__pad_length=1), "embed.cells.pad_length: "),
-    Case("recipe.expand", source(path="${VCC_FM_NOT_SET}/s.h5ad"), "VCC_FM_NOT_SET is not set"),
-    Case("stages.protein_fasta", proteins(fasta=None), "embed.proteins.fasta is missing"),
+    Case(
+        "encoders.cells.state_se_tokens.Tokenizer.__init__",
+        keys(embed__cells__pad_length=1),
+        "embed.cells.pad_length: ",
+    ),
+    Case("ground.paths.expand", source(path="${VCC_FM_NOT_SET}/s.h5ad"), "VCC_FM_NOT_SET is not set"),
+    Case("run.stages.protein_fasta", proteins(fasta=None), "embed.proteins.fasta is missing"),
     Case("sources.simulate._check", keys(data={"simulate": {"contexts": []}}), "data.simulate.contexts is empty"),
     # ---------------------------------------------------------------------------------------------------- the split
     Case(SPLIT + "_hold_out_perturbations", keys(split={"hold_out": "perturbations", "folds": 5}), "folds=5 is more"),
@@ -258,7 +266,7 @@ CASES = [
     Case("training.phase._weights", keys(train__context_weights={"z": 2.0}), "no training group has the context z"),
     Case("training.phase._weights", keys(train__perturbation_weights={"G0": 2.0}), "has the perturbation G0; take"),
     Case(
-        "calibrate._validation_scores",
+        "prediction.calibrate._validation_scores",
         keys(split__validation=[], predict__effect_scale="validation"),
         "predict.effect_scale=validation needs validation groups",
     ),
@@ -279,25 +287,35 @@ CASES = [
         "no control cells ('non-targeting') in context x",
     ),
     Case("cellsets.split.make_splits", keys(data__minimum_cells=99), "no perturbation is left"),
-    Case("encoders.expression.ExpressionEncoder.fit", keys(embed__cells__width=20), "use a width below 16"),
+    Case("encoders.cells.expression.ExpressionEncoder.fit", keys(embed__cells__width=20), "use a width below 16"),
     # ------------------------------------------------------------------------------------------------- the decoder
     Case("decoder.config.check_backbone", keys(decoder__backbone__model_type="lama"), "did you mean llama?"),
     Case("decoder.build.build_decoder", keys(decoder__backbone__hidden_size=18), "cannot be built"),
     Case("decoder.build._base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
     Case("decoder.build._learned_targets", written("p.fasta", ">G0\nMKV\n"), "3 target genes have no protein"),
     # -------------------------------------------------------------------------------------------- encoders' inputs
-    Case("encoders.token_batches.plan_shards", both(UNTRAINED, proteins(tokens_per_batch=9)), "a window takes 1024"),
-    Case("encoders.windows.cut_windows", both(UNTRAINED, proteins(overlap=1022)), "can share 0 to 1021 residues"),
     Case(
-        "encoders.esm2.choose_layer",
+        "encoders.proteins.token_batches.plan_shards",
+        both(UNTRAINED, proteins(tokens_per_batch=9)),
+        "a window takes 1024",
+    ),
+    Case(
+        "encoders.proteins.windows.cut_windows",
+        both(UNTRAINED, proteins(overlap=1022)),
+        "can share 0 to 1021 residues",
+    ),
+    Case(
+        "encoders.proteins.esm2.choose_layer",
         both(ESM, written("esm/config.json", json.dumps(ESM2)), proteins(layer=3)),
         "2 layers",
     ),
     Case(ESM2_ + "_config", both(ESM, written("esm/config.json", "{}")), "is not of ESM2"),
     Case(ESM2_ + "_find", proteins(encoder="esm2", model="FOLDER/none/here/x"), "no such folder, and no Hub id"),
-    Case("encoders.esm2_fair_esm._read", proteins(encoder="esm2", model="FOLDER/none.pt"), "no such file"),
-    Case("encoders.protein_table._load", both(PT, written("f.pt", "text")), "cut short, or not written by torch.save"),
-    Case("encoders.protein_table._vectors", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
+    Case("encoders.proteins.esm2_fair_esm._read", proteins(encoder="esm2", model="FOLDER/none.pt"), "no such file"),
+    Case(
+        "encoders.proteins.table._load", both(PT, written("f.pt", "text")), "cut short, or not written by torch.save"
+    ),
+    Case("encoders.proteins.table._vectors", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
     Case(SE + "_find", se("none.safetensors"), "no such file"),
     Case(SE + "_weights_in", both(written("empty/text", ""), se("empty")), "no model.safetensors"),
     Case(

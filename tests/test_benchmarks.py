@@ -159,7 +159,7 @@ def test_operations_of_se_are_those_that_torch_counts(monkeypatch):
     from _se import operations, random_tensors
     from torch.utils.flop_counter import FlopCounterMode
 
-    from vcc_fm.encoders.state_se_model import SeGeometry, build_state_se
+    from vcc_fm.encoders.cells.state_se_model import SeGeometry, build_state_se
 
     geometry = SeGeometry(256, 384, 4, heads=4, output=64, token_dim=8, genes=200, datasets=3)
     # In bfloat16 it is torch that computes, and counts.

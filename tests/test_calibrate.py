@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vcc_fm.calibrate import SCALES, best_scale
+from vcc_fm.prediction.calibrate import SCALES, best_scale
 
 
 def test_the_best_scale_is_the_top_of_a_parabola_within_those_tried():

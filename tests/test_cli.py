@@ -16,7 +16,7 @@ from program import ENVIRONMENT, command, vcc_fm, write_recipe
 
 from vcc_fm import cli
 from vcc_fm.ground.errors import UserError
-from vcc_fm.script import storage_problem
+from vcc_fm.run.script import storage_problem
 
 
 class Ended(NamedTuple):
@@ -48,8 +48,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = write_recipe(tmp_path_factory.mktemp("cli"))
     from rich.console import Console
 
-    from vcc_fm.recipe_file import load_recipe
-    from vcc_fm.stages import run_stage, stages_of
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.stages import run_stage, stages_of
 
     loaded = load_recipe(recipe)
     run_stage(stages_of(loaded)[0], loaded, Console(quiet=True))
@@ -157,7 +157,7 @@ def test_a_fault_is_two_lines_and_code_1(main, prepared, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("[bold]0[/bold] cells")
 
-    monkeypatch.setattr("vcc_fm.stages.run_stage", broken)
+    monkeypatch.setattr("vcc_fm.run.stages.run_stage", broken)
     ended = main("run", prepared)
     assert ended.code == 1
     lines = ended.err.splitlines()
@@ -172,7 +172,7 @@ def test_an_interrupted_run_says_how_to_go_on(main, prepared, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vcc_fm.stages.run_stage", interrupted)
+    monkeypatch.setattr("vcc_fm.run.stages.run_stage", interrupted)
     ended = main("run", prepared)
     assert ended.code == 130
     assert ended.err == "error: interrupted; run the same command again to go on\n"
@@ -208,7 +208,7 @@ def test_json_is_one_value_on_stdout_and_the_rest_goes_to_stderr(main, prepared)
 
 
 def test_json_keeps_what_libraries_print_off_stdout(main, prepared, monkeypatch):
-    monkeypatch.setattr("vcc_fm.stages.run_stage", lambda *_: bool(print("a library talks")))
+    monkeypatch.setattr("vcc_fm.run.stages.run_stage", lambda *_: bool(print("a library talks")))
     ended = main("prepare", prepared, "--json")
     json.loads(ended.out)
     assert "a library talks" in ended.err
@@ -275,5 +275,5 @@ def test_user_errors_are_printed_word_for_word(main, prepared, monkeypatch):
     def refuse(*_):
         raise UserError("range [0, 1] of [/red] 'x' " + "y" * 200)
 
-    monkeypatch.setattr("vcc_fm.stages.run_stage", refuse)
+    monkeypatch.setattr("vcc_fm.run.stages.run_stage", refuse)
     assert main("prepare", prepared).err == "error: range [0, 1] of [/red] 'x' " + "y" * 200 + "\n"

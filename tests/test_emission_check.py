@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, dataset_of, papalexi, screen, store_of
 
-from vcc_fm.emission_check import check_emitter
-from vcc_fm.recipe import PredictConfig
+from vcc_fm.prediction.emission_check import check_emitter
+from vcc_fm.recipe.predict import PredictConfig
 
 GENES = [f"g{i}" for i in range(60)]
 

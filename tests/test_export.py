@@ -12,13 +12,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from vcc_fm.export import export_obsm
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.progress import ProgressLines
-from vcc_fm.layout import Layout
-from vcc_fm.recipe import Recipe
-from vcc_fm.recipe_file import load_recipe
-from vcc_fm.stages import run_stage, source_configs, stages_of
+from vcc_fm.recipe.read import load_recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.export import export_obsm
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.stages import run_stage, source_configs, stages_of
 from vcc_fm.store.embeddings import EmbeddingStore
 
 QUIET = Console(quiet=True)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
 from vcc_fm.ground.files import whole_file, whole_folder, write_json, write_text
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.store.counts_file import CountsFile
 from vcc_fm.store.embeddings import write_embeddings
 from vcc_fm.training.checkpoint import Checkpoints

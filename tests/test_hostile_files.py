@@ -25,13 +25,13 @@ from tiny_screens import CONTROL, embedded, screen, store_of
 
 from vcc_fm.cellsets.cell_load_table import read_cell_load_table
 from vcc_fm.cellsets.split import Split
-from vcc_fm.encoders.esm2_fair_esm import load_fair_esm
-from vcc_fm.encoders.protein_table import read_pt
-from vcc_fm.encoders.state_se_weights import load_state_se
+from vcc_fm.encoders.cells.state_se_weights import load_state_se
+from vcc_fm.encoders.proteins.esm2_fair_esm import load_fair_esm
+from vcc_fm.encoders.proteins.table import read_pt
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
-from vcc_fm.recipe import SourceConfig
-from vcc_fm.recipe_file import load_recipe
+from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.recipe.read import load_recipe
 from vcc_fm.scoring.table import read_table
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.fasta import read_proteins

@@ -18,8 +18,9 @@ from tiny_screens import CONTROL, Screen, draw_counts, embedded, screen, store_o
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary, control_sets
 from vcc_fm.cellsets.split import Split, make_splits
-from vcc_fm.encoders.cell_store import embed_cells
-from vcc_fm.recipe import CellEncoderConfig, SplitConfig
+from vcc_fm.encoders.cells.embed import embed_cells
+from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.store.embeddings import EmbeddingStore
 
 CONTEXTS = ("H", "K", "T")

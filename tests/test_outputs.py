@@ -9,7 +9,7 @@ import pytest
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file
-from vcc_fm.outputs import Output, check_outputs
+from vcc_fm.run.outputs import Output, check_outputs
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import pytest
 from program import ENVIRONMENT, TINY, vcc_fm, write_recipe
 from rich.console import Console
 
-from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.decoder.build import build_decoder
 from vcc_fm.decoder.lora import add_adapters
-from vcc_fm.layout import Layout
-from vcc_fm.plan import make_plan
-from vcc_fm.plan_text import print_plan
-from vcc_fm.recipe import Recipe
-from vcc_fm.recipe_file import load_recipe
+from vcc_fm.recipe.read import load_recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.load import load_dataset
+from vcc_fm.run.plan import make_plan
+from vcc_fm.run.plan_text import print_plan
 from vcc_fm.training.phase import count_parameters
 
 LLAMA = TINY["decoder"]["backbone"]
@@ -101,7 +101,7 @@ def test_a_plan_is_printed_as_it_is(tmp_path):
 def test_a_plan_imports_torch_only_for_what_cannot_be_judged_without(tmp_path, override, imported):
     # Of the seconds that a plan takes, the import of torch and transformers would be two thirds.
     recipe = write_recipe(tmp_path)
-    look = f"import sys; from vcc_fm.plan import DRIVERS, make_plan; from vcc_fm.recipe_file import load_recipe; \
+    look = f"import sys; from vcc_fm.run.plan import DRIVERS, make_plan; from vcc_fm.recipe.read import load_recipe; \
         from pathlib import Path; plan = make_plan(load_recipe({str(recipe)!r}, [{override!r}]), 1); \
         print(plan['problems'], any(map(Path.exists, map(Path, DRIVERS))), \
         bool({{'torch', 'transformers', 'datasets', 'matplotlib'}} & sys.modules.keys()))"

@@ -8,8 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import Recipe, Section, SplitConfig, expand, fingerprint
-from vcc_fm.recipe_file import explain, load_recipe
+from vcc_fm.ground.files import fingerprint
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.read import explain, load_recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.section import Section
+from vcc_fm.recipe.split import SplitConfig
 
 SIMULATED = """
 name: demo

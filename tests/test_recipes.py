@@ -13,9 +13,9 @@ from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.plan import make_plan
-from vcc_fm.plan_text import print_plan
-from vcc_fm.recipe_file import load_recipe
+from vcc_fm.recipe.read import load_recipe
+from vcc_fm.run.plan import make_plan
+from vcc_fm.run.plan_text import print_plan
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 GENES, CELLS = 9, 4

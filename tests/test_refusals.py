@@ -17,12 +17,21 @@ import yaml
 from refusals import CASES, Case, write_inputs
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.plan import make_plan
-from vcc_fm.recipe_file import load_recipe
+from vcc_fm.recipe.read import load_recipe
+from vcc_fm.run.plan import make_plan
 
 ROOT = Path(__file__).parents[1] / "vcc_fm"
 
-OTHERS = ("inspection", "cli", "export", "plan", "plan_checks", "plan_decoder", "scoring.compare", "store.verify")
+OTHERS = (
+    "inspection",
+    "cli",
+    "run.export",
+    "run.plan",
+    "run.plan_checks",
+    "run.plan_decoder",
+    "scoring.compare",
+    "store.verify",
+)
 """Rooms and modules that no stage runs: other commands, and the plan itself."""
 
 REASONS = {
@@ -35,7 +44,7 @@ REASONS = {
 }
 
 REFUSALS: dict[str, tuple[int, int, str]] = {
-    "calibrate._validation_scores": (1, 0, ""),
+    "prediction.calibrate._validation_scores": (1, 0, ""),
     "cellsets.cell_load_table._context": (4, 0, ""),
     "cellsets.cell_load_table._fewshot_lists": (3, 0, ""),
     "cellsets.cell_load_table._load": (2, 0, ""),
@@ -62,58 +71,58 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "decoder.build._load": (0, 2, "weights"),
     "decoder.build.build_decoder": (1, 0, ""),
     "decoder.config.check_backbone": (3, 0, ""),
-    "decoder.emit._integers": (0, 1, "values"),
-    "encoders.cell_store.vocabulary_coverage": (0, 1, "weights"),
-    "encoders.composition.CompositionEncoder.__init__": (0, 1, "ruled out"),
-    "encoders.composition.CompositionEncoder.encode": (0, 1, "ruled out"),
-    "encoders.esm2.choose_device": (0, 2, "ruled out"),
-    "encoders.esm2.choose_dtype": (0, 1, "ruled out"),
-    "encoders.esm2.choose_layer": (1, 0, ""),
-    "encoders.esm2_fair_esm._build": (0, 3, "weights"),
-    "encoders.esm2_fair_esm._read": (4, 0, ""),
-    "encoders.esm2_fair_esm.load_fair_esm": (1, 0, ""),
-    "encoders.esm2_tokens.check_sequences": (0, 1, "ruled out"),
-    "encoders.esm2_transformers._config": (3, 0, ""),
-    "encoders.esm2_transformers._find": (3, 0, ""),
-    "encoders.esm2_transformers._weights": (0, 3, "weights"),
-    "encoders.expression.ExpressionEncoder.fit": (1, 0, ""),
-    "encoders.protein_table._load": (4, 0, ""),
-    "encoders.protein_table._vectors": (5, 0, ""),
-    "encoders.state_se_decoder.StateSeGeneDecoder.decode": (0, 1, "weights"),
-    "encoders.state_se_decoder.StateSeGeneDecoder.from_tensors": (0, 2, "weights"),
-    "encoders.state_se_decoder._load": (0, 2, "weights"),
-    "encoders.state_se_decoder._matrix": (0, 2, "weights"),
-    "encoders.state_se_model.SeGeometry.from_shapes": (0, 4, "weights"),
-    "encoders.state_se_model.SeGeometry.from_shapes.size": (0, 2, "weights"),
-    "encoders.state_se_tokens.Tokenizer.__init__": (2, 2, "weights"),
-    "encoders.state_se_tokens.Tokenizer._refuse": (0, 3, "weights"),
-    "encoders.state_se_tokens.match_genes": (0, 1, "weights"),
-    "encoders.state_se_weights._check_settings": (0, 1, "weights"),
-    "encoders.state_se_weights._check_values": (0, 3, "weights"),
-    "encoders.state_se_weights._check_vectors": (0, 4, "weights"),
-    "encoders.state_se_weights._compare": (0, 2, "weights"),
-    "encoders.state_se_weights._find": (5, 0, ""),
-    "encoders.state_se_weights._heads": (0, 1, "weights"),
-    "encoders.state_se_weights._read_lightning": (1, 0, ""),
-    "encoders.state_se_weights._read_vectors": (0, 1, "weights"),
-    "encoders.state_se_weights._unpickle": (0, 1, "weights"),
-    "encoders.state_se_weights._weights_in": (2, 0, ""),
-    "encoders.state_se_weights.read_width": (3, 0, ""),
-    "encoders.token_batches.plan_shards": (1, 0, ""),
-    "encoders.windows.cut_windows": (1, 0, ""),
+    "prediction.emit._integers": (0, 1, "values"),
+    "encoders.cells.embed.vocabulary_coverage": (0, 1, "weights"),
+    "encoders.proteins.composition.CompositionEncoder.__init__": (0, 1, "ruled out"),
+    "encoders.proteins.composition.CompositionEncoder.encode": (0, 1, "ruled out"),
+    "encoders.proteins.esm2.choose_device": (0, 2, "ruled out"),
+    "encoders.proteins.esm2.choose_dtype": (0, 1, "ruled out"),
+    "encoders.proteins.esm2.choose_layer": (1, 0, ""),
+    "encoders.proteins.esm2_fair_esm._build": (0, 3, "weights"),
+    "encoders.proteins.esm2_fair_esm._read": (4, 0, ""),
+    "encoders.proteins.esm2_fair_esm.load_fair_esm": (1, 0, ""),
+    "encoders.proteins.esm2_tokens.check_sequences": (0, 1, "ruled out"),
+    "encoders.proteins.esm2_transformers._config": (3, 0, ""),
+    "encoders.proteins.esm2_transformers._find": (3, 0, ""),
+    "encoders.proteins.esm2_transformers._weights": (0, 3, "weights"),
+    "encoders.cells.expression.ExpressionEncoder.fit": (1, 0, ""),
+    "encoders.proteins.table._load": (4, 0, ""),
+    "encoders.proteins.table._vectors": (5, 0, ""),
+    "encoders.cells.state_se_decoder.StateSeGeneDecoder.decode": (0, 1, "weights"),
+    "encoders.cells.state_se_decoder.StateSeGeneDecoder.from_tensors": (0, 2, "weights"),
+    "encoders.cells.state_se_decoder._load": (0, 2, "weights"),
+    "encoders.cells.state_se_decoder._matrix": (0, 2, "weights"),
+    "encoders.cells.state_se_model.SeGeometry.from_shapes": (0, 4, "weights"),
+    "encoders.cells.state_se_model.SeGeometry.from_shapes.size": (0, 2, "weights"),
+    "encoders.cells.state_se_tokens.Tokenizer.__init__": (2, 2, "weights"),
+    "encoders.cells.state_se_tokens.Tokenizer._refuse": (0, 3, "weights"),
+    "encoders.cells.state_se_tokens.match_genes": (0, 1, "weights"),
+    "encoders.cells.state_se_weights._check_settings": (0, 1, "weights"),
+    "encoders.cells.state_se_weights._check_values": (0, 3, "weights"),
+    "encoders.cells.state_se_weights._check_vectors": (0, 4, "weights"),
+    "encoders.cells.state_se_weights._compare": (0, 2, "weights"),
+    "encoders.cells.state_se_weights._find": (5, 0, ""),
+    "encoders.cells.state_se_weights._heads": (0, 1, "weights"),
+    "encoders.cells.state_se_weights._read_lightning": (1, 0, ""),
+    "encoders.cells.state_se_weights._read_vectors": (0, 1, "weights"),
+    "encoders.cells.state_se_weights._unpickle": (0, 1, "weights"),
+    "encoders.cells.state_se_weights._weights_in": (2, 0, ""),
+    "encoders.cells.state_se_weights.read_width": (3, 0, ""),
+    "encoders.proteins.token_batches.plan_shards": (1, 0, ""),
+    "encoders.proteins.windows.cut_windows": (1, 0, ""),
     "ground.errors.reading": (1, 0, ""),
     "ground.files.one_writer": (0, 1, "machine"),
     "ground.files.read_json": (0, 1, "made"),
     "ground.files.unsealed": (0, 1, "made"),
-    "launch._judge": (0, 3, "machine"),
-    "outputs.Output.require": (0, 1, "made"),
-    "outputs.check_outputs": (0, 2, "made"),
-    "predictors.DecoderPredictor.__init__": (0, 1, "made"),
-    "recipe.expand": (3, 0, ""),
-    "recipe_file._Loader.construct_mapping": (0, 2, "command"),
-    "recipe_file._apply": (0, 3, "command"),
-    "recipe_file._position": (0, 1, "command"),
-    "recipe_file.load_recipe": (5, 0, ""),
+    "run.launch._judge": (0, 3, "machine"),
+    "run.outputs.Output.require": (0, 1, "made"),
+    "run.outputs.check_outputs": (0, 2, "made"),
+    "prediction.predictors.DecoderPredictor.__init__": (0, 1, "made"),
+    "ground.paths.expand": (3, 0, ""),
+    "recipe.read._Loader.construct_mapping": (0, 2, "command"),
+    "recipe.read._apply": (0, 3, "command"),
+    "recipe.read._position": (0, 1, "command"),
+    "recipe.read.load_recipe": (5, 0, ""),
     "scoring.anchors.scorer_config": (0, 1, "ruled out"),
     "scoring.inputs._check_counts": (1, 4, "made"),
     "scoring.inputs._open": (0, 1, "made"),
@@ -169,7 +178,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "sources.symbol_files._read": (1, 0, ""),
     "sources.symbols.coverage": (2, 0, ""),
     "sources.zarr_array.check_chunks": (2, 0, ""),
-    "stages.protein_fasta": (1, 0, ""),
+    "run.stages.protein_fasta": (1, 0, ""),
     "store.cell_table._check_controls": (1, 0, ""),
     "store.cell_table.unified_labels": (2, 0, ""),
     "store.description.damaged": (0, 1, "made"),
@@ -191,10 +200,10 @@ reports what they raise. Those in ``REPEATED`` it cannot run, and looks for the 
 """
 
 REPEATED = {
-    "calibrate._validation_scores", "cellsets.profiles.control_log_shares", "cellsets.sampler.SetSampler.__init__",
+    "prediction.calibrate._validation_scores", "cellsets.profiles.control_log_shares", "cellsets.sampler.SetSampler.__init__",
     "decoder.build._base_config", "decoder.build._learned_targets", "decoder.build.build_decoder",
-    "encoders.esm2_fair_esm.load_fair_esm", "encoders.expression.ExpressionEncoder.fit",
-    "encoders.state_se_tokens.Tokenizer.__init__", "scoring.inputs._check_counts", "scoring.inputs.check_truth",
+    "encoders.proteins.esm2_fair_esm.load_fair_esm", "encoders.cells.expression.ExpressionEncoder.fit",
+    "encoders.cells.state_se_tokens.Tokenizer.__init__", "scoring.inputs._check_counts", "scoring.inputs.check_truth",
     "scoring.vcc.score", "sources.anndata_file.open_file", "training.loop.make_accelerator",
     "training.phase._training_groups", "training.phase._weights",
 }  # fmt: skip
@@ -263,4 +272,4 @@ def test_the_plan_makes_the_refusal(case: Case, tmp_path, monkeypatch):
     monkeypatch.setattr(UserError, "__init__", record)
     problems = planned(tmp_path, content)
     assert [problem for problem in problems if case.said in problem], problems
-    assert case.by in raised or case.by in REPEATED or raised == ["recipe_file.load_recipe"], raised
+    assert case.by in raised or case.by in REPEATED or raised == ["recipe.read.load_recipe"], raised

@@ -21,12 +21,12 @@ from program import ENVIRONMENT, TINY, command, forks, results, run_until, vcc_f
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.layout import Layout
-from vcc_fm.outputs import Output
-from vcc_fm.recipe import Recipe
-from vcc_fm.recipe_file import load_recipe
-from vcc_fm.script import sole_writer
-from vcc_fm.stages import Stage, run_stage, stages_of
+from vcc_fm.recipe.read import load_recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.outputs import Output
+from vcc_fm.run.script import sole_writer
+from vcc_fm.run.stages import Stage, run_stage, stages_of
 
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
@@ -347,7 +347,7 @@ def test_a_users_error_in_several_processes_is_said_once_with_code_2(embedded):
 
 def launched(tmp_path: Path, body: str) -> Callable[[], None]:
     """`launch` with a script of our own in two processes."""
-    from vcc_fm.launch import launch
+    from vcc_fm.run.launch import launch
 
     script = tmp_path / "work.py"
     script.write_text(f"import os, sys, time\nrank = int(os.environ['RANK'])\n{body}\n")
@@ -375,7 +375,7 @@ def test_a_fault_of_a_process_is_a_fault(tmp_path):
 
 
 def test_a_killed_process_is_told_from_a_fault_and_takes_the_others_along(tmp_path, monkeypatch):
-    monkeypatch.setattr("vcc_fm.launch.GRACE", 0.2)
+    monkeypatch.setattr("vcc_fm.run.launch.GRACE", 0.2)
     started = time.monotonic()
     with pytest.raises(UserError, match="work: a process was ended by SIGKILL; if memory ran out"):
         launched(tmp_path, "os.kill(os.getpid(), 9) if rank else time.sleep(60)")()
@@ -404,8 +404,8 @@ def test_sigterm_ends_the_launcher_its_processes_and_its_files(tmp_path):
         f"import os, time\nopen({str(tmp_path)!r} + f'/pid-{{os.getpid()}}', 'w')\ntime.sleep(60)\n"
     )
     (tmp_path / "start.py").write_text(
-        "import sys\nfrom pathlib import Path\nfrom vcc_fm import cli\nfrom vcc_fm.launch import launch\n"
-        "from rich.console import Console\nfrom vcc_fm.recipe_file import load_recipe\n"
+        "import sys\nfrom pathlib import Path\nfrom vcc_fm import cli\nfrom vcc_fm.run.launch import launch\n"
+        "from rich.console import Console\nfrom vcc_fm.recipe.read import load_recipe\n"
         f"work, recipe = {str(tmp_path / 'work.py')!r}, load_recipe({str(recipe)!r})\n"
         "cli.app = lambda **_: launch('work', [work], recipe, 2, Console())\n"
         "cli.main()\n"
@@ -427,7 +427,7 @@ def test_sigterm_ends_the_launcher_its_processes_and_its_files(tmp_path):
 def test_launched_processes_end_with_the_one_that_launched_them(tmp_path):
     script = tmp_path / "work.py"
     script.write_text(
-        "import sys, time\nfrom vcc_fm.script import script_main\n"
+        "import sys, time\nfrom vcc_fm.run.script import script_main\n"
         f"def wait(recipe, console):\n    open({str(tmp_path / 'up')!r}, 'w').close()\n    time.sleep(60)\n"
         "sys.exit(script_main('', wait))\n"
     )

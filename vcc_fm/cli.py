@@ -68,7 +68,7 @@ def main() -> None:
 
 def _fail(error: Exception) -> NoReturn:
     # Imported here, as everything beyond the command line itself: help must come at once.
-    from vcc_fm.script import fail
+    from vcc_fm.run.script import fail
 
     fail(error, "--debug" in sys.argv)
 
@@ -88,10 +88,10 @@ def _run_stages(
     recipe_path: Path, overrides: list[str] | None, quiet: bool, as_json: bool, only: str | None, processes: int
 ) -> None:
     """Run all stages, or the one named ``only``."""
-    from vcc_fm.layout import Layout
-    from vcc_fm.recipe_file import load_recipe
-    from vcc_fm.script import sole_writer
-    from vcc_fm.stages import run_stage, stages_of
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.layout import Layout
+    from vcc_fm.run.script import sole_writer
+    from vcc_fm.run.stages import run_stage, stages_of
 
     recipe = load_recipe(recipe_path, overrides)
     console = _console(quiet, as_json)
@@ -177,9 +177,9 @@ def plan(
         return
     if recipe is None:
         raise UserError("give a recipe, or --explain for its keys")
-    from vcc_fm.plan import make_plan
-    from vcc_fm.plan_text import print_plan
-    from vcc_fm.recipe_file import load_recipe
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.plan import make_plan
+    from vcc_fm.run.plan_text import print_plan
 
     made = make_plan(load_recipe(recipe, overrides), processes)
     if as_json:
@@ -194,7 +194,7 @@ def plan(
 
 
 def _explain(console: Console, as_json: bool) -> None:
-    from vcc_fm.recipe_file import explain
+    from vcc_fm.recipe.read import explain
 
     rows = list(explain())
     if as_json:
@@ -251,7 +251,7 @@ def verify(
     """Read stores, and all else that stages have finished, every byte, and compare it with what was written."""
     from vcc_fm.ground.progress import ProgressLines
     from vcc_fm.ground.words import many
-    from vcc_fm.outputs import check_outputs
+    from vcc_fm.run.outputs import check_outputs
     from vcc_fm.store.verify import is_store
     from vcc_fm.store.verify import verify as verify_store
 
@@ -283,9 +283,9 @@ def export_proteins(
     debug: Debug = False,
 ) -> None:
     """Write the protein vectors as a .pt dictionary symbol -> vector, as State reads it."""
-    from vcc_fm.encoders.protein_table import write_pt
-    from vcc_fm.layout import Layout
-    from vcc_fm.recipe_file import load_recipe
+    from vcc_fm.encoders.proteins.table import write_pt
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.layout import Layout
     from vcc_fm.store.embeddings import EmbeddingStore
 
     store = EmbeddingStore(Layout(load_recipe(recipe, overrides)).proteins.require())
@@ -311,11 +311,11 @@ def export_obsm(
     debug: Debug = False,
 ) -> None:
     """Copy a source's h5ad with the vectors of its cells in obsm, as State and scanpy read them."""
-    from vcc_fm.export import export_obsm as write
     from vcc_fm.ground.progress import ProgressLines
-    from vcc_fm.layout import Layout
-    from vcc_fm.recipe_file import load_recipe
-    from vcc_fm.stages import source_configs
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.export import export_obsm as write
+    from vcc_fm.run.layout import Layout
+    from vcc_fm.run.stages import source_configs
 
     loaded, console = load_recipe(recipe, overrides), _console(quiet, as_json)
     configs = source_configs(loaded, Layout(loaded).simulated)

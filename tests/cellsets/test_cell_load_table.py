@@ -12,10 +12,11 @@ from tiny_screens import CONTROL, screen, write_screen
 from vcc_fm.cellsets.cell_load_table import CellLoadTable, read_cell_load_table
 from vcc_fm.cellsets.split import Split, make_splits
 from vcc_fm.ground.errors import UserError
-from vcc_fm.layout import Layout
-from vcc_fm.plan import make_plan
-from vcc_fm.recipe import Recipe, SplitConfig
-from vcc_fm.stages import run_stage, stages_of
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.split import SplitConfig
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.plan import make_plan
+from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.store.cells import CellStore
 
 # As users write it: one dataset trains, another stands in [zeroshot] alone.

@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.decoder.build import build_decoder
 from vcc_fm.ground.errors import UserError
-from vcc_fm.layout import Layout
-from vcc_fm.plan import make_plan
-from vcc_fm.recipe import Recipe
-from vcc_fm.recipe_file import load_recipe
-from vcc_fm.stages import run_stage, stages_of
+from vcc_fm.recipe.read import load_recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.load import load_dataset
+from vcc_fm.run.plan import make_plan
+from vcc_fm.run.stages import run_stage, stages_of
 
 QUIET = Console(quiet=True)
 

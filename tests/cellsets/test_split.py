@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vcc_fm.cellsets.split import LeakError, Split, assert_no_leak, make_splits
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SplitConfig
+from vcc_fm.recipe.split import SplitConfig
 
 CONTROL = "non-targeting"
 

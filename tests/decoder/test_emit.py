@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vcc_fm.decoder.emit import emit, emit_from_controls
 from vcc_fm.ground.errors import UserError
+from vcc_fm.prediction.emit import emit, emit_from_controls
 
 
 def test_mean_and_variance() -> None:

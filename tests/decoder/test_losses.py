@@ -12,7 +12,7 @@ from test_decoder_model import CELLS, SETS, make_batch, make_decoder, set_alone,
 
 from vcc_fm.decoder.count_head import CountDistribution
 from vcc_fm.decoder.losses import SMALLEST_MEAN, _energy, _noise, negative_binomial_nll, set_losses, total_loss
-from vcc_fm.recipe import LossWeights
+from vcc_fm.recipe.train import LossWeights
 
 
 def test_negative_binomial_against_scipy() -> None:

@@ -9,10 +9,10 @@ from accelerate import PartialState
 from rich.console import Console
 from tiny_screens import CONTROL, screen, store_of
 
-from vcc_fm.encoders import cell_store
-from vcc_fm.encoders.expression import ExpressionEncoder
-from vcc_fm.layout import Layout
-from vcc_fm.recipe import CellEncoderConfig
+from vcc_fm.encoders.cells import cell_store
+from vcc_fm.encoders.cells.expression import ExpressionEncoder
+from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.run.layout import Layout
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from vcc_fm.encoders.composition import CompositionEncoder
-from vcc_fm.encoders.protein import AMINO_ACIDS, mean_over_isoforms
+from vcc_fm.encoders.proteins.composition import CompositionEncoder
+from vcc_fm.encoders.proteins.encoder import AMINO_ACIDS, mean_over_isoforms
 from vcc_fm.ground.errors import UserError
 
 RANDOM = np.random.default_rng(0)

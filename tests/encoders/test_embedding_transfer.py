@@ -25,11 +25,12 @@ from vcc_fm.baselines.embedding_transfer import EmbeddingTransfer, load_embeddin
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.embedding_responses import embedding_responses
 from vcc_fm.cellsets.sampler import CellSet
-from vcc_fm.encoders.state_se_decoder import StateSeGeneDecoder
-from vcc_fm.layout import Layout
-from vcc_fm.predictors import BaselinePredictor
-from vcc_fm.recipe import CellEncoderConfig, Recipe
-from vcc_fm.stages import run_stage, stages_of
+from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder
+from vcc_fm.prediction.predictors import BaselinePredictor
+from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.store.embeddings import EmbeddingStore, write_embeddings
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)

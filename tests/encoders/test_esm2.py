@@ -13,9 +13,9 @@ import torch
 from esm.model.esm2 import ESM2
 from safetensors.torch import load_file, save_file
 
-from vcc_fm.encoders.esm2_fair_esm import load_fair_esm
-from vcc_fm.encoders.esm2_transformers import load_transformers
-from vcc_fm.encoders.token_batches import Cutting
+from vcc_fm.encoders.proteins.esm2_fair_esm import load_fair_esm
+from vcc_fm.encoders.proteins.esm2_transformers import load_transformers
+from vcc_fm.encoders.proteins.token_batches import Cutting
 from vcc_fm.ground.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
-from vcc_fm.encoders.expression import ExpressionEncoder, log_normalise
+from vcc_fm.encoders.cells.expression import ExpressionEncoder, log_normalise
 from vcc_fm.ground.errors import UserError
 
 EVERY = np.ones(30, bool)

@@ -19,14 +19,15 @@ from rich.console import Console
 from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders import shards
-from vcc_fm.encoders.esm2_untrained import write_untrained
-from vcc_fm.encoders.protein_store import embed_proteins, import_table, make_protein_encoder
-from vcc_fm.encoders.protein_table import write_pt
+from vcc_fm.encoders.proteins.embed import embed_proteins, import_table, make_protein_encoder
+from vcc_fm.encoders.proteins.esm2_untrained import write_untrained
+from vcc_fm.encoders.proteins.table import write_pt
 from vcc_fm.encoders.widths import protein_width
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
-from vcc_fm.layout import Layout
-from vcc_fm.recipe import ProteinEncoderConfig, Recipe, UntrainedEsm2
+from vcc_fm.recipe.embed import ProteinEncoderConfig, UntrainedEsm2
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
 from vcc_fm.store.embeddings import EmbeddingStore
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +133,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
 
 def test_killed_at_any_moment(whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["vcc_fm.encoders.protein_store"])
+    processes.set_forkserver_preload(["vcc_fm.encoders.proteins.embed"])
     final, rng, killed = tmp_path / "proteins", np.random.default_rng(0), 0
     for _ in range(12):
         worker = processes.Process(target=embed, args=(final, fasta, model))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vcc_fm.encoders.protein_table import read_pt, write_pt
+from vcc_fm.encoders.proteins.table import read_pt, write_pt
 from vcc_fm.ground.errors import UserError
 
 VECTORS = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from vcc_fm.encoders.simd import LANES, ROWS, fill, fma, larger, load, product, root, scale, store
+from vcc_fm.encoders.cells.simd import LANES, ROWS, fill, fma, larger, load, product, root, scale, store
 
 
 @numba.njit

@@ -6,10 +6,10 @@ import scipy.sparse as sp
 import torch
 from state_se_checkpoints import TINY, random_names, random_tensors, tiny
 
-from vcc_fm.encoders import state_se, state_se_model
-from vcc_fm.encoders.state_se import SeSettings, StateSeEncoder
-from vcc_fm.encoders.state_se_model import SeGeometry, build_state_se
-from vcc_fm.encoders.state_se_weights import SeCheckpoint
+from vcc_fm.encoders.cells import state_se, state_se_model
+from vcc_fm.encoders.cells.state_se import SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se_model import SeGeometry, build_state_se
+from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
 
 WIDE = SeGeometry(512, 96, 2, heads=4, output=33, token_dim=48, genes=400, datasets=7)
 UNEVEN = SeGeometry(64, 91, 3, heads=4, output=33, token_dim=48, genes=400, datasets=7)  # 91 is no multiple of 32

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from state_se_checkpoints import NEEDS_STATE, TINY, load_arc, random_names, random_tensors
 from torch import Tensor
 
-from vcc_fm.encoders.state_se_decoder import StateSeGeneDecoder, read_depth
+from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder, read_depth
 from vcc_fm.ground.errors import UserError
 
 TOKEN, GENE, CELL, DATASET = 12, 8, 6, 10

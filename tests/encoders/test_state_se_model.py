@@ -21,7 +21,7 @@ from state_se_checkpoints import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vcc_fm.encoders.state_se_model import TIED, SeGeometry, StateSe, build_state_se, gene_token_table
+from vcc_fm.encoders.cells.state_se_model import TIED, SeGeometry, StateSe, build_state_se, gene_token_table
 from vcc_fm.ground.errors import UserError
 
 TENSORS = random_tensors(TINY)
@@ -148,7 +148,7 @@ def test_panel_of_genes_equals_all_genes(network: StateSe) -> None:
 
 def test_table_in_chunks_equals_table_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = gene_token_table(TENSORS)
-    monkeypatch.setattr("vcc_fm.encoders.state_se_model._TABLE_CHUNK", 7)
+    monkeypatch.setattr("vcc_fm.encoders.cells.state_se_model._TABLE_CHUNK", 7)
     torch.testing.assert_close(gene_token_table(TENSORS), at_once, atol=1e-5, rtol=0)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from vcc_fm.encoders.state_se_tokens import Tokenizer, match_genes
+from vcc_fm.encoders.cells.state_se_tokens import Tokenizer, match_genes
 from vcc_fm.ground.errors import UserError
 
 NAMES = [f"GENE{i}" for i in range(60)]

@@ -27,21 +27,22 @@ from state_se_checkpoints import protein_embeddings, random_names, random_tensor
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of, write_screen
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.encoders import cell_store
-from vcc_fm.encoders.cell_store import embed_cells
-from vcc_fm.encoders.state_se import CITATION, LICENCE, SeSettings, StateSeEncoder
-from vcc_fm.encoders.state_se_model import SeGeometry
-from vcc_fm.encoders.state_se_tokens import Tokens
-from vcc_fm.encoders.state_se_weights import load_state_se
+from vcc_fm.encoders.cells import cell_store
+from vcc_fm.encoders.cells.embed import embed_cells
+from vcc_fm.encoders.cells.state_se import CITATION, LICENCE, SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se_model import SeGeometry
+from vcc_fm.encoders.cells.state_se_tokens import Tokens
+from vcc_fm.encoders.cells.state_se_weights import load_state_se
 from vcc_fm.encoders.widths import cell_width
-from vcc_fm.export import export_obsm
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, sha256_file
 from vcc_fm.ground.progress import ProgressLines
-from vcc_fm.layout import Layout
-from vcc_fm.plan import make_plan
-from vcc_fm.recipe import CellEncoderConfig, Recipe
-from vcc_fm.stages import run_stage, source_configs, stages_of
+from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.export import export_obsm
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.plan import make_plan
+from vcc_fm.run.stages import run_stage, source_configs, stages_of
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -249,7 +250,7 @@ def test_a_stop_while_the_store_is_written_loses_no_vector(
 def test_killed_at_any_moment(large: Any, tmp_path: Path) -> None:
     path, _, whole = large
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["vcc_fm.plan", "vcc_fm.stages", "vcc_fm.encoders.cell_store"])
+    processes.set_forkserver_preload(["vcc_fm.run.plan", "vcc_fm.run.stages", "vcc_fm.encoders.cells.embed"])
     final, rng, halfway = tmp_path / "cell-embeddings", np.random.default_rng(0), 0
     shards = final.with_name("cell-embeddings.shards")
     # While nothing is there, or the first, second or third shard is computed, or the store is written.

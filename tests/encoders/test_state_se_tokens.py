@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from vcc_fm.encoders.state_se_tokens import GeneMap, Tokenizer, Tokens, match_genes
+from vcc_fm.encoders.cells.state_se_tokens import GeneMap, Tokenizer, Tokens, match_genes
 from vcc_fm.ground.errors import UserError
 
 VOCABULARY = [f"GENE{i}" for i in range(60)]

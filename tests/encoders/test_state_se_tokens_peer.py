@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 from state_se_checkpoints import NEEDS_STATE, arc_batch, load_arc, random_names, random_tensors, tiny
 
-from vcc_fm.encoders.state_se_tokens import Tokenizer, match_genes
+from vcc_fm.encoders.cells.state_se_tokens import Tokenizer, match_genes
 
 PAD = 64
 

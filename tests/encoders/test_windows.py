@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcc_fm.encoders.esm2_tokens import residue_tokens
-from vcc_fm.encoders.token_batches import Cutting, Shard, plan_shards
-from vcc_fm.encoders.windows import cut_windows, residue_weights
+from vcc_fm.encoders.proteins.esm2_tokens import residue_tokens
+from vcc_fm.encoders.proteins.token_batches import Cutting, Shard, plan_shards
+from vcc_fm.encoders.proteins.windows import cut_windows, residue_weights
 from vcc_fm.ground.errors import UserError
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")

@@ -7,7 +7,7 @@ from rich.console import Console
 from tiny_screens import write_store
 
 from vcc_fm.inspection.text import print_inspection
-from vcc_fm.recipe import DataConfig
+from vcc_fm.recipe.data import DataConfig
 from vcc_fm.sources.anndata_source import AnnDataSource
 
 GENES = [f"GENE{chr(65 + i)}{j}" for i in range(6) for j in range(10)]

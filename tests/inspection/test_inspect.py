@@ -159,7 +159,7 @@ def test_labels_survive_the_recipe(screen, counts, obs, control):
 
 
 def test_the_recipe_is_read_by_the_recipe_itself(screen, counts, tmp_path):
-    from vcc_fm.recipe_file import load_recipe
+    from vcc_fm.recipe.read import load_recipe
 
     found = inspect_file(screen(counts))
     recipe = tmp_path / "mine.yaml"

@@ -9,7 +9,7 @@ from program import vcc_fm
 from tiny_screens import write_store
 
 from vcc_fm.inspection.inspect import inspect_file
-from vcc_fm.recipe_file import load_recipe
+from vcc_fm.recipe.read import load_recipe
 
 ROW = np.arange(240)
 TYPE = np.array(["CD4 T cells", "B cells", "CD14+ Monocytes", "NK cells", "Dendritic cells"])[ROW % 5]

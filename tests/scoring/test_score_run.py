@@ -13,10 +13,10 @@ import pytest
 import scipy.sparse as sp
 from rich.console import Console
 
-from vcc_fm.recipe import Recipe
-from vcc_fm.scoring.run import without_twins
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.score import without_twins
+from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, ScoreTable, read_table
-from vcc_fm.stages import run_stage, stages_of
 
 PATIENTS = ["P1", "P2", "P3"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources import matrix as matrix_module
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.proof import FEW, REASONS

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.labels import Labels, read_labels
 
 LABELS = ["non-targeting", "A", "Unassigned ", "MULTIPLE", "no-guide", "B", None, "no_guide"]

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcc_fm.recipe import KnockDownConfig, QualityConfig, SourceConfig
+from vcc_fm.recipe.data import KnockDownConfig, QualityConfig, SourceConfig
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.quality import ControlSums, KnockDown, TargetGenes, knocked_down, sufficient
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from vcc_fm.encoders.composition import CompositionEncoder
+from vcc_fm.encoders.proteins.composition import CompositionEncoder
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SimulateConfig, SourceConfig
+from vcc_fm.recipe.data import SimulateConfig, SourceConfig
 from vcc_fm.sources.simulate import simulate
 
 CONFIG = SimulateConfig(

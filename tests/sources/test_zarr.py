@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.layout import file_identity
+from vcc_fm.run.layout import file_identity
 from vcc_fm.sources.anndata_file import sha256_of
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.zarr_array import ChunkReader

@@ -11,8 +11,9 @@ from program import TINY
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.layout import Layout
-from vcc_fm.recipe import Recipe, SourceConfig
+from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
 from vcc_fm.sources.symbol_files import read_symbols
 
 NAMES = "alias\tapproved\nFAM48A\tSUPT20H\nOLD1\tNEW1\nTAZ\tTAFAZZIN\nTAZ\tWWTR1\n"

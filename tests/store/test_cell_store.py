@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from tiny_screens import CONTROL, Screen, screen, store_of, write_screen, write_store
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.genes import gene_axis
 from vcc_fm.store import merge
 from vcc_fm.store.arrow import DATA_FILE

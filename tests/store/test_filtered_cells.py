@@ -6,7 +6,7 @@ from tiny_screens import CONTROL, screen, write_screen, write_store
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file
-from vcc_fm.recipe import KnockDownConfig, QualityConfig
+from vcc_fm.recipe.data import KnockDownConfig, QualityConfig
 
 GENES = ["A", "B", "C", *(f"g{number}" for number in range(20))]
 

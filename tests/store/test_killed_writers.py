@@ -13,7 +13,7 @@ from tiny_screens import CONTROL, QUIET, Screen, screen, write_screen, write_sto
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import one_writer, sha256_file, whole_folder, write_json
 from vcc_fm.ground.processes import process_state
-from vcc_fm.recipe import DataConfig, SourceConfig
+from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.store import merge, prepare
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.prepare import write_cell_store

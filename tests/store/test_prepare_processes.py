@@ -9,7 +9,7 @@ import yaml
 from program import TINY, vcc_fm
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
-from vcc_fm.recipe import DataConfig
+from vcc_fm.recipe.data import DataConfig
 from vcc_fm.store import merge
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.verify import verify

@@ -6,7 +6,7 @@ import pandas as pd
 import scipy.sparse as sp
 from tiny_screens import CONTROL, Screen, screen, store_of, write_screen, write_store
 
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.proof import FEW, REASONS
 
 REASON = REASONS[FEW]

@@ -14,8 +14,8 @@ from tiny_screens import CONTROL, screen, store_of
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, sha256_file
-from vcc_fm.layout import Layout
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
 from vcc_fm.store.arrow import DATA_FILE
 from vcc_fm.store.description import write_store_json
 from vcc_fm.store.embeddings import write_embeddings

@@ -13,10 +13,10 @@ import yaml
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.load import load_dataset
-from vcc_fm.recipe import Recipe
-from vcc_fm.recipe_file import load_recipe
-from vcc_fm.stages import run_stage, stages_of
+from vcc_fm.recipe.read import load_recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.load import load_dataset
+from vcc_fm.run.stages import run_stage, stages_of
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.ground.errors import UserError
-from vcc_fm.layout import Layout
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
 from vcc_fm.training import loop
 from vcc_fm.training.checkpoint import Checkpoints
 

@@ -24,8 +24,8 @@ from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
-from vcc_fm.layout import Layout
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
 from vcc_fm.training import loop
 from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.phase import Situations

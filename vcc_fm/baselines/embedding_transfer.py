@@ -16,12 +16,13 @@ from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.embedding_responses import embedding_responses, mean_vector
+from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder, read_depth
+from vcc_fm.encoders.cells.state_se_tokens import match_genes
+from vcc_fm.encoders.cells.state_se_weights import load_state_se
 from vcc_fm.encoders.parallel import each_on_one_core
-from vcc_fm.encoders.state_se_decoder import StateSeGeneDecoder, read_depth
-from vcc_fm.encoders.state_se_tokens import match_genes
-from vcc_fm.encoders.state_se_weights import load_state_se
+from vcc_fm.ground.paths import expand
 from vcc_fm.ground.progress import ProgressLines
-from vcc_fm.recipe import CellEncoderConfig, expand
+from vcc_fm.recipe.embed import CellEncoderConfig
 
 NAME = "embedding-transfer"
 CHUNK = 4096

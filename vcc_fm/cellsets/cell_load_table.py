@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from vcc_fm.ground.errors import UserError, reading, shown
-from vcc_fm.recipe import expand
+from vcc_fm.ground.paths import expand
 
 Share = Literal["train", "val", "test"]
 

@@ -20,7 +20,8 @@ from vcc_fm.cellsets.additive import additive_warnings
 from vcc_fm.cellsets.cell_load_table import CellLoadTable, Share, read_cell_load_table
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.files import write_text
-from vcc_fm.recipe import SplitConfig, expand
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.split import SplitConfig
 
 Role = Literal["train", "validation", "test", "unused"]
 Group = tuple[str, str]

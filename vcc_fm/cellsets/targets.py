@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.sources.symbol_files import read_symbols
 from vcc_fm.sources.symbols import Coverage, SymbolTable, coverage
 

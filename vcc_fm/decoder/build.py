@@ -17,7 +17,7 @@ from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbo
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe
 
 
 def vocabulary_of(config: PerturbationDecoderConfig) -> Vocabulary:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.recipe import LoraSettings
+from vcc_fm.recipe.decoder import LoraSettings
 
 
 def add_adapters(decoder: PerturbationDecoder, settings: LoraSettings, base: str) -> PeftModel:

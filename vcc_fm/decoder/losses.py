@@ -10,7 +10,7 @@ import torch
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.count_head import CountDistribution
-from vcc_fm.recipe import LossWeights
+from vcc_fm.recipe.train import LossWeights
 
 CELL_TARGET_SUM = 1e4
 SMALLEST_MEAN = 1e-8

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vcc_fm.encoders.composition import CompositionEncoder
-from vcc_fm.encoders.protein import AMINO_ACIDS
-from vcc_fm.encoders.token_batches import Cutting, plan_shards
-from vcc_fm.recipe import CellEncoderConfig, ProteinEncoderConfig, expand
+from vcc_fm.encoders.proteins.composition import CompositionEncoder
+from vcc_fm.encoders.proteins.encoder import AMINO_ACIDS
+from vcc_fm.encoders.proteins.token_batches import Cutting, plan_shards
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.embed import CellEncoderConfig, ProteinEncoderConfig
 
 
 def cell_width(config: CellEncoderConfig) -> int:
@@ -21,7 +22,7 @@ def cell_width(config: CellEncoderConfig) -> int:
     """
     if config.encoder == "expression":
         return config.width
-    from vcc_fm.encoders.state_se_weights import read_width
+    from vcc_fm.encoders.cells.state_se_weights import read_width
 
     return read_width(str(expand(config.model)), config.revision)
 
@@ -38,13 +39,13 @@ def protein_width(config: ProteinEncoderConfig) -> int:
         return config.untrained.width
     model = expand(config.model)
     if model.suffix == ".pt":
-        from vcc_fm.encoders.esm2 import choose_layer
-        from vcc_fm.encoders.esm2_fair_esm import read_settings
+        from vcc_fm.encoders.proteins.esm2 import choose_layer
+        from vcc_fm.encoders.proteins.esm2_fair_esm import read_settings
 
         settings = read_settings(model)
         choose_layer(config.layer, settings.encoder_layers, model.name)
         return int(settings.encoder_embed_dim)
-    from vcc_fm.encoders.esm2_transformers import read_config
+    from vcc_fm.encoders.proteins.esm2_transformers import read_config
 
     return read_config(str(model), config.revision, config.layer).hidden_size
 

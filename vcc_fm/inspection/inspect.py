@@ -16,6 +16,7 @@ import h5py
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.paths import expand
 from vcc_fm.inspection.genes import GeneFacts, read_genes
 from vcc_fm.inspection.groups import Groups, count_groups, numbers_to_keep
 from vcc_fm.inspection.labels import LabelFacts, possible_depths, read_obs
@@ -25,7 +26,7 @@ from vcc_fm.inspection.recipe import recipe_lines, source_keys, worth_reading
 from vcc_fm.inspection.roles import Roles, find_roles
 from vcc_fm.inspection.targets import KnockDown, knock_down
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts, Progress, look
-from vcc_fm.recipe import SourceConfig, expand
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.anndata_file import File, bytes_of, locate, matrices, open_file, read_table
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.genes import gene_columns

@@ -13,7 +13,7 @@ import pandas as pd
 from vcc_fm.ground.words import many
 from vcc_fm.inspection.genes import is_ensembl
 from vcc_fm.inspection.pattern import Pattern, find_pattern
-from vcc_fm.recipe import QualityConfig
+from vcc_fm.recipe.data import QualityConfig
 from vcc_fm.sources.controls import looks_like_control
 from vcc_fm.sources.labels import folded, missing_labels
 from vcc_fm.sources.perturbations import STRAND, split_label

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import DataConfig, SourceConfig, expand
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask, read_axis
 from vcc_fm.sources.symbol_files import read_symbols

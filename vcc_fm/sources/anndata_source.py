@@ -14,7 +14,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from vcc_fm.ground.errors import UserError, reading
-from vcc_fm.recipe import SourceConfig, expand, without_secrets
+from vcc_fm.ground.paths import expand, without_secrets
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets

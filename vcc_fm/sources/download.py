@@ -26,7 +26,7 @@ from urllib.parse import SplitResult, urlsplit
 from filelock import FileLock
 
 from vcc_fm.ground.errors import UserError, first_line
-from vcc_fm.recipe import without_secrets as _shown
+from vcc_fm.ground.paths import without_secrets as _shown
 
 Progress = Callable[[int, int], None]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError, reading
-from vcc_fm.recipe import SourceConfig, expand
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.symbols import ENSEMBL_ID, Renamed, SymbolTable, approved_symbols
 
 _HEADERS = {"gene_name", "gene_symbol"}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.words import many
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.perturbations import is_control, read_perturbations
 
 _NO_LABEL = {"", "nan", "NaN", "None", "<NA>"}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.controls import looks_like_control
 
 STRAND = r"_[+-]_\d.*"

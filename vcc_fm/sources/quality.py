@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.recipe import KnockDownConfig, QualityConfig
+from vcc_fm.recipe.data import KnockDownConfig, QualityConfig
 
 _SCALED_DEPTH = 1e4
 _QUANTUM = 2.0**-24  # of expression that is summed

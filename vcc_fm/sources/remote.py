@@ -16,7 +16,7 @@ from typing import IO, cast
 from urllib.parse import unquote
 
 from vcc_fm.ground.errors import UserError, reading
-from vcc_fm.recipe import expand
+from vcc_fm.ground.paths import expand
 from vcc_fm.sources.download import Progress, cache_folder, check_sha256, fetch
 
 _HUB = re.compile(

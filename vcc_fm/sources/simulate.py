@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from scipy import sparse, special
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SimulateConfig, SourceConfig
+from vcc_fm.recipe.data import SimulateConfig, SourceConfig
 
 CONTROL = "non-targeting"
 FACTORS = 6

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.anndata_source import AnnDataSource, SourceCells
 from vcc_fm.sources.quality import ControlSums, KnockDown, TargetGenes, knocked_down, sufficient
 from vcc_fm.store.chunks import Chunk

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe import SourceConfig
+from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.store.cell_table import LABELS, CellTable
 from vcc_fm.store.chunks import Chunk
 from vcc_fm.store.filters import SourceFilters

@@ -19,9 +19,10 @@ from accelerate import PartialState
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import read_json, whole_file, whole_folder, write_json
+from vcc_fm.ground.files import fingerprint, read_json, whole_file, whole_folder, write_json
+from vcc_fm.ground.paths import expand
 from vcc_fm.ground.work import WorkFolder, remove_work
-from vcc_fm.recipe import DataConfig, SourceConfig, expand, fingerprint
+from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.sources.alignment import Sources, open_sources
 from vcc_fm.sources.anndata_file import changed_at
 from vcc_fm.sources.anndata_source import AnnDataSource

@@ -20,7 +20,7 @@ from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
 from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.processes import leave_a_core_to_the_loader
-from vcc_fm.recipe import LossWeights, TrainConfig
+from vcc_fm.recipe.train import LossWeights, TrainConfig
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
 from vcc_fm.training.tracking import TrainingLog, peak_memory_gb

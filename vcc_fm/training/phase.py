@@ -12,15 +12,17 @@ from rich.console import Console
 from torch import nn
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.load import load_dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.build import build_decoder, not_finite, vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
-from vcc_fm.layout import Layout
-from vcc_fm.outputs import Output
-from vcc_fm.recipe import Recipe, TrainConfig, expand
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.load import load_dataset
+from vcc_fm.run.outputs import Output
 from vcc_fm.training.checkpoint import save_decoder
 from vcc_fm.training.loop import Selection, Trainer, make_accelerator
 

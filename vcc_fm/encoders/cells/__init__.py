@@ -1,0 +1,1 @@
+"""Encoders of cells: from counts to one vector a cell."""

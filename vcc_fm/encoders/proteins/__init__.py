@@ -1,0 +1,1 @@
+"""Encoders of proteins: from sequences to one vector a gene."""

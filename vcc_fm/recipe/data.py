@@ -1,0 +1,178 @@
+"""Sections on the data: sources, their labels and filters, the gene axis, a simulated screen."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vcc_fm.recipe.section import Fraction, PositiveInt, Section, Sha256
+
+_UNASSIGNED = (
+    "unassigned, unassigned guide, not assigned, undetermined, unknown, unmapped, na, n/a, none, no guide, noguide, "
+    "no sgrna, multiple, multiple guides, multiplet, multi, doublet, ambiguous"
+).split(", ")
+
+
+class SimulateConfig(Section):
+    """A simulated screen, drawn from the recipe's seed."""
+
+    contexts: list[str] = Field(["alpha", "beta", "gamma", "delta"], description="names of the simulated contexts")
+    perturbations: PositiveInt = Field(48, description="number of CRISPRi target genes")
+    genes: PositiveInt = Field(320, description="number of genes on the axis, targets included")
+    cells: PositiveInt = Field(48, description="mean number of cells per perturbation and context")
+    controls: PositiveInt = Field(400, description="number of non-targeting control cells per context")
+    batches: PositiveInt = Field(2, description="number of technical batches per context")
+    depth: float = Field(4000.0, gt=0, description="median depth of a cell, UMI")
+    inert: Fraction = Field(0.15, description="fraction of perturbations without any effect besides the knock-down")
+    shared: Fraction = Field(0.75, description="fraction of an effect's variance that is the same in all contexts")
+    predictable: Fraction = Field(
+        0.6, description="fraction of an effect beyond the generic response that follows from protein features"
+    )
+
+
+class KnockDownConfig(Section):
+    """Whether the target genes of a perturbation went down: cell-load's filter, for each context of a source."""
+
+    perturbation: float = Field(
+        0.30, gt=0, description="a perturbation stays if its cells' mean of the target gene is below this x controls'"
+    )
+    cell: float = Field(
+        0.50, gt=0, description="a cell of such a perturbation stays if its target gene is below this x controls' mean"
+    )
+    minimum_cells: PositiveInt = Field(
+        30, description="a perturbation with fewer cells left by the two in a context is dropped there"
+    )
+    scale: Literal["linear", "log1p"] = Field(
+        "linear", description="what is compared: counts per 10,000 of the cell's depth, or log1p of them"
+    )
+    unmeasured: Literal["drop", "keep"] = Field(
+        "drop", description="a target gene that the source lacks or no control cell expresses: drop or do not judge"
+    )
+
+
+class QualityConfig(Section):
+    """Which cells are good enough; the others are dropped and counted by reason."""
+
+    minimum_depth: int = Field(0, ge=0, description="smallest depth of a cell over all genes of the file, UMI")
+    minimum_genes: int = Field(0, ge=0, description="smallest number of genes with a count in a cell")
+    guides_column: str | None = Field(None, description="obs column with the number of guides found in a cell")
+    guides: list[int] = Field([1], min_length=1, description="numbers of guides with which a cell is kept")
+    unassigned: list[str] = Field(
+        _UNASSIGNED,
+        description="perturbation labels of cells with no guide or several; capitals do not matter, and _ and - are "
+        "spaces; a control is never one; a list that is given replaces this one",
+    )
+    knock_down: KnockDownConfig | None = Field(
+        None, description="CRISPRi: drop what was not knocked down ({}: with cell-load's thresholds); null: keep all"
+    )
+
+    @model_validator(mode="after")
+    def _has_column(self) -> QualityConfig:
+        if self.guides_column is None and self.guides != [1]:
+            raise ValueError(f"quality.guides={self.guides} needs quality.guides_column, the column with the numbers")
+        return self
+
+
+class SourceConfig(Section):
+    """One h5ad file, or zarr store of anndata, and where its labels are."""
+
+    name: str = Field(
+        description="short name of the source, used in the store and in messages; without a colon", pattern="^[^:]+$"
+    )
+    path: str = Field(description="path of the h5ad file or zarr store (folder or .zip); ${VARIABLE} is expanded")
+    get: str | None = Field(None, description="where to get the file, printed when it is missing")
+    sha256: Sha256 = Field(None, description="SHA-256 that the h5ad file must have (hex); checked when it is prepared")
+    matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
+    values: Literal["auto", "counts", "log1p-counts", "normalised", "log-normalised"] = Field(
+        "auto",
+        description="what the matrix holds: UMI counts, scaled per cell or not, log1p (base found) or not; verified",
+    )
+    totals_column: str | None = Field(
+        None, description="obs column with each cell's depth before normalisation, UMI; settles cells with few values"
+    )
+    recovered: Fraction = Field(
+        0.99, description="normalised values: smallest share of cells with proved counts; the others are dropped"
+    )
+    symbols: str = Field("index", description="var column with gene symbols, or `index` for the var index")
+    duplicate_genes: Literal["refuse", "sum"] = Field("refuse", description="what to do with a symbol that repeats")
+    perturbation_column: str = Field(description="obs column with the perturbation label")
+    control: str = Field("non-targeting", description="label of the control cells in that column")
+    also_control: list[str] = Field(
+        [], description="further labels that are read as `control`; a * at the end stands for any text (NTC_*)"
+    )
+    separator: str = Field("+", min_length=1, description="what joins the target genes of a combination")
+    target_pattern: str | None = Field(
+        None,
+        description=r"regular expression of a whole part of a label, with one group, the target gene: (.+)_sg\d+; "
+        "controls, and parts that do not match, are left as they are",
+    )
+    context_column: str | None = Field(None, description="obs column with the context (cell line or type)")
+    context: str | None = Field(None, description="context of all cells, when no column holds it")
+    batch_column: str | None = Field(
+        None, description="obs column with the technical batch (gem group, lane, replicate)"
+    )
+    keep: dict[str, bool | int | str | list[str]] = Field(
+        {}, description="obs column -> value or values; cells with another value are dropped and counted"
+    )
+    quality: QualityConfig = Field(QualityConfig(), description="which cells are good enough")
+
+    @model_validator(mode="after")
+    def _one_context(self) -> SourceConfig:
+        if (self.context_column is None) == (self.context is None):
+            raise ValueError(f"source {self.name!r}: give either context_column or context, not both and not neither")
+        return self
+
+    @field_validator("also_control")
+    @classmethod
+    def _names_labels(cls, labels: list[str]) -> list[str]:
+        wrong = next((label for label in labels if not label.removesuffix("*").strip()), None)
+        if wrong is not None:
+            raise ValueError(f"also_control: {wrong!r} would be every label; give labels, or how they begin (NTC_*)")
+        return labels
+
+    @field_validator("target_pattern")
+    @classmethod
+    def _has_one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"target_pattern={pattern!r} is no regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(
+                rf"target_pattern={pattern!r} has {groups} groups; put parentheses around the gene alone: (.+)_sg\d+"
+            )
+        return pattern
+
+
+class DataConfig(Section):
+    """Which cells there are."""
+
+    simulate: SimulateConfig | None = Field(None, description="simulate a screen instead of reading files")
+    sources: list[SourceConfig] = Field([], description="h5ad files or zarr stores to read")
+    genes: str = Field("union", description="gene axis: union, intersection, or a text file with one symbol a line")
+    symbols: str | None = Field(
+        None,
+        description="gene names from HGNC, or Ensembl ids and their symbols: genes and targets of all sources go "
+        "under approved symbols",
+    )
+    symbols_sha256: Sha256 = Field(None, description="SHA-256 that the file of `symbols` must have (hex)")
+    pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where data.symbols is ambiguous")
+    minimum_cells: PositiveInt = Field(
+        1, description="perturbations with fewer cells in a context are dropped and counted"
+    )
+    memory_mb: PositiveInt = Field(
+        1024, description="memory for counts in each process of `prepare`, MB; labels of all cells come on top"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataConfig:
+        if self.pins and self.symbols is None:
+            raise ValueError("data.pins has no meaning without data.symbols, the other names of genes")
+        if (self.simulate is None) == (not self.sources):
+            raise ValueError("data: give either simulate or sources, not both and not neither")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"data.sources: names must differ, found {names}")
+        return self

@@ -1,0 +1,50 @@
+"""Sections on the network and its adapters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vcc_fm.recipe.section import Fraction, PositiveInt, Section
+
+
+class LoraSettings(Section):
+    """Low-rank adapters on the backbone's linear layers (`peft`)."""
+
+    r: PositiveInt = Field(8, description="rank of the adapters")
+    alpha: PositiveInt = Field(16, description="scale of the adapters: alpha / r")
+    dropout: Fraction = Field(0.0, description="dropout on the adapters' input")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="layers of the backbone to adapt"
+    )
+
+
+class DecoderSettings(Section):
+    """The network that turns control cells and perturbation tokens into counts."""
+
+    base: str = Field(
+        "scratch",
+        description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id",
+    )
+    revision: str | None = Field(None, description="revision of the Hub id")
+    backbone: dict[str, str | int | float | bool | None] = Field(
+        {
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": 1,
+        },
+        description="transformers config of a backbone made from scratch: model_type and its own keys",
+    )
+    gene_rank: PositiveInt = Field(32, description="rank of the gene-axis terms")
+    response: bool = Field(
+        True,
+        description="give what the same perturbation did in other contexts (leave-one-out); of a combination that was "
+        "measured in none, the sum of what its single perturbations did",
+    )
+    code_dropout: Fraction = Field(0.3, description="share of sets whose learned context and batch codes are hidden")
+    response_dropout: Fraction = Field(0.3, description="share of sets whose known response is hidden")
+    lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")

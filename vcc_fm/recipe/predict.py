@@ -1,0 +1,51 @@
+"""Sections on what is emitted and how it is judged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vcc_fm.recipe.section import PositiveInt, Section
+
+
+class PredictConfig(Section):
+    """What is emitted."""
+
+    cells: Literal["measured"] | PositiveInt = Field(
+        "measured", description="cells per context and perturbation: as many as were measured, or a number"
+    )
+    depth: Literal["control"] | float = Field(
+        "control", description="depth of a predicted cell: its control cell's, or UMI"
+    )
+    set_size: PositiveInt = Field(64, description="control cells shown to the decoder at once (S)")
+    emitter: Literal["paired-controls", "negative-binomial"] = Field(
+        "paired-controls",
+        description="what a predicted cell is made of: its control cell's own counts, changed by the predicted ratio, "
+        "or a distribution around the control profile, in which genes are independent",
+    )
+    effect_scale: Literal["validation"] | Annotated[float, Field(ge=0, le=100)] = Field(
+        1.0,
+        description="factor on predicted log ratios, the baselines' too: 0 to 100, or chosen on validation",
+    )
+
+    @model_validator(mode="after")
+    def _depth_of_a_cell(self) -> PredictConfig:
+        if self.depth != "control" and not 0 < self.depth < 1_000_000:
+            raise ValueError(
+                f"predict.depth={self.depth:g}: give UMI above 0 and below 1,000,000, the most that the scorer takes, "
+                "or control"
+            )
+        return self
+
+
+class ScoreConfig(Section):
+    """How predictions are judged."""
+
+    preset: Literal["vcc2026"] = Field("vcc2026", description="cell-eval2 preset")
+    baselines: list[Literal["control", "mean-response", "other-contexts", "additive", "embedding-transfer"]] = Field(
+        ["control", "mean-response", "other-contexts"],
+        min_length=1,
+        description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
+        "embedding-transfer: SE's gene decoder, needs state-se",
+    )

@@ -1,0 +1,93 @@
+"""The recipe: one YAML file that says everything about a run; its keys, their types, defaults and meanings.
+
+``read.py`` reads one. Paths may use environment variables (``${VCC_FM_DATA}/x.h5ad``); they are expanded when
+a stage opens them, so that a recipe loads without its data.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from vcc_fm.ground.errors import shown
+from vcc_fm.ground.files import fingerprint
+from vcc_fm.ground.paths import LONGEST_NAME, expand, without_secrets
+from vcc_fm.recipe.data import DataConfig
+from vcc_fm.recipe.decoder import DecoderSettings
+from vcc_fm.recipe.embed import EmbedConfig
+from vcc_fm.recipe.predict import PredictConfig, ScoreConfig
+from vcc_fm.recipe.section import Section
+from vcc_fm.recipe.split import SplitConfig
+from vcc_fm.recipe.train import TrainConfig
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    name: str = Field(
+        description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^\w[\w.-]*$"
+    )
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    output: str = Field(".", description="folder that holds embeddings/ and runs/")
+    data: DataConfig = Field(description="which cells there are")
+    embed: EmbedConfig = Field(EmbedConfig(), description="the frozen encoders")
+    split: SplitConfig = Field(description="what is held out")
+    decoder: DecoderSettings = Field(DecoderSettings(), description="the network")
+    pretrain: TrainConfig | None = Field(None, description="training of the base, when decoder.base is pretrain")
+    train: TrainConfig = Field(description="training of the decoder")
+    predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
+    score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        # Files beside the folders are named after it.
+        if len(name.encode()) > LONGEST_NAME - 55:
+            raise ValueError(f"name: {shown(name)} has {len(name.encode())} bytes; 200 at most")
+        return name
+
+    @model_validator(mode="after")
+    def _base(self) -> Recipe:
+        if (self.decoder.base == "pretrain") != (self.pretrain is not None):
+            raise ValueError("decoder.base=pretrain and a pretrain section belong together; one of them is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _gene_decoder(self) -> Recipe:
+        if "embedding-transfer" in self.score.baselines and self.embed.cells.encoder != "state-se":
+            raise ValueError(
+                "score.baselines: embedding-transfer decodes with SE and needs embed.cells.encoder=state-se, found "
+                f"{self.embed.cells.encoder}; change the encoder or leave the baseline out"
+            )
+        return self
+
+    @property
+    def embeddings_folder(self) -> Path:
+        """Where the stores of this recipe are."""
+        return expand(self.output) / "embeddings" / self.name
+
+    @property
+    def run_folder(self) -> Path:
+        """Where checkpoints, predictions and scores of this recipe are."""
+        return expand(self.output) / "runs" / self.name
+
+    def public(self) -> dict[str, Any]:
+        """The resolved recipe as JSON, to be shown or stored: variables unexpanded, addresses without secrets."""
+        content: dict[str, Any] = json.loads(self.model_dump_json(), object_hook=_without_secrets)
+        return content
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def _without_secrets(section: dict[str, Any]) -> dict[str, Any]:
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(entry) for entry in value]
+        return without_secrets(value) if isinstance(value, str) else value
+
+    return {key: clean(value) for key, value in section.items()}

@@ -1,0 +1,281 @@
+"""The plan: what a run would do, on what, and what would fail; nothing is written."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcc_fm.cellsets.split import Split, make_splits
+from vcc_fm.cellsets.targets import (
+    protein_coverage,
+    separator_of,
+    sources_of_contexts,
+    with_vectors,
+    without_any,
+)
+from vcc_fm.encoders.widths import cell_width, check_sequences, protein_width
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.plan_checks import check_controls, check_phases, check_processes, check_scored
+from vcc_fm.run.plan_decoder import plan_decoder
+from vcc_fm.run.stages import protein_fasta, source_configs, stages_of
+from vcc_fm.sources.alignment import open_sources
+from vcc_fm.sources.fasta import read_proteins
+from vcc_fm.store.cell_table import cell_table
+
+DENSITY = 0.15
+"""Share of non-zero counts that the size of a store is guessed with before its counts are read."""
+
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""What the driver of a GPU leaves in the file system: NVIDIA's, that of Windows for Linux, AMD's."""
+
+
+def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Everything that can be said before a run, as JSON values.
+
+    Labels and gene names of the sources are read; no counts are. A simulated screen is drawn into a temporary folder.
+    """
+    layout, problems = Layout(recipe), list[str]()
+    plan: dict[str, Any] = {"recipe": recipe.name, "fingerprint": recipe.fingerprint(), "problems": problems}
+    plan["stages"] = [
+        {
+            "stage": stage.name,
+            "done": not stage.faults(recipe),
+            "outputs": [str(output.path) for output in stage.outputs(layout)],
+        }
+        for stage in stages_of(recipe)
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            configs = source_configs(recipe, Path(scratch))
+        except UserError as error:
+            problems.append(str(error))
+            configs = []
+        plan["missing"] = _missing_files(recipe, configs)
+        problems += [entry["problem"] for entry in plan["missing"]]
+        if configs and not any(entry["needed_for"] == "cells" for entry in plan["missing"]):
+            _plan_cells(plan, recipe, configs, Path(scratch))
+    plan["processes"] = {"processes": processes, "device": _device()}
+    check_processes(recipe, processes, problems)
+    # One mistake may stand in the way of several stages; it is said once.
+    plan["problems"] = list(dict.fromkeys(problems))
+    return plan
+
+
+def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig], scratch: Path) -> None:
+    """What can be said once the sources can be read."""
+    problems = plan["problems"]
+    opened = _look(recipe, configs, problems)
+    if opened is None:
+        return
+    plan["cells"] = opened
+    genes = opened.pop("axis")
+    groups = opened.pop("group_cells")
+    sources = sources_of_contexts(recipe, opened.pop("context_sources"))
+    labels = sorted({label for _, label in groups} - {configs[0].control})
+    opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, configs[0].control, problems)
+    missing = {entry["needed_for"] for entry in plan["missing"]}
+    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
+    if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
+        without = set(plan["proteins"]["targets_without_sequence"])
+        targets = {gene for label in labels for gene in label.split(separator_of(recipe))}
+        groups = with_vectors(groups, targets - without, configs[0].control, separator_of(recipe))
+    if "split" not in missing:
+        splits = _splits(recipe, groups, configs[0].control, sources, problems)
+        plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
+        check_phases(recipe, splits, opened["contexts"], problems)
+        check_controls(splits, groups, configs[0].control, problems)
+        check_scored(recipe, splits, groups, configs[0].control, problems)
+    plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
+    plan["resources"] = _resources(recipe, opened, len(genes))
+
+
+def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str, str]]:
+    wanted = [(f"data.sources {c.name}", c.path, c.get, "cells") for c in configs]
+    if recipe.data.genes not in ("union", "intersection"):
+        wanted.append(("data.genes", recipe.data.genes, None, "cells"))
+    if recipe.data.symbols is not None:
+        wanted.append(("data.symbols", recipe.data.symbols, None, "cells"))
+    if recipe.split.table is not None:
+        wanted.append(("split.table", recipe.split.table, None, "split"))
+    if recipe.embed.proteins.fasta is not None:
+        wanted.append(("embed.proteins.fasta", recipe.embed.proteins.fasta, recipe.embed.proteins.get, "proteins"))
+    for key in ("table", "symbols"):
+        path = recipe.embed.proteins.model_dump()[key]
+        if path is not None:
+            wanted.append((f"embed.proteins.{key}", path, None, "proteins"))
+    missing = []
+    for key, path, get, needed_for in wanted:
+        if "://" in path:
+            continue  # asking for it would fetch it; its stage says when it cannot be had
+        try:
+            found = expand(path).exists()
+            problem = f"{key}: {path} is missing" + (f"; get it from {get}" if get else "")
+        except UserError as error:
+            found, problem = False, f"{key}: {error}"
+        if not found:
+            missing.append({"key": key, "path": path, "needed_for": needed_for, "problem": problem})
+    return missing
+
+
+def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> dict[str, Any] | None:
+    """Labels and genes of all sources."""
+    try:
+        with open_sources(recipe.data, configs) as aligned:
+            sources, axis = aligned.opened, aligned.axis
+            cells = cell_table(sources, configs, recipe.seed)
+            measured = aligned.measured
+            described = [
+                {
+                    "name": source.name,
+                    "cells": len(source.cells),
+                    "genes": len(source.genes),
+                    "genes_off_axis": int((columns < 0).sum()),
+                    "values": source.evidence,
+                    "dropped": source.dropped,
+                    "repairs": source.repairs,
+                }
+                for source, columns in zip(sources, aligned.columns, strict=True)
+            ]
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    pairs, sizes = np.unique(
+        np.column_stack([cells.codes["context"], cells.codes["perturbation"]]), axis=0, return_counts=True
+    )
+    counts = {
+        (str(cells.names["context"][context]), str(cells.names["perturbation"][label])): int(number)
+        for (context, label), number in zip(pairs, sizes, strict=True)
+    }
+    of_source = np.column_stack([cells.codes["context"], cells.source(np.arange(len(cells.rank)))])
+    context_sources = [
+        (str(cells.names["context"][context]), cells.sources[source])
+        for context, source in np.unique(of_source, axis=0)
+    ]
+    few = {key: n for key, n in counts.items() if n < recipe.data.minimum_cells and key[1] != configs[0].control}
+    kept = {key: n for key, n in counts.items() if key not in few}
+    if not kept:
+        problems.append("no cell is left after the filters (keep, minimum_cells); loosen them")
+        return None
+    return {
+        "cells": sum(kept.values()),
+        "dropped_perturbations": len(few),
+        "genes": len(axis),
+        "contexts": sorted({context for context, _ in kept}),
+        "batches": len(cells.names["batch"]),
+        "perturbations": len({label for _, label in kept} - {configs[0].control}),
+        "simulated": recipe.data.simulate is not None,
+        "sources": described,
+        "axis": axis.tolist(),
+        "genes_in_all": int(measured.all(axis=0).sum()),
+        "group_cells": kept,
+        "context_sources": context_sources,
+    }
+
+
+def _encoder(
+    recipe: Recipe, genes_in_all: int, group_cells: dict[tuple[str, str], int], control: str, problems: list[str]
+) -> int | None:
+    """Length of a cell's vector; None where the encoder cannot be had.
+
+    The expression encoder needs enough control cells and shared genes to be fitted on.
+    """
+    try:
+        width = cell_width(recipe.embed.cells)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    controls = sum(n for (_, label), n in group_cells.items() if label == control)
+    smallest = min(genes_in_all, controls)
+    if recipe.embed.cells.encoder == "expression" and smallest <= width:
+        problems.append(
+            f"embed.cells.width={width}: {genes_in_all} genes measured by all sources and {controls} control cells to "
+            f"fit on; use a width below {smallest}"
+        )
+    return width
+
+
+def _splits(
+    recipe: Recipe,
+    group_cells: dict[tuple[str, str], int],
+    control: str,
+    sources: dict[str, dict[str, str]],
+    problems: list[str],
+) -> list[Split]:
+    try:
+        return make_splits(recipe.split, group_cells, control, separator_of(recipe), recipe.seed, sources)
+    except UserError as error:
+        problems.append(str(error))
+        return []
+
+
+def _proteins(
+    recipe: Recipe, scratch: Path, labels: list[str], genes: list[str], problems: list[str]
+) -> dict[str, Any] | None:
+    """Which target genes and genes of the axis have a sequence."""
+    try:
+        known, width, faulty = _known_proteins(recipe, scratch)
+        covered = protein_coverage(recipe, labels, genes, known, faulty)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    without = sorted(r.symbol for r in covered.targets if r.found is None)
+    if without and recipe.embed.proteins.missing == "refuse":
+        problems.append(
+            f"{len(without)} target genes have no protein sequence: {', '.join(without[:8])}; add them to "
+            "embed.proteins.fasta, give embed.proteins.symbols, or set embed.proteins.missing to learned or drop"
+        )
+    return {
+        "targets": len(covered.targets),
+        "targets_without_sequence": without,
+        "axis_with_sequence": sum(r.found is not None for r in covered.genes),
+        "width": width,
+        "coverage": covered.lines(),
+        "note": without_any(covered, recipe.embed.proteins.missing),
+    }
+
+
+def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int, dict[str, str]]:
+    """Symbols that have a protein vector, its length, and what is wrong with the proteins of other symbols."""
+    config = recipe.embed.proteins
+    if config.table is not None:
+        from vcc_fm.encoders.proteins.table import read_pt  # it reads torch's files
+
+        symbols, vectors = read_pt(expand(config.table))
+        return set(symbols), vectors.shape[1], {}
+    read = read_proteins(protein_fasta(recipe, scratch))
+    check_sequences(config, [protein.sequence for protein in read.proteins])
+    return {protein.symbol for protein in read.proteins}, protein_width(config), read.report.faulty
+
+
+def _resources(recipe: Recipe, opened: dict[str, Any], genes: int) -> dict[str, float]:
+    """Guesses from sizes alone: what prepare writes, what a prediction holds, what a batch takes."""
+    phases = [phase for phase in (recipe.pretrain, recipe.train) if phase is not None]
+    cells, width = opened["cells"], opened["vector_width"] or 0
+    return {
+        "cell_store_gb": round(cells * genes * DENSITY * 8 / 1e9, 3),
+        "cell_embeddings_gb": round(cells * width * 4 / 1e9, 3),
+        "batch_gb_per_process": round(max(_batch_bytes(phase, genes) for phase in phases) / 1e9, 3),
+    }
+
+
+def _batch_bytes(phase: TrainConfig, genes: int) -> int:
+    """Counts, log shares, the prediction and what the losses keep for the gradient: about 16 arrays [B, S, G]."""
+    sets = phase.micro_sets or phase.batch_sets
+    return 16 * sets * phase.set_size * genes * 4
+
+
+def _device() -> str:
+    """The GPU that a run would use, or CPU; torch, slow to import, is asked only where a GPU driver is."""
+    if not any(Path(path).exists() for path in DRIVERS):
+        return "CPU"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

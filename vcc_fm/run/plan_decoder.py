@@ -1,0 +1,162 @@
+"""The decoder that a recipe asks for: does it fit, and how large is it.
+
+A llama of plain sizes, which nearly every recipe asks for, is judged by arithmetic, because the import of torch and
+transformers takes longer than everything else that a plan does. Any other is built, without memory for its weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vcc_fm.decoder.model import PerturbationDecoder
+
+_SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
+
+
+def plan_decoder(
+    recipe: Recipe, cells: dict[str, Any], genes: list[str], proteins: dict[str, Any] | None, problems: list[str]
+) -> dict[str, Any] | None:
+    """Base, backbone, and parameters (total and trainable) of the model that `train` trains.
+
+    Args:
+        recipe: its ``decoder`` section says which.
+        cells: ``contexts``, number of ``batches`` and ``vector_width`` of the plan.
+        genes: gene axis.
+        proteins: ``targets_without_sequence`` and ``width`` of the plan; None where they are not known.
+        problems: what would fail is added here.
+
+    Returns:
+        None where the decoder cannot be built, or proteins or cell vectors are not known.
+    """
+    if proteins is None or cells["vector_width"] is None:
+        return None
+    sizes = _plain_sizes(recipe)
+    if sizes is not None:
+        return _plain(recipe, sizes, cells, len(genes), proteins)
+    return _built(recipe, cells, genes, proteins, problems)
+
+
+def _plain_sizes(recipe: Recipe) -> dict[str, int] | None:
+    """Sizes of a llama that is made here and fits together, trained whole or under the usual adapters; None else."""
+    settings, sizes = recipe.decoder, dict(recipe.decoder.backbone)
+    if settings.base not in ("scratch", "pretrain") or sizes.pop("model_type", None) != "llama":
+        return None
+    if settings.base == "pretrain" and settings.lora.target_modules != "all-linear":
+        return None
+    plain = {key: size for key, size in sizes.items() if isinstance(size, int) and not isinstance(size, bool)}
+    if plain.keys() != _SIZES or sizes.keys() != _SIZES or min(plain.values()) < 1:
+        return None
+    # Positions turn pairs of a head's channels.
+    return None if plain["hidden_size"] % (2 * plain["num_attention_heads"]) else plain
+
+
+def _plain(
+    recipe: Recipe, sizes: dict[str, int], cells: dict[str, Any], genes: int, proteins: dict[str, Any]
+) -> dict[str, Any]:
+    """What :func:`_built` says of such a decoder."""
+    width, inner, layers = (sizes[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    rank = recipe.decoder.gene_rank
+    linear = layers * (4 * width * width + 3 * width * inner)  # attention, and the gated network
+    norms = (2 * layers + 1) * width
+    codes = 5 + len(cells["contexts"]) + cells["batches"] + len(proteins["targets_without_sequence"])
+    vectors = cells["vector_width"] + 1 + proteins["width"]
+    around = codes * width + (vectors + 2 * (width + 1) + 2) * width + (rank + 1) * width + 2 * width
+    head = genes * (rank + 1) + proteins["width"] * rank + (2 * width + 1) * rank + 3 * (width + 1)
+    trainable = linear + norms + around + head
+    total = sizes["vocab_size"] * width + trainable
+    if recipe.decoder.base == "pretrain":
+        # The backbone is frozen under adapters, and what is around it is copied to be trained.
+        adapters = recipe.decoder.lora.r * layers * (4 * 2 * width + 3 * (width + inner))
+        trainable = adapters + around + head
+        total += trainable
+    return {"base": recipe.decoder.base, "parameters": total, "trainable": trainable, "backbone": "llama"}
+
+
+def _built(
+    recipe: Recipe, cells: dict[str, Any], genes: list[str], proteins: dict[str, Any], problems: list[str]
+) -> dict[str, Any] | None:
+    """Build the decoder on torch's device without memory, show it tokens, and count."""
+    import torch
+
+    from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig
+    from vcc_fm.decoder.lora import add_adapters
+    from vcc_fm.decoder.model import PerturbationDecoder
+    from vcc_fm.training.phase import count_parameters
+
+    base = recipe.decoder.base
+    try:
+        backbone = _backbone(recipe)
+        config = PerturbationDecoderConfig(
+            backbone=backbone,
+            genes=genes,
+            contexts=cells["contexts"],
+            batches=[str(i) for i in range(cells["batches"])],
+            learned_targets=proteins["targets_without_sequence"],
+            cell_width=cells["vector_width"],
+            protein_width=proteins["width"],
+            gene_rank=recipe.decoder.gene_rank,
+        )
+        with torch.device("meta"):
+            decoder = PerturbationDecoder(config)
+            _show_tokens(decoder)
+            model = decoder if base == "scratch" else add_adapters(decoder, recipe.decoder.lora, base)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    except UNFIT as error:
+        said = " ".join(str(error).split())
+        problems.append(f"decoder: a {backbone['model_type']} of these settings cannot be built: {said[:300]}")
+        return None
+    total, trainable = count_parameters(model)
+    return {"base": base, "parameters": total, "trainable": trainable, "backbone": backbone["model_type"]}
+
+
+def _backbone(recipe: Recipe) -> dict[str, Any]:
+    """The config of the backbone: the recipe's, or that of its base.
+
+    Raises:
+        UserError: the backbone's keys are wrong, or there is no such base.
+    """
+    from transformers import AutoConfig
+
+    from vcc_fm.decoder.config import PerturbationDecoderConfig, check_backbone
+
+    settings = recipe.decoder
+    if settings.base in ("scratch", "pretrain"):
+        check_backbone(settings.backbone)
+        return dict(settings.backbone)
+    base = str(expand(settings.base))
+    try:
+        found = AutoConfig.from_pretrained(base, revision=settings.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        reason = (
+            f"no decoder or backbone that transformers can load ({said[:200]})"
+            if _exists(settings.base)
+            else ("no such folder, and no Hub id that can be reached from here")
+        )
+        raise UserError(
+            f"decoder.base={settings.base}: {reason}; give scratch, pretrain, a folder or a Hub id"
+        ) from None
+    return found.backbone if isinstance(found, PerturbationDecoderConfig) else found.to_dict()
+
+
+def _exists(base: str) -> bool:
+    return expand(base).is_dir()
+
+
+def _show_tokens(decoder: PerturbationDecoder) -> None:
+    """Let the backbone read four tokens as the decoder will give them: some models can be built and read none."""
+    import torch
+
+    width = decoder.special_token.embedding_dim
+    decoder.backbone(
+        inputs_embeds=torch.zeros(1, 4, width),
+        attention_mask=torch.zeros(1, 1, 4, 4),
+        position_ids=torch.zeros(1, 4, dtype=torch.long),
+    ).last_hidden_state.float()

@@ -1,0 +1,107 @@
+"""The score stage: the model, the baselines and the scale, one table and one report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from vcc_fm.ground.files import read_json
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.outputs import Output
+from vcc_fm.scoring.report import write_report
+from vcc_fm.scoring.table import Entry, ScoreTable
+from vcc_fm.scoring.vcc import score
+from vcc_fm.training.checkpoint import read_log
+
+
+def score_run(recipe: Recipe, output: Output, console: Console) -> None:
+    """Score what the predict stage wrote; writes ``scores.json``, ``scores.csv`` and ``report.html``.
+
+    Raises:
+        UserError: the predictions are missing or were made from another recipe, or truth and predictions differ in
+            genes or labels.
+    """
+    layout = Layout(recipe)
+    entries = [Entry("model", "model", layout.predictions.require())]
+    entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
+    control = read_json(layout.cells.path / "store.json")["control"]
+    table = without_twins(score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache"))
+    # Before anything is drawn or printed: what fails there must not take the scores along.
+    table.write_csv(output.path.with_suffix(".csv"))
+    table.write_json(output.path)
+    table.print(console)
+    if reason := table.no_headline():
+        console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
+    else:
+        model, best = table.mean("model"), max(table.baselines(), key=table.mean)
+        mean = table.mean(best)
+        console.print(
+            f"model {model:+.3f}; best baseline {best} {mean:+.3f}; distance {model - mean:+.3f}", highlight=False
+        )
+    report = output.path.with_name("report.html")
+    record = read_json(layout.prediction_record)
+    write_report(
+        report,
+        table,
+        layout.truth,
+        layout.prediction("model"),
+        control,
+        _log(recipe),
+        recipe.name,
+        _notes(recipe, record),
+        record["emitted"],
+    )
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def without_twins(table: ScoreTable) -> ScoreTable:
+    """The table without baselines whose raw scores are those of an earlier one, which a note names.
+
+    Where a perturbation was measured in no other context, other-contexts is mean-response; where there is no other
+    perturbation, mean-response is control. Such a row would look like a rung of its own.
+    """
+    raw = table.rows.set_index(["entry", "context", "metric"])["raw"]
+    kept: list[str] = []
+    notes = []
+    for name in table.baselines():
+        scored = raw[name].notna().any()
+        twin = next((other for other in kept if scored and _same(raw[other], raw[name])), None)
+        if twin is None:
+            kept.append(name)
+        else:
+            notes.append(f"baseline {name} is left out: here it is {twin}")
+    stay = table.rows["kind"].ne("baseline") | table.rows["entry"].isin(kept)
+    means = table.means["kind"].ne("baseline") | table.means["entry"].isin(kept)
+    return replace(
+        table,
+        rows=table.rows[stay].reset_index(drop=True),
+        means=table.means[means].reset_index(drop=True),
+        notes=table.notes + notes,
+    )
+
+
+def _same(one: pd.Series[float], other: pd.Series[float]) -> bool:
+    """Whether scores are those of the same cells: the scorer's sums, which threads share, end in other last digits."""
+    return len(one) == len(other) and np.allclose(one, other.reindex(one.index), rtol=1e-9, atol=0, equal_nan=True)
+
+
+def _log(recipe: Recipe) -> list[dict[str, Any]]:
+    """Training and validation lines of all phases of the first fold."""
+    layout = Layout(recipe)
+    return [line for phase in ("pretrain", "train") for line in read_log(layout.phase(0, phase) / "log.jsonl")]
+
+
+def _notes(recipe: Recipe, record: dict[str, Any]) -> list[str]:
+    notes = ["All cells are simulated."] if recipe.data.simulate else []
+    notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; seed {recipe.seed}.")
+    if record["without_response_elsewhere"]:
+        notes.append(
+            f"{record['without_response_elsewhere']} of the held-out groups have no training cells of the same "
+            "perturbation in another context; the baseline other-contexts predicts the mean response for them."
+        )
+    return notes + record["warnings"]
