@@ -22,7 +22,7 @@ from _screen import CONTROL, write_store
 from rich.console import Console
 from torch import Tensor
 
-from vcc_fm.encoders.cells.state_se import SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_model import TIED, SeGeometry
 from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
 

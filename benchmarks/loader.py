@@ -31,6 +31,7 @@ from rich.console import Console
 
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.loop import Trainer, make_accelerator
@@ -161,7 +162,7 @@ def _training(screen: Screen, folder: Path) -> tuple[str, float]:
     """The trainer's own loop: its device, and the share of its time in which it waits for cells, %."""
     recipe, data = screen.recipe, screen.data
     accelerator = make_accelerator(recipe.train, folder)
-    model, _ = build_decoder(recipe, data, "scratch", 0)
+    model, _ = build_decoder(recipe.decoder, data, "scratch", 0)
     vocabulary = vocabulary_of(model.config)
     assembler = Assembler(data, vocabulary, recipe.train.set_size, True, accelerator.device)
     settings = recipe.decoder
@@ -174,7 +175,18 @@ def _training(screen: Screen, folder: Path) -> tuple[str, float]:
         settings.response_dropout,
     )
     quiet = Console(quiet=True)
-    Trainer("train", recipe.train, model, sampler, None, assembler, folder, accelerator, quiet).run()
+    Trainer(
+        "train",
+        recipe.train,
+        model,
+        SetLosses(recipe.train.loss),
+        sampler,
+        None,
+        assembler,
+        folder,
+        accelerator,
+        quiet,
+    ).run()
     lines = read_log(folder / "log.jsonl")[1:]  # the first step also waits for the first batch ever made
     return accelerator.device.type, float(np.mean([line["loader_wait_percent"] for line in lines]))
 

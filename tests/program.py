@@ -106,11 +106,11 @@ def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = 
 def train_decoder(recipe: Recipe, data: Dataset, phase: str, console: Console = QUIET) -> None:
     """Train one phase of the first fold on ``data``, as its stage does."""
     from vcc_fm.run.layout import Layout
-    from vcc_fm.training.phase import train_phase
+    from vcc_fm.run.train import train_on
 
     output = Layout(recipe).decoder(0, phase)
     output.forget()
-    train_phase(recipe, data, output, console)
+    train_on(data, recipe, output, console)
     output.mark(0.0)
 
 

@@ -76,9 +76,16 @@ def source(**changes: Any) -> Edit:
     return keys(**{f"data__sources__0__{key}": value for key, value in changes.items()})
 
 
-def proteins(**changes: Any) -> Edit:
-    """Sets keys of the encoder of proteins."""
-    return keys(**{f"embed__proteins__{key}": value for key, value in changes.items()})
+def proteins(encoder: str | None = None, **changes: Any) -> Edit:
+    """Sets keys of the encoder of proteins; with ``encoder`` of another one, from the same sequences."""
+
+    def edit(folder: Path, content: dict[str, Any]) -> None:
+        if encoder is not None:
+            fasta = {} if encoder == "table" else {"fasta": content["embed"]["proteins"]["fasta"]}
+            content["embed"]["proteins"] = {"encoder": encoder, **fasta}
+        keys(**{f"embed__proteins__{key}": value for key, value in changes.items()})(folder, content)
+
+    return edit
 
 
 def both(*edits: Edit) -> Edit:
@@ -201,7 +208,7 @@ def zarr_without_chunks(folder: Path, content: dict[str, Any]) -> None:
 
 
 UNTRAINED = proteins(encoder="esm2", untrained={"width": 8, "heads": 2})
-PT = proteins(encoder="table", table="FOLDER/f.pt", fasta=None)
+PT = proteins(encoder="table", table="FOLDER/f.pt")
 ESM = proteins(encoder="esm2", model="FOLDER/esm")
 
 
@@ -218,9 +225,9 @@ CASES = [
     # --------------------------------------------------------------------------------------------------- the recipe
     Case(LOADED, keys(trian=1), "unknown key trian (did you mean train?)"),
     Case("scoring.inputs._check_counts", keys(predict__depth=2e6), "predict.depth=2e+06: give UMI above 0"),
-    Case("scoring.vcc.score", keys(score__baselines=["control"] * 2), "'control' stands twice"),
+    Case("scoring.score.score", keys(score__baselines=["control"] * 2), "'control' stands twice"),
     Case(
-        "encoders.proteins.esm2.choose_layer",
+        "encoders.proteins.esm2_encoder.choose_layer",
         both(UNTRAINED, proteins(layer=3)),
         "embed.proteins.untrained has 2 layers",
     ),
@@ -231,11 +238,11 @@ CASES = [
     ),
     Case(
         "encoders.cells.state_se_tokens.Tokenizer.__init__",
-        keys(embed__cells__pad_length=1),
+        keys(embed__cells={"encoder": "state-se", "pad_length": 1}),
         "embed.cells.pad_length: ",
     ),
     Case("ground.paths.expand", source(path="${VCC_FM_NOT_SET}/s.h5ad"), "VCC_FM_NOT_SET is not set"),
-    Case("run.stages.protein_fasta", proteins(fasta=None), "embed.proteins.fasta is missing"),
+    Case("run.inputs.protein_fasta", proteins(fasta=None), "embed.proteins.fasta is missing"),
     Case("sources.simulate._check", keys(data={"simulate": {"contexts": []}}), "data.simulate.contexts is empty"),
     # ---------------------------------------------------------------------------------------------------- the split
     Case(SPLIT + "_hold_out_perturbations", keys(split={"hold_out": "perturbations", "folds": 5}), "folds=5 is more"),
@@ -257,29 +264,41 @@ CASES = [
     Case(LOAD + "_fewshot_lists", table('[training]\ns = "train"\n[fewshot."s.x"]\ntrain = []'), "unknown key"),
     Case(LOAD + "read_cell_load_table", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
     # ------------------------------------------------------------------------- phases, controls, what is scored
-    Case("training.phase._training_groups", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
+    Case("cellsets.groups.training_groups", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
     Case(
-        "cellsets.sampler.SetSampler.__init__",
+        "cellsets.groups.training_groups",
         keys(split={"hold_out": "contexts", "contexts": ["x"]}, train__contexts=["x"]),
         "leaves nothing to train on there",
     ),
-    Case("training.phase._weights", keys(train__context_weights={"z": 2.0}), "no training group has the context z"),
-    Case("training.phase._weights", keys(train__perturbation_weights={"G0": 2.0}), "has the perturbation G0; take"),
     Case(
-        "prediction.calibrate._validation_scores",
+        "cellsets.groups.training_groups",
+        keys(train__context_weights={"z": 2.0}),
+        "no training group of fold 0 has the context z",
+    ),
+    Case(
+        "cellsets.groups.training_groups",
+        keys(train__perturbation_weights={"G0": 2.0}),
+        "has the perturbation G0; take",
+    ),
+    Case(
+        "cellsets.groups.validation_groups",
         keys(split__validation=[], predict__effect_scale="validation"),
         "predict.effect_scale=validation needs validation groups",
     ),
-    Case("training.loop.make_accelerator", keys(train__processes=2), "train.processes=2, but the plan is for 1"),
-    Case("scoring.inputs.check_truth", without("G0", 1), "G0 in x: a single cell; the score stage splits"),
-    Case("scoring.inputs.check_truth", without("non-targeting", 1), "non-targeting in x: a single cell"),
     Case(
-        "scoring.inputs.check_truth",
+        "recipe.train.TrainConfig.check_processes",
+        keys(train__processes=2),
+        "train.processes=2, but 1 take part",
+    ),
+    Case("scoring.inputs.check_groups", without("G0", 1), "a single cell of G0 in x; the replicate splits"),
+    Case("scoring.inputs.check_groups", without("non-targeting", 1), "a single cell of non-targeting in x"),
+    Case(
+        "scoring.inputs.check_groups",
         both(without("G1", 1), keys(predict__effect_scale="validation")),
-        "G1 in x: a single cell",
+        "a single cell of G1 in x",
     ),
     Case(
-        "cellsets.profiles.control_log_shares",
+        "sources.controls.require_controls",
         both(
             *(without(label, 0) for label in LABELS if label != "G0"),
             keys(split={"hold_out": "few-shot", "contexts": ["y"], "test": ["G0"], "unseen": 1.0}),
@@ -287,12 +306,12 @@ CASES = [
         "no control cells ('non-targeting') in context x",
     ),
     Case("cellsets.split.make_splits", keys(data__minimum_cells=99), "no perturbation is left"),
-    Case("encoders.cells.expression.ExpressionEncoder.fit", keys(embed__cells__width=20), "use a width below 16"),
+    Case("encoders.cells.expression.Expression.check", keys(embed__cells__width=20), "use a width below 16"),
     # ------------------------------------------------------------------------------------------------- the decoder
     Case("decoder.config.check_backbone", keys(decoder__backbone__model_type="lama"), "did you mean llama?"),
-    Case("decoder.build.build_decoder", keys(decoder__backbone__hidden_size=18), "cannot be built"),
-    Case("decoder.build._base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
-    Case("decoder.build._learned_targets", written("p.fasta", ">G0\nMKV\n"), "3 target genes have no protein"),
+    Case("decoder.config.unfit", keys(decoder__backbone__hidden_size=18), "cannot be built"),
+    Case("decoder.build.base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
+    Case("cellsets.targets.require_vectors", written("p.fasta", ">G0\nMKV\n"), "3 target genes have no protein"),
     # -------------------------------------------------------------------------------------------- encoders' inputs
     Case(
         "encoders.proteins.token_batches.plan_shards",
@@ -305,7 +324,7 @@ CASES = [
         "can share 0 to 1021 residues",
     ),
     Case(
-        "encoders.proteins.esm2.choose_layer",
+        "encoders.proteins.esm2_encoder.choose_layer",
         both(ESM, written("esm/config.json", json.dumps(ESM2)), proteins(layer=3)),
         "2 layers",
     ),
@@ -350,14 +369,14 @@ CASES = [
     ),
     Case(
         SOURCES + "symbol_files._read",
-        both(written("n.tsv", "a\tb\n"), proteins(symbols="FOLDER/n.tsv")),
+        both(written("n.tsv", "a\tb\n"), keys(data__names__symbols="FOLDER/n.tsv")),
         "table",
     ),
     Case(SOURCES + "download.check_sha256", proteins(sha256="0" * 64), "SHA-256"),
-    Case(SOURCES + "symbols.coverage", proteins(pins={"G99": "G0"}), "G99 is neither a target gene nor"),
+    Case(SOURCES + "symbols.coverage", keys(data__names__pins={"G99": "G0"}), "G99 is neither a target gene nor"),
     Case(
         SOURCES + "alignment.open_sources",
-        keys(data__symbols="FOLDER/names.tsv", data__pins={"XX": "XG0"}),
+        keys(data__names={"symbols": "FOLDER/names.tsv", "pins": {"XX": "XG0"}, "approved": True}),
         "XG0 is no approved symbol",
     ),
     Case(SOURCES + "genes.read_axis", both(written("a.txt", ""), keys(data__genes="FOLDER/a.txt")), "names no gene"),

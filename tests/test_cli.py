@@ -181,7 +181,7 @@ def test_an_interrupted_run_says_how_to_go_on(main, prepared, monkeypatch):
 def test_a_stage_that_the_recipe_does_not_have_is_refused(main, prepared):
     ended = main("calibrate", prepared)
     assert ended.code == 2
-    assert "has no stage calibrate: it is for predict.effect_scale=validation only" in ended.err
+    assert "asks for no calibrate; predict.effect_scale=validation does" in ended.err
 
 
 def test_a_stage_whose_inputs_are_missing_names_the_command_that_makes_them(main, prepared):

@@ -17,8 +17,9 @@ from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.export import export_obsm
+from vcc_fm.run.inputs import source_configs
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.stages import run_stage, source_configs, stages_of
+from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.store.embeddings import EmbeddingStore
 
 QUIET = Console(quiet=True)

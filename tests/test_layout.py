@@ -59,9 +59,8 @@ def test_what_a_file_must_be_is_no_part_of_what_is_made_of_it(tmp_path):
     source = {"name": "s", "path": str(tmp_path / "s.h5ad"), "perturbation_column": "gene", "context": "a"}
     proteins = {"encoder": "esm2", "fasta": str(tmp_path / "p.fa"), "untrained": {}}
     plain = Layout(recipe(tmp_path, data={"sources": [source]}, embed={"proteins": proteins}))
-    digests = {"sha256": "0" * 64, "symbols_sha256": "1" * 64}
-    data = {"sources": [source | {"sha256": "2" * 64}], "symbols_sha256": "3" * 64}
-    strict = Layout(recipe(tmp_path, data=data, embed={"proteins": proteins | digests}))
+    data = {"sources": [source | {"sha256": "2" * 64}], "names": {"sha256": "1" * 64}}
+    strict = Layout(recipe(tmp_path, data=data, embed={"proteins": proteins | {"sha256": "0" * 64}}))
     assert strict.cells.fingerprint == plain.cells.fingerprint
     assert strict.proteins.fingerprint == plain.proteins.fingerprint
 

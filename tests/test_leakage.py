@@ -19,7 +19,7 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary, control_sets
 from vcc_fm.cellsets.split import Split, make_splits
 from vcc_fm.encoders.cells.embed import embed_cells
-from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.encoders.cells.expression import Expression, ExpressionSettings
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -65,7 +65,8 @@ class Fitted:
     def on(cls, folder: Path, one: Screen, split: Split) -> "Fitted":
         cells = store_of(folder, one)
         quiet = Console(quiet=True)
-        embed_cells(folder / "vectors", cells, CellEncoderConfig(width=3), "e" * 64, PartialState(cpu=True), quiet)
+        encoder = Expression(ExpressionSettings(width=3))
+        embed_cells(folder / "vectors", cells, encoder, "e" * 64, PartialState(cpu=True), quiet)
         proteins = embedded(folder / "proteins", GENES, np.eye(len(GENES), 4, dtype=np.float32), "symbol")
         data = Dataset(cells, EmbeddingStore(folder / "vectors"), proteins, split, "+")
         return cls(data, folder / "vectors" / "encoder.safetensors")

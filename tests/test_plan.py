@@ -51,7 +51,7 @@ def test_the_plan_says_what_the_stages_find_and_make(tiny_run):
     assert plan["split"] == [{"fold": 0, "counts": data.split.counts(), "warnings": data.split.warnings}]
     assert plan["proteins"]["width"] == data.protein_vectors.width
     assert plan["proteins"]["axis_with_sequence"] == len(data.cells.genes)
-    parameters = count_parameters(build_decoder(tiny_run, data, "scratch", 0)[0])
+    parameters = count_parameters(build_decoder(tiny_run.decoder, data, "scratch", 0)[0])
     assert (plan["decoder"]["parameters"], plan["decoder"]["trainable"]) == parameters
     assert {stage["stage"]: stage["done"] for stage in plan["stages"]} == {
         "prepare": True,
@@ -71,7 +71,7 @@ def test_the_plan_counts_what_adapters_train(tiny_run):
             "pretrain": tiny_run.train,
         }
     )
-    decoder, _ = build_decoder(tiny_run, load_dataset(tiny_run, 0), "scratch", 0)
+    decoder, _ = build_decoder(tiny_run.decoder, load_dataset(tiny_run, 0), "scratch", 0)
     total, trainable = count_parameters(add_adapters(decoder, tiny_run.decoder.lora, "base"))
     found = make_plan(adapted, 1)["decoder"]
     assert (found["parameters"], found["trainable"]) == (total, trainable)
@@ -203,13 +203,13 @@ def test_a_missing_split_table_or_fasta_is_said_once_beside_what_can_be_read(tmp
         ("train.contexts=[omega]", "train.contexts: there is no context omega; there are alpha, beta, gamma"),
         ("train.batch_sets=5", "train.batch_sets=5 is not a multiple of 2 processes"),
         ("pretrain.micro_sets=4", "pretrain.batch_sets=4 is not a multiple of 2 processes x pretrain.micro_sets=4"),
-        ("train.processes=3", "train.processes=3, but the plan is for 2; pass --processes 3"),
+        ("train.processes=3", "train.processes=3, but 2 take part; pass --processes 3"),
         ("embed.cells.width=50", "embed.cells.width=50: 50 genes measured by all sources and"),
         ("data.simulate.perturbations=51", "data.simulate.genes=50 is fewer than data.simulate.perturbations=51"),
         ("data.simulate.contexts=[]", "data.simulate.contexts is empty"),
         ("data.simulate.contexts=[alpha, Alpha]", "names must differ by more than case"),
         ("data.genes=none.txt", "data.genes: none.txt is missing"),
-        ("decoder.lora.target_modules=[nothing]", "decoder: a llama of these settings cannot be built: "),
+        ("decoder.lora.target_modules=[nothing]", "decoder.backbone: a llama of these settings cannot be built: "),
     ],
 )
 def test_what_would_fail_later_is_a_problem(tmp_path, override, said):
@@ -234,7 +234,7 @@ def test_target_genes_without_a_sequence_are_a_problem_unless_they_learn_a_vecto
     plan = planned(tmp_path, fasta)
     without = plan["proteins"]["targets_without_sequence"]
     assert len(without) >= 7
-    assert f"{len(without)} target genes have no protein sequence: {without[0]}, " in plan["problems"][0]
+    assert f"{len(without)} target genes have no protein vector: {without[0]}, " in plan["problems"][0]
     learned = planned(tmp_path, fasta, "embed.proteins.missing=learned")
     assert learned["problems"] == []
     assert learned["decoder"]["parameters"] > 0

@@ -241,6 +241,9 @@ def test_explain_covers_every_key_with_a_description(load):
     full = leaves(load(SIMULATED, "decoder.base=pretrain", "pretrain.steps=5"))
     knock_down = "data.sources.0.quality.knock_down={}"
     full |= leaves(load(FILES, "embed.proteins.encoder=esm2", "embed.proteins.untrained={}", knock_down))
+    full |= leaves(
+        load(FILES, "embed.proteins={encoder: table, table: t.pt}", "embed.cells.encoder=state-se", knock_down)
+    )
     # Null or empty in one of the two.
     full -= {"data.simulate", "data.sources", "pretrain", "embed.proteins.untrained"}
     rows = list(explain())
@@ -290,7 +293,7 @@ def test_a_name_cannot_leave_its_folder(tmp_path, name):
 def test_an_untrained_esm2_has_a_shape_that_can_be_built(load):
     with pytest.raises(UserError, match=r"untrained: width=20 is not a multiple of 2 x heads=4"):
         load(SIMULATED, "embed.proteins={encoder: esm2, untrained: {width: 20, heads: 4}}")
-    with pytest.raises(UserError, match=r"untrained needs embed.proteins.encoder=esm2, found composition"):
+    with pytest.raises(UserError, match=r"unknown key embed.proteins.untrained \(a key of encoder: esm2\)"):
         load(SIMULATED, "embed.proteins.untrained={}")
 
 

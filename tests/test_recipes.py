@@ -11,11 +11,12 @@ from rich.console import Console
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.lora import add_adapters
-from vcc_fm.decoder.losses import set_losses, total_loss
+from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.plan_text import print_plan
+from vcc_fm.training.loop import mean_loss
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 GENES, CELLS = 9, 4
@@ -58,7 +59,8 @@ def test_recipe_parses_and_builds(path: Path) -> None:
     if recipe.decoder.base != "scratch":
         model = add_adapters(model, recipe.decoder.lora, recipe.decoder.base)  # type: ignore[arg-type]
     batch = one_set(recipe.embed.cells.width, 20)
-    loss = total_loss(set_losses(model(batch), batch), recipe.train.loss)
+    losses = SetLosses(recipe.train.loss)
+    loss = mean_loss(losses(model, batch), losses)
     loss.backward()
     assert torch.isfinite(loss)
 

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from typer.exceptions import TyperException
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.run.table import STAGES
 
 app = typer.Typer(
     name="vcc-fm",
@@ -100,7 +101,8 @@ def _run_stages(
     with redirect_stdout(sys.stderr if as_json else sys.stdout), sole_writer(recipe, console):
         stages = [stage for stage in stages_of(recipe) if only in (None, stage.name)]
         if not stages:
-            raise UserError(f"{recipe_path}: has no stage {only}: it is for predict.effect_scale=validation only")
+            asked_by = next(stage.asked_by for stage in STAGES if stage.name == only)
+            raise UserError(f"{recipe_path}: asks for no {only}; {asked_by} does")
         for stage in stages:
             outputs = [str(output.path) for output in stage.outputs(Layout(recipe))]
             ran.append({"stage": stage.name, "ran": run_stage(stage, recipe, console, processes), "outputs": outputs})
@@ -148,14 +150,10 @@ def _launched_command(stage: str | None, help_text: str) -> Callable[..., None]:
 
 
 app.command("run")(_launched_command(None, "Run all stages in order; what is already there is kept."))
-app.command("prepare")(_launched_command("prepare", "Check the sources and write the cell store."))
-embed_app.command("proteins")(_stage_command("embed proteins", "Encode the protein sequences of the target genes."))
-embed_app.command("cells")(_stage_command("embed cells", "Encode the cells."))
-app.command("split")(_stage_command("split", "Write which groups train, validate and test."))
-app.command("train")(_launched_command("train", "Train the decoder; goes on from the newest checkpoint."))
-app.command("calibrate")(_stage_command("calibrate", "Choose the effect scale on the validation split."))
-app.command("predict")(_launched_command("predict", "Predict the held-out perturbations."))
-app.command("score")(_stage_command("score", "Score the predictions beside baselines and ceiling."))
+for _stage in STAGES:
+    _group = embed_app if _stage.name.startswith("embed ") else app
+    _command = _launched_command if _stage.shared else _stage_command
+    _group.command(_stage.name.removeprefix("embed "))(_command(_stage.name, _stage.help))
 
 
 @app.command()
@@ -314,8 +312,8 @@ def export_obsm(
     from vcc_fm.ground.progress import ProgressLines
     from vcc_fm.recipe.read import load_recipe
     from vcc_fm.run.export import export_obsm as write
+    from vcc_fm.run.inputs import source_configs
     from vcc_fm.run.layout import Layout
-    from vcc_fm.run.stages import source_configs
 
     loaded, console = load_recipe(recipe, overrides), _console(quiet, as_json)
     configs = source_configs(loaded, Layout(loaded).simulated)

@@ -41,11 +41,11 @@ def renamed(tiny_run: Recipe, tmp_path: Path) -> Callable[..., Recipe]:
     (tmp_path / "hgnc.txt").write_text("\n".join(dict.fromkeys(table)) + "\n")
     path = tmp_path / "r.json"
 
-    def make(**proteins: object) -> Recipe:
+    def make(pins: dict[str, str] | None = None, **proteins: object) -> Recipe:
         content = tiny_run.model_dump(mode="json")
         content["output"] = str(tmp_path)
-        settings = {"fasta": str(tmp_path / "p.fasta"), "symbols": str(tmp_path / "hgnc.txt"), **proteins}
-        content["embed"]["proteins"] |= settings
+        content["data"]["names"] = {"symbols": str(tmp_path / "hgnc.txt"), "pins": pins or {}}
+        content["embed"]["proteins"] |= {"fasta": str(tmp_path / "p.fasta"), **proteins}
         path.write_text(json.dumps(content))
         return load_recipe(path)
 
@@ -79,7 +79,7 @@ def test_an_ambiguous_name_is_reported_and_never_guessed(tiny_run: Recipe, renam
     _, second, third = targets(tiny_run)[:3]
     data = prepared(renamed(missing="learned"))
     assert second not in data.protein_rows
-    decoder, _ = build_decoder(renamed(missing="learned"), data, "scratch", 0)
+    decoder, _ = build_decoder(renamed(missing="learned").decoder, data, "scratch", 0)
     assert decoder.config.learned_targets == [second, third]
     report = json.loads(Layout(renamed(missing="learned")).splits.path.read_text())
     assert report["targets"]["ambiguous"] == {second: ["NEW2", "NEW3"]}
@@ -102,7 +102,7 @@ def test_training_without_a_vector_is_refused(tiny_run: Recipe, renamed: Callabl
     with pytest.raises(
         UserError, match=rf"2 target genes have no protein vector: {second}, {third}; .*learned .* or drop"
     ):
-        build_decoder(recipe, data, "scratch", 0)
+        build_decoder(recipe.decoder, data, "scratch", 0)
     (problem,) = make_plan(recipe, 1)["problems"]
     assert f"2 target genes have no protein sequence: {second}, {third}" in problem
 
@@ -112,7 +112,7 @@ def test_dropped_perturbations_are_in_no_role(tiny_run: Recipe, renamed: Callabl
     recipe = renamed(missing="drop")
     data = prepared(recipe)
     assert {label for _, label in data.split.roles} == set(targets(tiny_run)) - {second, third}
-    decoder, _ = build_decoder(recipe, data, "scratch", 0)
+    decoder, _ = build_decoder(recipe.decoder, data, "scratch", 0)
     assert decoder.config.learned_targets == []
     assert make_plan(recipe, 1)["problems"] == []
 

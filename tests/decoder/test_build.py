@@ -27,7 +27,7 @@ def data(tiny_run: Recipe) -> Dataset:
 
 
 def scratch(recipe: Recipe, data: Dataset, seed: int = 3) -> PerturbationDecoder:
-    decoder, notes = build_decoder(recipe, data, "scratch", seed)
+    decoder, notes = build_decoder(recipe.decoder, data, "scratch", seed)
     assert notes == []
     assert isinstance(decoder, PerturbationDecoder)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_a_plain_checkpoint_is_a_base(tiny_run: Recipe, data: Dataset, tmp_path:
     torch.manual_seed(1)
     plain = AutoModel.from_config(AutoConfig.for_model(**keys))
     plain.save_pretrained(tmp_path)
-    model, _ = build_decoder(tiny_run, data, str(tmp_path), 0)
+    model, _ = build_decoder(tiny_run.decoder, data, str(tmp_path), 0)
     assert {
         name for name, p in model.named_parameters() if p.requires_grad and "backbone" in name and "lora" not in name
     } == set()
@@ -56,7 +56,7 @@ def test_a_plain_checkpoint_is_a_base(tiny_run: Recipe, data: Dataset, tmp_path:
 
 def test_the_same_dataset_gives_the_same_decoder(tiny_run: Recipe, data: Dataset) -> None:
     base = scratch(tiny_run, data)
-    moved, notes = adopt(base, tiny_run, data)
+    moved, notes = adopt(base, tiny_run.decoder, data)
     assert notes == []
     for name, value in base.state_dict().items():
         assert torch.equal(value, moved.state_dict()[name]), name
@@ -67,7 +67,7 @@ def test_genes_contexts_and_batches_are_matched_by_name(tiny_run: Recipe, data: 
     base.config.genes = [*reversed(base.config.genes[1:]), "ELSEWHERE"]
     base.config.contexts = ["unheard of", base.config.contexts[1]]
     base.context_code = torch.nn.Embedding(3, base.context_code.embedding_dim)
-    moved, _ = adopt(base, tiny_run, data)
+    moved, _ = adopt(base, tiny_run.decoder, data)
     genes = data.cells.genes
     assert torch.equal(moved.head.mean_response[5], base.head.mean_response[base.config.genes.index(genes[5])])
     assert torch.equal(moved.head.gene_factor[1], base.head.gene_factor[-2])
@@ -80,7 +80,7 @@ def test_genes_contexts_and_batches_are_matched_by_name(tiny_run: Recipe, data: 
 def test_other_vectors_start_their_reader_anew(tiny_run: Recipe, data: Dataset) -> None:
     base = scratch(tiny_run, data)
     base.config.protein_encoder = {**base.config.protein_encoder, "fingerprint": "another"}
-    moved, notes = adopt(base, tiny_run, data)
+    moved, notes = adopt(base, tiny_run.decoder, data)
     assert notes == ["the base read other protein vectors: what reads them starts anew and is trained"]
     state, before = moved.state_dict(), base.state_dict()
     assert not torch.equal(state["target_projection.0.weight"], before["target_projection.0.weight"])
@@ -92,7 +92,7 @@ def test_other_vectors_start_their_reader_anew(tiny_run: Recipe, data: Dataset) 
 def test_a_cell_width_that_differs_can_be_adopted(tiny_run: Recipe, data: Dataset) -> None:
     wide = replace(data, cell_vectors=_Wider(data.cell_vectors))
     base = scratch(tiny_run, wide)
-    moved, notes = adopt(base, tiny_run, data)
+    moved, notes = adopt(base, tiny_run.decoder, data)
     assert len(notes) == 1
     assert moved.config.cell_width == base.config.cell_width - 1
 
@@ -120,7 +120,7 @@ def test_misspelt_backbones_are_refused() -> None:
 
 def test_a_base_that_is_nothing_is_refused(tiny_run: Recipe, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"decoder.base=.*not a folder or Hub id that transformers can load"):
-        build_decoder(tiny_run, data, str(tmp_path), 0)
+        build_decoder(tiny_run.decoder, data, str(tmp_path), 0)
 
 
 class _Trap:
@@ -138,13 +138,13 @@ def test_a_checkpoint_that_runs_code_is_refused(
     AutoConfig.for_model(**keys).save_pretrained(tmp_path / "pickled")
     torch.save({"weight": _Trap()}, tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"weights cannot be loaded \(safetensors only\)"):
-        build_decoder(tiny_run, data, str(tmp_path / "pickled"), 0)
+        build_decoder(tiny_run.decoder, data, str(tmp_path / "pickled"), 0)
     remote = tmp_path / "remote"
     remote.mkdir()
     (remote / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}')
     (remote / "mine.py").write_text("open('trap-was-sprung', 'w')")
     with pytest.raises(UserError, match="not a folder or Hub id that transformers can load"):
-        build_decoder(tiny_run, data, str(remote), 0)
+        build_decoder(tiny_run.decoder, data, str(remote), 0)
     assert not (tmp_path / "trap-was-sprung").exists()
 
 

@@ -11,8 +11,9 @@ import torch
 from test_decoder_model import CELLS, SETS, make_batch, make_decoder, set_alone, with_log_shares
 
 from vcc_fm.decoder.count_head import CountDistribution
-from vcc_fm.decoder.losses import SMALLEST_MEAN, _energy, _noise, negative_binomial_nll, set_losses, total_loss
+from vcc_fm.decoder.losses import SMALLEST_MEAN, SetLosses, _energy, _noise, negative_binomial_nll, set_losses
 from vcc_fm.recipe.train import LossWeights
+from vcc_fm.training.loop import mean_loss
 
 
 def test_negative_binomial_against_scipy() -> None:
@@ -66,7 +67,8 @@ def test_a_gene_that_was_not_measured_has_no_loss_and_no_gradient() -> None:
     counts = batch.counts_BSG.clone()
     counts[:, :, 5] = 0
     batch = replace(with_log_shares(batch, torch.log_softmax(unmeasured, -1)), counts_BSG=counts)
-    loss = total_loss(set_losses(decoder(batch), batch), LossWeights())
+    losses = SetLosses(LossWeights())
+    loss = mean_loss(losses(decoder, batch), losses)
     loss.backward()
     assert torch.isfinite(loss)
     assert decoder.head.mean_response.grad is not None
@@ -123,4 +125,4 @@ def test_noise_belongs_to_a_set() -> None:
 
 def test_weights_weigh() -> None:
     terms = {"likelihood": torch.tensor([1.0, 3.0]), "energy": torch.tensor([1.0, 1.0]), "delta": torch.ones(2)}
-    assert total_loss(terms, LossWeights(likelihood=2.0, energy=0.5, delta=0.0)).item() == pytest.approx(4.5)
+    assert mean_loss(terms, SetLosses(LossWeights(likelihood=2.0, energy=0.5, delta=0.0))).item() == pytest.approx(4.5)

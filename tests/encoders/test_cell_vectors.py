@@ -9,9 +9,8 @@ from accelerate import PartialState
 from rich.console import Console
 from tiny_screens import CONTROL, screen, store_of
 
-from vcc_fm.encoders.cells import cell_store
-from vcc_fm.encoders.cells.expression import ExpressionEncoder
-from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.encoders.cells import embed, expression
+from vcc_fm.encoders.cells.expression import Expression, ExpressionEncoder, ExpressionSettings
 from vcc_fm.run.layout import Layout
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
@@ -19,8 +18,8 @@ from vcc_fm.store.embeddings import EmbeddingStore
 
 def embed_cells(folder: Path, cells: CellStore, width: int = 2) -> tuple[EmbeddingStore, str]:
     said = Console(file=io.StringIO(), width=200)
-    config = CellEncoderConfig(width=width)
-    cell_store.embed_cells(folder, cells, config, "e" * 64, PartialState(cpu=True), said)
+    encoder = Expression(ExpressionSettings(width=width))
+    embed.embed_cells(folder, cells, encoder, "e" * 64, PartialState(cpu=True), said)
     return EmbeddingStore(folder), said.file.getvalue()
 
 
@@ -34,7 +33,7 @@ def cells(tmp_path) -> CellStore:
 
 
 def test_all_cells_are_encoded_by_what_the_controls_taught(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(cell_store, "ROWS", 50)
+    monkeypatch.setattr(embed, "SHARD", 50)
     store, said = embed_cells(tmp_path / "vectors", cells)
     assert store.keys.tolist() == cells.barcodes.tolist()
     controls = cells.sparse(cells.rows(perturbation=CONTROL))
@@ -48,7 +47,7 @@ def test_all_cells_are_encoded_by_what_the_controls_taught(cells, tmp_path, monk
 
 
 def test_a_large_store_is_sampled_evenly(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(cell_store, "FIT_CELLS", 20)
+    monkeypatch.setattr(expression, "FIT_CELLS", 20)
     store, _ = embed_cells(tmp_path / "vectors", cells)
     controls = cells.rows(perturbation=CONTROL)
     sample = controls[np.linspace(0, 59, 20).astype(int)]

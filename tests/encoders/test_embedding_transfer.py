@@ -21,13 +21,13 @@ from state_se_checkpoints import TINY, random_names, random_tensors, tiny, write
 from tiny_screens import CONTROL, dataset_of, screen, store_of
 from torch import Tensor
 
-from vcc_fm.baselines.embedding_transfer import EmbeddingTransfer, load_embedding_transfer
+from vcc_fm.baselines.embedding_transfer import EmbeddingTransfer
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.embedding_responses import embedding_responses
 from vcc_fm.cellsets.sampler import CellSet
+from vcc_fm.encoders.cells.state_se import StateSeSettings
 from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder
-from vcc_fm.prediction.predictors import BaselinePredictor
-from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.prediction.predictors import RatioPredictor
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.stages import run_stage, stages_of
@@ -91,8 +91,13 @@ def with_vectors(data: Dataset, folder: Path, vectors: np.ndarray) -> Dataset:
 
 
 def load(data: Dataset, checkpoint: Path, asked: list[tuple[str, str]] = ASKED, **keys: Any) -> EmbeddingTransfer:
-    config = CellEncoderConfig(encoder="state-se", model=str(checkpoint), **keys)
-    return load_embedding_transfer(data, config, asked, CPU, QUIET)
+    return prepared(data, asked, QUIET, model=str(checkpoint), **keys)
+
+
+def prepared(data: Dataset, asked: list[tuple[str, str]], console: Console, **keys: Any) -> EmbeddingTransfer:
+    transfer = EmbeddingTransfer(dataclasses.replace(data, cell_encoder=StateSeSettings(**keys)))
+    transfer.prepare(asked, CPU, console)
+    return transfer
 
 
 def expected(data: Dataset, shift: np.ndarray, scale_to: float | None = None) -> np.ndarray:
@@ -116,12 +121,12 @@ def expected(data: Dataset, shift: np.ndarray, scale_to: float | None = None) ->
 def test_the_shift_of_other_contexts_is_decoded(data, checkpoint):
     transfer, responses = load(data, checkpoint), embedding_responses(data)
     for perturbation in "ABC":
-        found = transfer(data, "T", perturbation)
+        found = transfer.log_ratio("T", perturbation)
         assert found.dtype == np.float32
         shift = responses.elsewhere("T", perturbation)
         assert np.linalg.norm(shift) > 0.1
         np.testing.assert_allclose(found[KNOWN], expected(data, shift), atol=2e-6)
-    assert np.abs(transfer(data, "T", "A") - transfer(data, "T", "B")).max() > 0.01
+    assert np.abs(transfer.log_ratio("T", "A") - transfer.log_ratio("T", "B")).max() > 0.01
 
 
 def test_what_was_seen_nowhere_has_the_mean_shift(data, checkpoint):
@@ -129,14 +134,14 @@ def test_what_was_seen_nowhere_has_the_mean_shift(data, checkpoint):
     assert responses.elsewhere("T", "D") is None
     mean = responses.ratio.mean(axis=0)
     assert np.linalg.norm(mean) > 0.1
-    np.testing.assert_allclose(load(data, checkpoint)(data, "T", "D")[KNOWN], expected(data, mean), atol=2e-6)
+    np.testing.assert_allclose(load(data, checkpoint).log_ratio("T", "D")[KNOWN], expected(data, mean), atol=2e-6)
 
 
 def test_the_read_depth_is_that_of_the_counts_that_were_embedded(data, checkpoint):
     shift = embedding_responses(data).elsewhere("T", "A")
     plain, scaled = expected(data, shift), expected(data, shift, 500.0)
     assert np.abs(plain - scaled).max() > 1e-4
-    np.testing.assert_allclose(load(data, checkpoint, scale_to=500.0)(data, "T", "A")[KNOWN], scaled, atol=2e-6)
+    np.testing.assert_allclose(load(data, checkpoint, scale_to=500.0).log_ratio("T", "A")[KNOWN], scaled, atol=2e-6)
 
 
 def test_no_shift_is_a_ratio_of_exactly_zero(data, checkpoint):
@@ -145,24 +150,22 @@ def test_no_shift_is_a_ratio_of_exactly_zero(data, checkpoint):
     )
     asked = [(context, label) for context in CONTEXTS for label in TARGETS]
     transfer = load(nothing, checkpoint, asked)
-    assert all(not transfer(nothing, *group).any() for group in asked)
+    assert all(not transfer.log_ratio(*group).any() for group in asked)
 
 
 def test_genes_that_the_checkpoint_does_not_know_stay_and_are_counted(data, checkpoint):
     said = io.StringIO()
-    config = CellEncoderConfig(encoder="state-se", model=str(checkpoint))
-    transfer = load_embedding_transfer(data, config, ASKED, CPU, Console(file=said, width=200))
-    assert transfer.unknown == 2
+    transfer = prepared(data, ASKED, Console(file=said, width=200), model=str(checkpoint))
     assert "embedding-transfer: 20 of 22 genes decoded, the other 2 stay at control" in said.getvalue()
     assert "embedding-transfer: 5/5 decoded vectors" in said.getvalue()
     for group in ASKED:
-        np.testing.assert_array_equal(transfer(data, *group)[~KNOWN], 0)
+        np.testing.assert_array_equal(transfer.log_ratio(*group)[~KNOWN], 0)
 
 
 def test_a_group_does_not_depend_on_its_company_or_on_the_threads(data, checkpoint):
     together = load(data, checkpoint)
     for group in ASKED:
-        np.testing.assert_array_equal(load(data, checkpoint, [group])(data, *group), together(data, *group))
+        np.testing.assert_array_equal(load(data, checkpoint, [group]).log_ratio(*group), together.log_ratio(*group))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3 if threads == 1 else 1)
@@ -170,21 +173,21 @@ def test_a_group_does_not_depend_on_its_company_or_on_the_threads(data, checkpoi
     finally:
         torch.set_num_threads(threads)
     for group in ASKED:
-        np.testing.assert_array_equal(other(data, *group), together(data, *group))
+        np.testing.assert_array_equal(other.log_ratio(*group), together.log_ratio(*group))
 
 
 def test_negative_expression_is_none(data, checkpoint, tmp_path):
     tensors = random_tensors(TINY)
     tensors["binary_decoder.2.bias"] = tensors["binary_decoder.2.bias"] - 100
     dark = load(data, write_folder(tmp_path / "dark", tensors, NAMES))
-    assert all(not dark(data, *group).any() for group in ASKED)
+    assert all(not dark.log_ratio(*group).any() for group in ASKED)
 
 
 def test_the_ratio_is_applied_as_that_of_every_baseline(data, checkpoint):
     transfer = load(data, checkpoint)
     rows = data.context_controls["T"][:3]
-    found = BaselinePredictor(data, transfer, 0.5).log_share(CellSet("T", "A", rows, None, False, False, 0))
-    logits = data.log_shares[data.cells.batch[rows]] + 0.5 * transfer(data, "T", "A")
+    found = RatioPredictor(data, transfer.log_ratio).log_share(CellSet("T", "A", rows, None, False, False, 0), 0.5)
+    logits = data.log_shares[data.cells.batch[rows]] + 0.5 * transfer.log_ratio("T", "A")
     np.testing.assert_allclose(found, torch.log_softmax(torch.from_numpy(logits), 1), atol=1e-5)
 
 
@@ -197,7 +200,7 @@ def test_no_vector_of_a_held_out_cell_is_read(data, checkpoint, tmp_path):
     blind = with_vectors(data, tmp_path / "blind", vectors)
     before, after = load(data, checkpoint), load(blind, checkpoint)
     for group in ASKED:
-        np.testing.assert_array_equal(before(data, *group), after(blind, *group))
+        np.testing.assert_array_equal(before.log_ratio(*group), after.log_ratio(*group))
     # That the check can fail: a training cell is read.
     vectors[data.cells.rows("H", "A")[0], 1:] = np.nan
     touched = with_vectors(data, tmp_path / "touched", vectors)
@@ -208,7 +211,7 @@ def test_cells_without_a_vector_are_left_out(data, checkpoint, tmp_path):
     vectors = data.cell_vectors.vectors.copy()
     lost = np.concatenate([data.cells.rows("T", CONTROL)[:4], data.cells.rows("H", "A")[:4]])
     vectors[lost] = np.nan
-    found = load(with_vectors(data, tmp_path / "lost", vectors), checkpoint)(data, "T", "A")
+    found = load(with_vectors(data, tmp_path / "lost", vectors), checkpoint).log_ratio("T", "A")
     assert np.isfinite(found).all()
     assert found.any()
 
@@ -264,7 +267,7 @@ def test_a_known_linear_decoder_gives_the_known_ratio(data, tmp_path):
     start = data.cell_vectors.take(data.cells.rows("T", CONTROL)).astype(float).mean(axis=0)
     for perturbation in "ABC":
         moved = unit(start + responses.elsewhere("T", perturbation)) - unit(start)
-        found = transfer(data, "T", perturbation)[KNOWN]
+        found = transfer.log_ratio("T", perturbation)[KNOWN]
         assert np.abs(slopes @ moved).max() > 0.3
         np.testing.assert_allclose(found, (slopes @ moved)[kind], atol=5e-3)
 

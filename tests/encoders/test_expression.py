@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
-from vcc_fm.encoders.cells.expression import ExpressionEncoder, log_normalise
+from vcc_fm.encoders.cells.expression import Expression, ExpressionEncoder, ExpressionSettings, log_normalise
 from vcc_fm.ground.errors import UserError
 
 EVERY = np.ones(30, bool)
@@ -78,11 +78,11 @@ def test_a_cell_without_counts_has_a_finite_vector(counts):
     assert encoder.encode(sp.csr_matrix((0, 30), dtype=np.int32)).shape == (0, 4)
 
 
-def test_too_large_a_width_is_refused(counts):
-    with pytest.raises(UserError, match=r"width=30: 30 genes measured by all sources and 200 cells .* below 30"):
-        ExpressionEncoder.fit(sp.csr_matrix(counts), EVERY, 30, 1e4)
-    with pytest.raises(
-        UserError, match=r"width=9: 30 genes measured by all sources and 9 cells to fit on; .* below 9"
-    ):
-        ExpressionEncoder.fit(sp.csr_matrix(counts[:9]), EVERY, 9, 1e4)
-    assert ExpressionEncoder.fit(sp.csr_matrix(counts[:9]), EVERY, 8, 1e4).width == 8
+def test_too_large_a_width_is_refused():
+    encoder = Expression(ExpressionSettings(width=9))
+    for genes, cells in ((9, 200), (200, 9), (3, 9)):
+        with pytest.raises(
+            UserError, match=rf"width=9: {genes} genes .* {cells} control cells .* below {min(genes, cells)}"
+        ):
+            encoder.check(genes, cells)
+    encoder.check(10, 10)

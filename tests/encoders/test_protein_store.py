@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -19,13 +20,15 @@ from rich.console import Console
 from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders import shards
-from vcc_fm.encoders.proteins.embed import embed_proteins, import_table, make_protein_encoder
+from vcc_fm.encoders.proteins.composition import Composition, CompositionSettings
+from vcc_fm.encoders.proteins.embed import embed_proteins
+from vcc_fm.encoders.proteins.encoder import SequenceEncoder
+from vcc_fm.encoders.proteins.esm2 import Esm2, Esm2Settings, UntrainedEsm2
 from vcc_fm.encoders.proteins.esm2_untrained import write_untrained
-from vcc_fm.encoders.proteins.table import write_pt
-from vcc_fm.encoders.widths import protein_width
+from vcc_fm.encoders.proteins.table import Table, TableSettings, write_pt
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
-from vcc_fm.recipe.embed import ProteinEncoderConfig, UntrainedEsm2
+from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.store.embeddings import EmbeddingStore
@@ -61,13 +64,18 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(model: Path) -> ProteinEncoderConfig:
-    return ProteinEncoderConfig(encoder="esm2", model=str(model))
+def esm2(model: Path, **keys: Any) -> Esm2:
+    return Esm2(Esm2Settings(model=str(model), **keys))
+
+
+def loaded(encoder: SequenceEncoder) -> SequenceEncoder:
+    encoder.load(Path("."), "cpu")
+    return encoder
 
 
 def embed(final: Path, fasta: Path, model: Path) -> dict[str, bytes]:
     torch.set_num_threads(1)
-    embed_proteins(final, fasta, config(model), "f", PartialState(cpu=True), Console(quiet=True))
+    embed_proteins(final, fasta, esm2(model), final.parent, "f", PartialState(cpu=True), Console(quiet=True))
     return {path.name: path.read_bytes() for path in sorted(final.iterdir())}
 
 
@@ -82,7 +90,7 @@ def test_a_gene_is_the_mean_of_its_isoforms(whole: tuple[Path, dict[str, bytes]]
     entries = [entry.split("\n", 1) for entry in fasta.read_text().split(">")[1:]]
     sequences = [body.replace("\n", "") for header, body in entries if "GN=GENE7 " in header]
     assert len(sequences) == 2
-    rows = make_protein_encoder(config(model), "cpu").encode(sequences)
+    rows = loaded(esm2(model)).encode(sequences)
     vector = store.vectors[list(store.keys).index("GENE7")]
     np.testing.assert_allclose(vector, rows.mean(0), rtol=0, atol=1e-6)
     row = datasets.load_from_disk(str(whole[0])).filter(lambda one: one["symbol"] == "GENE7")[0]
@@ -104,7 +112,7 @@ def test_the_store_says_where_it_came_from(whole: tuple[Path, dict[str, bytes]],
         "faulty": {},
         "repairs": {},
     }
-    assert meta["width"] == protein_width(config(model)) == 16
+    assert meta["width"] == esm2(model).width == 16
     assert "MIT" in meta["licence"]
 
 
@@ -182,36 +190,36 @@ def test_any_number_of_processes_makes_the_same_store(
 
 
 def test_an_untrained_model_is_made_of_the_same_bytes_and_read_as_any_other(tmp_path: Path) -> None:
-    shape = UntrainedEsm2(width=8, layers=1, heads=2)
+    shape = {"width": 8, "layers": 1, "heads": 2}
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    write_untrained(tmp_path / "a", shape)
+    write_untrained(tmp_path / "a", **shape)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    write_untrained(tmp_path / "b", shape)
+    write_untrained(tmp_path / "b", **shape)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-    rows = make_protein_encoder(config(tmp_path / "a"), "cpu").encode(["MKTAYIAKQR", "GGGGAAAA"])
+    rows = loaded(esm2(tmp_path / "a")).encode(["MKTAYIAKQR", "GGGGAAAA"])
     assert rows.shape == (2, 8)
     assert np.abs(rows[0] - rows[1]).max() > 0.01
-    assert protein_width(ProteinEncoderConfig(encoder="esm2", untrained=shape)) == 8
+    assert Esm2(Esm2Settings(untrained=UntrainedEsm2(**shape))).width == 8
 
 
 def test_what_is_read_otherwise_than_written_is_counted(model: Path) -> None:
     sequences = ["MKJA", "MKXA", "MKLA"]
-    assert make_protein_encoder(config(model), "cpu").repairs(sequences) == {"J read as X": 1}
-    counted = make_protein_encoder(ProteinEncoderConfig(), "cpu").repairs(sequences)
+    assert loaded(esm2(model)).repairs(sequences) == {"J read as X": 1}
+    counted = Composition(CompositionSettings()).repairs(sequences)
     assert list(counted.values()) == [2]
 
 
 def test_a_model_that_is_not_esm2_is_refused(fasta: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(tmp_path / "none")), "cpu")
+        loaded(esm2(tmp_path / "none"))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="not of ESM2: model_type is 'bert'"):
-        make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(tmp_path)), "cpu")
+        loaded(esm2(tmp_path))
     with pytest.raises(UserError, match="has 1 layers"):
-        make_protein_encoder(ProteinEncoderConfig(encoder="esm2", model=str(model), layer=2), "cpu")
+        loaded(esm2(model, layer=2))
 
 
 def test_a_table_goes_out_and_comes_back(
@@ -222,7 +230,8 @@ def test_a_table_goes_out_and_comes_back(
     write_pt(file, list(map(str, store.keys)), store.vectors)
     loaded = torch.load(file, weights_only=True)
     assert list(loaded) == store.keys.tolist()
-    import_table(tmp_path / "proteins", file, "f")
+    table = Table(TableSettings(table=str(file)))
+    embed_proteins(tmp_path / "proteins", None, table, tmp_path, "f", PartialState(cpu=True), Console(quiet=True))
     back = EmbeddingStore(tmp_path / "proteins")
     np.testing.assert_array_equal(back.vectors, store.vectors)
     assert back.keys.tolist() == store.keys.tolist()
@@ -245,6 +254,18 @@ def test_export_and_import_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     assert '"targets_without_sequence": []' in plan.stdout
 
 
-def test_a_table_and_its_encoder_belong_together() -> None:
-    with pytest.raises(ValueError, match=r"encoder=table and embed.proteins.table belong"):
-        ProteinEncoderConfig(encoder="table")
+def test_keys_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: r\ndata: {simulate: {}}\nsplit: {hold_out: perturbations}\ntrain: {steps: 1}\n"
+        "embed: {proteins: {encoder: table, table: t.pt}}\n"
+    )
+    for over, said in (
+        ("embed.proteins.fasta=f", r"unknown key embed.proteins.fasta \(a key of encoder: composition and esm2\)"),
+        ("embed.proteins.tabel=f", r"did you mean table\?"),
+        ("embed.proteins.encoder=esm3", r"embed.proteins: esm3 is no protein encoder \(did you mean esm2\?\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_recipe(path, [over])
+    with pytest.raises(UserError, match=r"embed.proteins.table is missing"):
+        load_recipe(path, ["embed.proteins={encoder: table}"])

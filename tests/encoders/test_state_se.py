@@ -22,7 +22,7 @@ from state_se_checkpoints import (
     write_folder,
 )
 
-from vcc_fm.encoders.cells.state_se import SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_model import SeGeometry, build_state_se
 from vcc_fm.encoders.cells.state_se_tokens import Tokens
 from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint, load_state_se

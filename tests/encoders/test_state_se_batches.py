@@ -7,7 +7,7 @@ import torch
 from state_se_checkpoints import TINY, random_names, random_tensors, tiny
 
 from vcc_fm.encoders.cells import state_se, state_se_model
-from vcc_fm.encoders.cells.state_se import SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_model import SeGeometry, build_state_se
 from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from vcc_fm.encoders.cells import state_se_cpu, state_se_model
 from vcc_fm.encoders.cells.simd import LANES, load, store
-from vcc_fm.encoders.cells.state_se import SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_cpu_weights import weights_of
+from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_model import SeGeometry, StateSe, build_state_se
 from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
 

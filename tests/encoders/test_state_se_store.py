@@ -27,22 +27,22 @@ from state_se_checkpoints import protein_embeddings, random_names, random_tensor
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of, write_screen
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.encoders.cells import cell_store
+from vcc_fm.encoders.cells import embed as embedding
 from vcc_fm.encoders.cells.embed import embed_cells
-from vcc_fm.encoders.cells.state_se import CITATION, LICENCE, SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se import StateSe, StateSeSettings
+from vcc_fm.encoders.cells.state_se_encoder import CITATION, LICENCE, SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_model import SeGeometry
 from vcc_fm.encoders.cells.state_se_tokens import Tokens
 from vcc_fm.encoders.cells.state_se_weights import load_state_se
-from vcc_fm.encoders.widths import cell_width
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, sha256_file
 from vcc_fm.ground.progress import ProgressLines
-from vcc_fm.recipe.embed import CellEncoderConfig
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.export import export_obsm
+from vcc_fm.run.inputs import source_configs
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.plan import make_plan
-from vcc_fm.run.stages import run_stage, source_configs, stages_of
+from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -67,14 +67,14 @@ def random_screen(cells: int, genes: list[str] = GENES, seed: int = 0) -> Screen
     return screen(rng.poisson(rates), context, batch, perturbation, genes)
 
 
-def config_of(checkpoint: Path, **keys: Any) -> CellEncoderConfig:
-    return CellEncoderConfig(**{"encoder": "state-se", "model": str(checkpoint), "pad_length": 64} | keys)
+def config_of(checkpoint: Path, **keys: Any) -> StateSeSettings:
+    return StateSeSettings(**{"model": str(checkpoint), "pad_length": 64} | keys)
 
 
 def embed(
-    final: Path, cells: CellStore, config: CellEncoderConfig, fingerprint: str = "e" * 64, console: Console = QUIET
+    final: Path, cells: CellStore, config: StateSeSettings, fingerprint: str = "e" * 64, console: Console = QUIET
 ) -> EmbeddingStore:
-    embed_cells(final, cells, config, fingerprint, PartialState(cpu=True), console)
+    embed_cells(final, cells, StateSe(config), fingerprint, PartialState(cpu=True), console)
     return EmbeddingStore(final)
 
 
@@ -106,7 +106,7 @@ def test_a_row_a_cell_in_the_order_of_the_cell_store(made: Any, small: CellStore
     encoder = StateSeEncoder(load_state_se(str(checkpoint)), small.genes, SeSettings(pad_length=64))
     vectors, further = encoder.encode(small.sparse(np.arange(90)))
     assert store.vectors.tobytes() == vectors.tobytes()
-    assert vectors.shape == (90, cell_width(config_of(checkpoint))) == (90, 16)
+    assert vectors.shape == (90, StateSe(config_of(checkpoint)).width) == (90, 16)
     table = datasets.load_from_disk(str(store.folder))
     assert table.column_names == ["barcode", "embedding", "dataset_vector"]
     assert table["barcode"][:] == small.barcodes.tolist()
@@ -222,7 +222,7 @@ def test_cells_without_vector_are_counted_over_all_shards(large: Any) -> None:
     cells = CellStore(Layout(Recipe.model_validate_json(path.read_text())).cells.path)
     known = cells.dense(np.arange(2200))[:, np.isin(cells.genes, NAMES)]
     rows = np.flatnonzero(known.sum(1) == 0)
-    assert (rows >= cell_store.SHARD).sum() >= 5
+    assert (rows >= embedding.SHARD).sum() >= 5
     assert EmbeddingStore(final).meta["missing"] == rows.tolist()
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(both(final)).any(1)), rows)
 
@@ -231,14 +231,14 @@ def test_a_stop_while_the_store_is_written_loses_no_vector(
     large: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _, whole = large
-    final, plain = tmp_path / "cell-embeddings", cell_store.write_embeddings
+    final, plain = tmp_path / "cell-embeddings", embedding.write_embeddings
 
     def stop(*arguments: Any) -> None:
         plain(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell_store, "write_embeddings", stop)
+        patch.setattr(embedding, "write_embeddings", stop)
         with pytest.raises(KeyboardInterrupt):
             embed_large(final, path)
     assert not final.exists()
@@ -462,7 +462,7 @@ def test_heads_can_be_given(made: Any, small: CellStore, tmp_path: Path) -> None
 
 def test_compat_does_not_scale() -> None:
     with pytest.raises(ValueError, match=r"embed.cells.scale_to has no meaning with embed.cells.mode=compat"):
-        CellEncoderConfig(encoder="state-se", mode="compat", scale_to=1e4)
+        StateSeSettings(mode="compat", scale_to=1e4)
 
 
 # ----------------------------------------------------------------------------------------------------- a whole recipe

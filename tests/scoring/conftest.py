@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from scoring_screens import CONTROL, make_screen, perturbed
 
+from vcc_fm.scoring.score import score
 from vcc_fm.scoring.table import Entry
-from vcc_fm.scoring.vcc import score
 
 
 @dataclass(frozen=True)

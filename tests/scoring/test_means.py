@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 
 from vcc_fm.scoring.means import ALL, scaled_means, without_mean
-from vcc_fm.scoring.table import LABELS
+from vcc_fm.scoring.presets.vcc2026 import Vcc2026
 
 
 def scores(defined: dict[str, int], sd: float = 0.05) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of a model and anchors: context -> number of metrics with a scale; the model's values are 1, 2, …"""
     rows, anchors = [], []
     for context, number in defined.items():
-        for i, metric in enumerate(LABELS):
+        for i, metric in enumerate(Vcc2026.metrics):
             there = i < number
             rows.append((context, metric, float(i + 1) if there else np.nan))
             anchors.append((context, metric, 0.5, 0.7 if there else np.nan, sd, "" if there else "no value"))
@@ -22,23 +22,23 @@ def scores(defined: dict[str, int], sd: float = 0.05) -> tuple[pd.DataFrame, pd.
 
 
 def test_means_count_what_is_present():
-    means = scaled_means(*scores({"a": 4, "b": 6})).set_index("context")
+    means = scaled_means(*scores({"a": 4, "b": 6}), 4).set_index("context")
     assert means.loc["a", ["scaled", "present", "members"]].tolist() == [2.5, 4, 6]
     assert means.loc[ALL, ["scaled", "present", "members"]].tolist() == pytest.approx([3.0, 10, 12])
 
 
 def test_fewer_than_four_metrics_of_a_context_are_no_mean_of_it_nor_of_all():
     rows, anchors = scores({"a": 3, "b": 6})
-    means = scaled_means(rows, anchors).set_index("context")["scaled"]
+    means = scaled_means(rows, anchors, 4).set_index("context")["scaled"]
     assert np.isnan(means["a"])
     assert np.isnan(means[ALL])
     assert means["b"] == 3.5
-    assert without_mean(anchors) == {"a": "3 of 6 metrics have a scale, a mean needs 4"}
+    assert without_mean(anchors, 4) == {"a": "3 of 6 metrics have a scale, a mean needs 4"}
 
 
 def test_a_mean_needs_one_scale_that_is_certain():
     rows, anchors = scores({"a": 5}, sd=0.4)
-    assert without_mean(anchors) == {"a": "the scales of all 5 defined metrics are uncertain"}
-    assert np.isnan(scaled_means(rows, anchors)["scaled"]).all()
+    assert without_mean(anchors, 4) == {"a": "the scales of all 5 defined metrics are uncertain"}
+    assert np.isnan(scaled_means(rows, anchors, 4)["scaled"]).all()
     anchors.loc[0, "replicate_sd"] = 0.05
-    assert without_mean(anchors) == {}
+    assert without_mean(anchors, 4) == {}

@@ -126,8 +126,8 @@ def single_cell(truth):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_controls, r"context 'beta' has no control cells \(obs\.perturbation == 'non-targeting'\)"),
-        (single_cell, "context 'beta' has a single cell of G02; the replicate splits"),
+        (without_controls, r"no control cells \('non-targeting'\) in context beta"),
+        (single_cell, "a single cell of G02 in beta; the replicate splits"),
     ],
 )
 def test_truths_without_a_scale_are_refused(tmp_path, truth, change, message):

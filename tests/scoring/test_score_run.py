@@ -16,7 +16,8 @@ from rich.console import Console
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.score import without_twins
 from vcc_fm.run.stages import run_stage, stages_of
-from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, ScoreTable, read_table
+from vcc_fm.scoring.presets.vcc2026 import Vcc2026
+from vcc_fm.scoring.table import ScoreTable, read_table
 
 PATIENTS = ["P1", "P2", "P3"]
 
@@ -68,7 +69,7 @@ def test_a_drug_in_patients_runs_to_a_table_that_names_what_is_undefined(drug_ru
     assert sorted(table.contexts()) == PATIENTS
     raw = table.rows.set_index(["entry", "context", "metric"])["raw"]
     for entry in ("model", "control", "other-contexts"):
-        for metric in LABELS:
+        for metric in Vcc2026.metrics:
             assert raw[entry].xs(metric, level="metric").isna().all() == (metric == "pds_cosine"), (entry, metric)
     # What the drug did to the other patients is near what it did to this one.
     jaccard = raw.xs("de_wilcoxon_sig_jaccard", level="metric").groupby("entry").mean()
@@ -89,7 +90,7 @@ def test_a_predictor_is_one_line_of_the_log_however_many_folds_there_are(drug_ru
 def test_a_baseline_that_is_another_one_here_is_no_rung_of_its_own(drug_run):
     # There is one perturbation: the mean response of the others is no response.
     table = read_table(drug_run[0].run_folder / "scores.json")
-    assert table.baselines() == ["control", "other-contexts", MEAN_RESPONSE]
+    assert table.baselines() == ["control", "other-contexts", Vcc2026.low]
     assert "baseline mean-response is left out: here it is control" in table.notes
     assert without_twins(table).baselines() == table.baselines()
     assert "baseline mean-response is left out: here it is control" in drug_run[1]
@@ -105,7 +106,8 @@ def test_a_twin_is_one_whose_scores_differ_in_their_last_digits():
             for one, value in (("m", value), ("undefined", np.nan))
         ]
         means = pd.DataFrame([{"entry": name, "kind": "baseline"} for name, _ in scored])
-        return ScoreTable(pd.DataFrame(raw), means, pd.DataFrame(), pd.DataFrame(), [], "p", "s", "1", 0.0)
+        empty = pd.DataFrame()
+        return ScoreTable(pd.DataFrame(raw), means, empty, empty, [], "p", "s", "1", 0.0, {}, 4, "low", "high")
 
     twin = without_twins(table(np.nextafter(0.96, 1)))
     assert twin.baselines() == ["control", "mean-response"]

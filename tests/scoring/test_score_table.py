@@ -8,7 +8,8 @@ import pytest
 from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.compare import SCALED_MEAN, compare, to_markdown, without_headline
 from vcc_fm.scoring.means import ALL, scaled_means
-from vcc_fm.scoring.table import LABELS, ScoreTable, read_table
+from vcc_fm.scoring.presets.vcc2026 import Vcc2026
+from vcc_fm.scoring.table import ScoreTable, read_table
 
 
 def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -> ScoreTable:
@@ -17,10 +18,10 @@ def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -
             {"entry": entry, "kind": kind, "context": context, "metric": metric, "raw": start + shift, "scaled": start}
             for entry, kind, start in (("m|1", "model", 0.5 + shift), ("control", "baseline", 0.0))
             for context in ("a", "b")
-            for metric in LABELS
+            for metric in Vcc2026.metrics
         ]
     ).assign(perturbations=3, reason="")
-    anchors = pd.DataFrame({"context": ["a"] * 6 + ["b"] * 6, "metric": [*LABELS] * 2, "baseline": 0.5})
+    anchors = pd.DataFrame({"context": ["a"] * 6 + ["b"] * 6, "metric": [*Vcc2026.metrics] * 2, "baseline": 0.5})
     anchors = anchors.assign(replicate=0.9, replicate_sd=0.1, replicate_min=0.8, replicate_max=1.0, reason="")
     if missing:
         lost = (rows["context"] == "b") & (rows["metric"] == "pds_cosine")
@@ -28,7 +29,7 @@ def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -
         rows.loc[lost, "reason"] = anchors.loc[6, "reason"] = "no value <here>"
     return ScoreTable(
         rows=rows.assign(scorer="s", version=version),
-        means=scaled_means(rows, anchors),
+        means=scaled_means(rows, anchors, 4),
         anchors=anchors,
         significant=pd.DataFrame({"perturbation": ["G"], "significant": [4], "context": ["a"]}),
         notes=["a note"],
@@ -36,6 +37,10 @@ def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -
         scorer="s",
         version=version,
         seconds=1.5,
+        metrics=Vcc2026.metrics,
+        needed=4,
+        low="cell-eval2 mean response",
+        high="replicate",
     )
 
 

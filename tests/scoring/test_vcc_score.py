@@ -10,10 +10,11 @@ import scipy.sparse as sp
 from scoring_screens import CONTROL, make_screen, perturbed
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.scoring.anchors import quiet, scorer_config
+from vcc_fm.scoring.anchors import quiet
 from vcc_fm.scoring.means import ALL
-from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, Entry
-from vcc_fm.scoring.vcc import score
+from vcc_fm.scoring.presets.vcc2026 import Vcc2026
+from vcc_fm.scoring.score import score
+from vcc_fm.scoring.table import Entry
 
 
 def value(table, entry, context, metric, column="scaled"):
@@ -51,18 +52,18 @@ def test_equals_the_scorers_own_path_through_a_real_bundle(screen, table, tmp_pa
         )
     assert manifest["rule_digest"] is not None, manifest["rule_mismatches"]
     theirs = dict(zip(official["metric"], official["from_replicate"], strict=True))
-    for metric in LABELS:
+    for metric in Vcc2026.metrics:
         assert value(table, "replica", "alpha", metric) == pytest.approx(theirs[metric], abs=1e-9), metric
     assert table.mean("replica", "alpha") == pytest.approx(theirs["avg_score"], abs=1e-9)
 
 
 def test_ends_of_the_scale_are_rows_at_zero_and_one(table):
     for context in ("alpha", "beta"):
-        assert table.mean(MEAN_RESPONSE, context) == pytest.approx(0.0, abs=1e-12)
-        assert table.mean(REPLICATE, context) == pytest.approx(1.0, abs=1e-12)
+        assert table.mean(Vcc2026.low, context) == pytest.approx(0.0, abs=1e-12)
+        assert table.mean(Vcc2026.high, context) == pytest.approx(1.0, abs=1e-12)
     kinds = dict(zip(table.rows["entry"], table.rows["kind"], strict=True))
-    assert kinds[MEAN_RESPONSE] == "baseline"
-    assert kinds[REPLICATE] == "ceiling"
+    assert kinds[Vcc2026.low] == "baseline"
+    assert kinds[Vcc2026.high] == "ceiling"
 
 
 def test_a_second_draw_of_the_screen_is_far_better_than_cells_without_effect(table):
@@ -127,8 +128,8 @@ def test_a_single_perturbation_has_raw_values_beside_a_replicate_and_no_scale(tm
     table = score(tmp_path / "truth.h5ad", [Entry("m", "model", tmp_path / "p.h5ad")], CONTROL, "vcc2026", tmp_path)
     rows = table.rows.set_index(["entry", "metric"])
     assert rows["scaled"].isna().all()
-    for metric in LABELS:
-        raw = rows.loc[[("m", metric), (REPLICATE, metric)], "raw"]
+    for metric in Vcc2026.metrics:
+        raw = rows.loc[[("m", metric), (Vcc2026.high, metric)], "raw"]
         assert raw.isna().all() if metric == "pds_cosine" else raw.notna().all(), metric
     # A second draw of the same cells is about as good as a replicate.
     assert rows.loc[("m", "de_wilcoxon_sig_jaccard"), "raw"] > 0.6
@@ -162,8 +163,8 @@ def test_a_screen_whose_targets_are_not_measured_is_scored_with_a_note(tmp_path)
 
 
 def test_unknown_presets_and_repeated_names_are_refused(screen, tmp_path):
-    with pytest.raises(UserError, match=r"score\.preset: 'v1' is not offered"):
-        scorer_config("v1", CONTROL)
+    with pytest.raises(UserError, match=r"score\.preset: 'v1' is no preset"):
+        score(screen.truth, [], CONTROL, "v1", tmp_path)
     with pytest.raises(UserError, match="'a' is used twice"):
         score(screen.truth, [Entry("a", "model", screen.good)] * 2, CONTROL, "vcc2026", tmp_path)
 

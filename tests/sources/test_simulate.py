@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from vcc_fm.encoders.proteins.composition import CompositionEncoder
+from vcc_fm.encoders.proteins.composition import Composition, CompositionSettings
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.data import SimulateConfig, SourceConfig
 from vcc_fm.sources.simulate import simulate
@@ -204,7 +204,7 @@ def test_base_expression_is_similar_between_contexts(screen: Screen) -> None:
 
 def test_composition_of_the_proteins_reveals_the_gene_factors(screen: Screen) -> None:
     records = [record.split("\n")[:2] for record in (screen.folder / "proteins.fasta").read_text().split(">")[1:]]
-    vectors = CompositionEncoder(1).encode([protein for _, protein in records])
+    vectors = Composition(CompositionSettings(kmer=1)).encode([protein for _, protein in records])
     assert [symbol for symbol, _ in records] == list(screen.data[0].var_names)
     assert all(150 <= len(protein) <= 600 for _, protein in records)
     factors, fitted = screen.truth["factors"], slice(0, 100)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
@@ -222,20 +223,20 @@ def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny
     recipe, data = tiny()
     trained(recipe, data)
     base_folder = Layout(recipe).decoder(0, "pretrain").path
-    model, notes = build_decoder(recipe, data, str(base_folder), 0)
+    model, notes = build_decoder(recipe.decoder, data, str(base_folder), 0)
     assert notes == []
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     decoder = model.get_base_model()
     sampler = SetSampler(data, data.split.groups("train"), 6, 0)
     assembler = Assembler(data, vocabulary_of(decoder.config), 6, True)
+    losses = SetLosses(recipe.train.loss)
     trainer = loop.Trainer(
-        "train", recipe.train, model, sampler, None, assembler, recipe.run_folder / "probe",
+        "train", recipe.train, model, losses, sampler, None, assembler, recipe.run_folder / "probe",
         loop.make_accelerator(recipe.train, recipe.run_folder / "probe"), QUIET,
     )  # fmt: skip
     batch = trainer._micro_batch(0)
     for _ in range(2):  # the first step moves an adapter's B from zero, the second its A
-        loss = loop.total_loss(loop.set_losses(trainer.model(batch), batch), recipe.train.loss)
-        loss.backward()
+        loop.mean_loss(losses(trainer.model, batch), losses).backward()
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}

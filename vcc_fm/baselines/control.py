@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.baselines.baseline import Baseline
 
 
-def control_unchanged(data: Dataset, context: str, perturbation: str) -> np.ndarray:
-    """A log ratio of zero for every gene, [G]."""
-    return np.zeros(len(data.cells.genes), np.float32)
+class Control(Baseline):
+    """A log ratio of zero for every gene."""
+
+    scaled = False
+
+    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
+        """Zeros, [G] float32."""
+        return np.zeros(len(self.data.cells.genes), np.float32)

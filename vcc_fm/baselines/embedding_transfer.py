@@ -14,96 +14,68 @@ import scipy.sparse as sp
 import torch
 from rich.console import Console
 
+from vcc_fm.baselines.baseline import Baseline
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.embedding_responses import embedding_responses, mean_vector
+from vcc_fm.encoders.cells.state_se import StateSeSettings
 from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder, read_depth
 from vcc_fm.encoders.cells.state_se_tokens import match_genes
 from vcc_fm.encoders.cells.state_se_weights import load_state_se
 from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.ground.paths import expand
 from vcc_fm.ground.progress import ProgressLines
-from vcc_fm.recipe.embed import CellEncoderConfig
 
-NAME = "embedding-transfer"
 CHUNK = 4096
 """Control cells whose counts are read at a time."""
 
 
-def load_embedding_transfer(
-    data: Dataset,
-    config: CellEncoderConfig,
-    asked: Collection[tuple[str, str]],
-    device: torch.device,
-    console: Console,
-) -> EmbeddingTransfer:
-    """Load the gene decoder of the checkpoint that embedded the cells, and decode what is asked for.
-
-    Args:
-        data: cells, their SE vectors, and the split.
-        config: that the cells were embedded with.
-        asked: (context, perturbation) groups to predict.
-        device: where the decoder computes.
-        console: where progress goes.
-
-    Raises:
-        UserError: the checkpoint cannot be had, or none of its genes is on the axis.
-    """
-    checkpoint = load_state_se(str(expand(config.model)), config.revision, config.heads)
-    ids = match_genes(data.cells.genes, checkpoint.names, "data.genes", minimum_share=0.0).ids
-    known = ids >= 0
-    table = checkpoint.tensors["pe_embedding.weight"][torch.from_numpy(ids[known]).long()]
-
-    def build(rows: torch.Tensor) -> StateSeGeneDecoder:
-        return StateSeGeneDecoder.from_tensors(checkpoint.tensors, rows)
-
-    (decoder,) = each_on_one_core(build, [table], table.device)
-    return EmbeddingTransfer(data, decoder.to(device), known, asked, config.scale_to, console)
-
-
-class EmbeddingTransfer:
-    """Log ratios by way of the embedding; a baseline for the groups that it was made for.
+class EmbeddingTransfer(Baseline):
+    """Log ratios by way of the embedding, for the groups that it was prepared for.
 
     The mean vector of the context's control cells is decoded before and after a shift, both at unit length, with the
     controls' mean dataset vector and mean read depth. The shift is the shrunken one of the same perturbation in other
     contexts; the mean shift of training perturbations where it was seen in none. The log ratio is the difference of
-    the two decoded log1p expressions, each at least 0.
-
-    Attributes:
-        unknown: genes of the axis that the checkpoint does not know; their log ratio is 0.
+    the two decoded log1p expressions, each at least 0; it is 0 for a gene of the axis that the checkpoint does not
+    know.
     """
 
-    def __init__(
-        self,
-        data: Dataset,
-        decoder: StateSeGeneDecoder,
-        known: np.ndarray,
-        asked: Collection[tuple[str, str]],
-        scale_to: float | None,
-        console: Console,
-    ):
-        """Decode all of ``asked``.
+    cell_encoders = frozenset({"state-se"})
 
-        Args:
-            data: cells, their SE vectors, and the split; of perturbed cells only training groups are read.
-            decoder: of the known genes, in the order of the axis.
-            known: [G] bool, genes that the decoder decodes.
-            asked: (context, perturbation) groups.
-            scale_to: depth to which counts were scaled before log1p to embed them, UMI; None for no scaling.
-            console: where progress goes.
+    def prepare(self, groups: Collection[tuple[str, str]], device: torch.device, console: Console) -> None:
+        """Load the gene decoder of the checkpoint that embedded the cells, and decode what is asked for.
+
+        Raises:
+            UserError: the checkpoint cannot be had, or none of its genes is on the axis.
         """
-        self.unknown = int((~known).sum())
-        self._known, self._decoder = known, decoder
+        settings = self.data.cell_encoder
+        assert isinstance(settings, StateSeSettings)
+        checkpoint = load_state_se(str(expand(settings.model)), settings.revision, settings.heads)
+        ids = match_genes(self.data.cells.genes, checkpoint.names, "data.genes", minimum_share=0.0).ids
+        self._known = known = ids >= 0
+        table = checkpoint.tensors["pe_embedding.weight"][torch.from_numpy(ids[known]).long()]
+
+        def build(rows: torch.Tensor) -> StateSeGeneDecoder:
+            return StateSeGeneDecoder.from_tensors(checkpoint.tensors, rows)
+
+        (decoder,) = each_on_one_core(build, [table], table.device)
+        self._decoder = decoder.to(device)
         console.print(
-            f"{NAME}: {known.sum():,} of {len(known):,} genes decoded, the other {self.unknown:,} stay at control",
+            f"embedding-transfer: {known.sum():,} of {len(known):,} genes decoded, the other {(~known).sum():,} stay "
+            "at control",
             highlight=False,
             soft_wrap=True,
         )
-        self._change = {group: (group[0], shift.tobytes()) for group, shift in _shifts(data, asked).items()}
-        at_rest = {context: (context, bytes(4 * data.cell_vectors.width)) for context, _ in self._change.values()}
+        self._decode_all(groups, settings.scale_to, console)
+
+    def _decode_all(self, groups: Collection[tuple[str, str]], scale_to: float | None, console: Console) -> None:
+        """Decode every change that ``groups`` need, once."""
+        self._change = {group: (group[0], shift.tobytes()) for group, shift in _shifts(self.data, groups).items()}
+        width = self.data.cell_vectors.width
+        at_rest = {context: (context, bytes(4 * width)) for context, _ in self._change.values()}
         # Each change once: what was seen nowhere else has one shift, and where noise explains all there is none.
         changes = sorted({*self._change.values(), *at_rest.values()})
-        starts = {context: _Start.of(data, context, known, scale_to) for context in at_rest}
-        progress = ProgressLines(NAME, "decoded vectors", console)
+        starts = {context: _Start.of(self.data, context, self._known, scale_to) for context in at_rest}
+        progress = ProgressLines("embedding-transfer", "decoded vectors", console)
         expression: dict[tuple[str, bytes], np.ndarray] = {}
         work = each_on_one_core(lambda change: self._decode(starts[change[0]], change[1]), changes, self._device)
         for change, decoded in zip(changes, work, strict=True):
@@ -111,8 +83,8 @@ class EmbeddingTransfer:
             progress(len(expression), len(changes))
         self._ratio = {change: expression[change] - expression[at_rest[change[0]]] for change in changes}
 
-    def __call__(self, data: Dataset, context: str, perturbation: str) -> np.ndarray:
-        """Log ratio [G] float32 of a group that was asked for; ``data`` is what this was made from."""
+    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
+        """Log ratio [G] float32 of a group that it was prepared for."""
         return self._ratio[self._change[context, perturbation]]
 
     @property

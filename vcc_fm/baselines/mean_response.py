@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.baselines.baseline import Baseline
 
 
-def mean_response(data: Dataset, context: str, perturbation: str) -> np.ndarray:
-    """Mean log ratio [G] over the training perturbations, equal weight each.
+class MeanResponse(Baseline):
+    """Mean log ratio over the training perturbations, equal weight each."""
 
-    Over those of the context, or of the other contexts where the context has none; ``perturbation`` itself left out.
-    """
-    return data.responses.mean_response(context, without=perturbation)
+    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
+        """Over those of the context, or of the others where it has none; ``perturbation`` left out, [G] float32."""
+        return self.data.responses.mean_response(context, without=perturbation)

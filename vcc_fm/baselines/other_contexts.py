@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcc_fm.baselines.mean_response import mean_response
-from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.baselines.mean_response import MeanResponse
 
 
-def other_contexts(data: Dataset, context: str, perturbation: str) -> np.ndarray:
-    """Shrunken log ratio [G] of the same perturbation in the other contexts; the mean response where there is none."""
-    elsewhere = data.responses.elsewhere(context, perturbation)
-    return mean_response(data, context, perturbation) if elsewhere is None else elsewhere
+class OtherContexts(MeanResponse):
+    """The same perturbation in the other contexts; the mean response where there is none."""
+
+    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
+        """Shrunken log ratio, [G] float32."""
+        elsewhere = self.data.responses.elsewhere(context, perturbation)
+        return super().log_ratio(context, perturbation) if elsewhere is None else elsewhere

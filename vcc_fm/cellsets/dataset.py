@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +13,10 @@ from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
 from vcc_fm.cellsets.profiles import control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses
 from vcc_fm.cellsets.split import Split
+from vcc_fm.cellsets.targets import require_vectors, targets_of
 from vcc_fm.ground.errors import UserError
+from vcc_fm.recipe.embed import CellEncoderSettings
+from vcc_fm.sources.controls import require_controls
 from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -34,6 +38,10 @@ class Dataset:
     separator: str
     protein_names: Mapping[str, str] | None = None
     """Symbol of the screen -> its name among the protein vectors; None where the names are the same."""
+    missing: Literal["refuse", "learned", "drop"] = "refuse"
+    """What becomes of a target gene without a protein vector."""
+    cell_encoder: CellEncoderSettings | None = None
+    """What made the cell vectors, for a baseline that decodes them."""
 
     def __post_init__(self) -> None:
         if len(self.cell_vectors.keys) != len(self.cells) or (self.cell_vectors.keys != self.cells.barcodes).any():
@@ -82,9 +90,9 @@ class Dataset:
         by_context = {
             context: self.with_vector(self.cells.rows(context, self.cells.control)) for context in self.cells.contexts
         }
-        for context, rows in by_context.items():
-            if not len(rows):
-                raise UserError(f"context {context}: no control cell has an embedding to predict from; see store.json")
+        counted = {(context, self.cells.control): 1 for context, rows in by_context.items() if len(rows)}
+        counted |= {(context, ""): 0 for context in by_context}
+        require_controls(counted, self.cells.control, f"{self.cell_vectors.folder}, cells with a vector")
         return by_context
 
     def with_vector(self, rows: np.ndarray) -> np.ndarray:
@@ -104,6 +112,19 @@ class Dataset:
         if self.protein_names is None:
             return rows
         return {symbol: rows[name] for symbol, name in self.protein_names.items()}
+
+    @cached_property
+    def learned_targets(self) -> list[str]:
+        """Target genes without a protein vector, which get a learned one; of perturbations that the split holds.
+
+        Raises:
+            UserError: there are some, and ``missing`` refuses them.
+        """
+        # A perturbation that the split left out (missing=drop) needs no vector.
+        targets = targets_of((label for _, label in self.split.roles), self.separator)
+        without = sorted(targets - self.protein_rows.keys())
+        require_vectors(without, self.missing)
+        return without
 
     def targets(self, perturbation: str) -> list[str]:
         """Target genes of a perturbation."""

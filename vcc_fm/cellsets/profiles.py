@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcc_fm.ground.errors import UserError
+from vcc_fm.sources.controls import require_controls
 from vcc_fm.store.cells import CellStore
 
 BATCH_PRIOR = 2e5
@@ -29,14 +29,11 @@ def control_log_shares(store: CellStore) -> np.ndarray:
         UserError: a context has no control cells.
     """
     shares = np.zeros((len(store.batches), len(store.genes)))
+    require_controls(store.group_cells, store.control, str(store.folder))
     groups, control = store.groups, store.control_code
-    for code, context in enumerate(store.contexts):
+    for code in range(len(store.contexts)):
         batches = np.unique(groups.batch[groups.context == code])
         runs = [i for i in np.flatnonzero(groups.context == code) if groups.perturbation[i] == control]
-        if not runs:
-            raise UserError(
-                f"context {context!r} has no control cells ({store.control!r}): a prediction starts from them"
-            )
         sums = {int(groups.batch[i]): store.sums(np.arange(groups.start[i], groups.end[i])) for i in runs}
         measured = store.measured[batches]
         common = measured.all(axis=0)

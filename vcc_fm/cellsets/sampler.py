@@ -16,7 +16,6 @@ import torch
 
 from vcc_fm.cellsets.batch import Batch, SparseCounts
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.ground.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -254,12 +253,8 @@ class SetSampler:
             code_dropout: share of the sets whose context and batch codes are hidden.
             response_dropout: share of the sets whose response in other contexts is hidden.
             weights: of groups, above 0; 1 where none is given.
-
-        Raises:
-            UserError: there are no groups.
         """
-        if not groups:
-            raise UserError("no cells to train on: no training group is in the contexts that the recipe names")
+        assert groups
         self.data = data
         self.groups = groups
         self.set_size = set_size

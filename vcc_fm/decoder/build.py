@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Vocabulary
-from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone
+from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone, unfit
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.decoder import DecoderSettings
 
 
 def vocabulary_of(config: PerturbationDecoderConfig) -> Vocabulary:
@@ -25,7 +25,7 @@ def vocabulary_of(config: PerturbationDecoderConfig) -> Vocabulary:
     return Vocabulary(tuple(config.contexts), tuple(config.batches), tuple(config.learned_targets))
 
 
-def decoder_config(recipe: Recipe, data: Dataset, backbone: dict[str, Any]) -> PerturbationDecoderConfig:
+def decoder_config(settings: DecoderSettings, data: Dataset, backbone: dict[str, Any]) -> PerturbationDecoderConfig:
     """Configuration of a decoder for ``data`` around ``backbone``.
 
     Raises:
@@ -37,15 +37,14 @@ def decoder_config(recipe: Recipe, data: Dataset, backbone: dict[str, Any]) -> P
         control=data.cells.control,
         contexts=data.cells.contexts,
         batches=data.cells.batches,
-        learned_targets=_learned_targets(recipe, data),
+        learned_targets=data.learned_targets,
         cell_width=data.cell_vectors.width,
         protein_width=data.protein_vectors.width,
         cell_encoder=_encoder(data.cell_vectors.meta),
         protein_encoder=_encoder(data.protein_vectors.meta),
-        gene_rank=recipe.decoder.gene_rank,
-        response=recipe.decoder.response,
+        gene_rank=settings.gene_rank,
+        response=settings.response,
         trained_on_responses=False,
-        recipe_fingerprint=recipe.fingerprint(),
         simulated=data.cells.meta["simulated"],
     )
 
@@ -54,26 +53,13 @@ def _encoder(meta: dict[str, Any]) -> dict[str, Any]:
     return {key: meta[key] for key in ("encoder", "parameters", "licence", "citation", "fingerprint")}
 
 
-def _learned_targets(recipe: Recipe, data: Dataset) -> list[str]:
-    known = set(data.protein_rows)
-    # A perturbation that the split left out (embed.proteins.missing=drop) needs no vector.
-    labels = {label for _, label in data.split.roles}
-    missing = sorted({gene for label in labels for gene in data.targets(label)} - known)
-    if missing and recipe.embed.proteins.missing == "refuse":
-        raise UserError(
-            f"{len(missing)} target genes have no protein vector: {', '.join(missing[:8])}; add their sequences to "
-            "embed.proteins.fasta, or set embed.proteins.missing to learned (a vector of its own) or drop"
-        )
-    return missing
-
-
 def build_decoder(
-    recipe: Recipe, data: Dataset, base: str, seed: int
+    settings: DecoderSettings, data: Dataset, base: str, seed: int
 ) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
     """The decoder to train, and what a reader should know of how it starts.
 
     Args:
-        recipe: its ``decoder`` section says the rest.
+        settings: say the rest.
         data: gives gene axis, labels, protein vectors and the first dispersions.
         base: ``scratch``, or folder or Hub id of a decoder or of any backbone that ``transformers`` can load.
         seed: of the initial weights.
@@ -86,23 +72,20 @@ def build_decoder(
     """
     torch.manual_seed(seed)
     if base == "scratch":
-        check_backbone(recipe.decoder.backbone)
-        try:
-            decoder = PerturbationDecoder(decoder_config(recipe, data, dict(recipe.decoder.backbone)))
-        except UNFIT as error:
-            raise UserError(f"decoder.backbone: transformers cannot build it: {error}") from None
+        check_backbone(settings.backbone)
+        decoder = _new(decoder_config(settings, data, dict(settings.backbone)))
         _initialise(decoder, data)
         return decoder, []
     notes: list[str] = []
-    base_config = _base_config(base, recipe.decoder.revision)
-    if isinstance(base_config, PerturbationDecoderConfig):
-        trained = load_decoder(base, recipe.decoder.revision)
-        decoder, notes = adopt(trained, recipe, data)
+    config = base_config(base, settings.revision)
+    if isinstance(config, PerturbationDecoderConfig):
+        trained = load_decoder(base, settings.revision)
+        decoder, notes = adopt(trained, settings, data)
     else:
-        decoder = PerturbationDecoder(decoder_config(recipe, data, base_config.to_dict()))
-        decoder.backbone.load_state_dict(_load(AutoModel, base, recipe.decoder.revision).state_dict())
+        decoder = _new(decoder_config(settings, data, config.to_dict()))
+        decoder.backbone.load_state_dict(_load(AutoModel, base, settings.revision).state_dict())
         _initialise(decoder, data)
-    return add_adapters(decoder, recipe.decoder.lora, base), notes
+    return add_adapters(decoder, settings.lora, base), notes
 
 
 def load_decoder(base: str | Path, revision: str | None = None) -> PerturbationDecoder:
@@ -131,11 +114,33 @@ def not_finite(model: nn.Module) -> list[str]:
     return [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
 
 
-def _base_config(base: str, revision: str | None) -> PretrainedConfig:
+def base_config(base: str, revision: str | None) -> PretrainedConfig:
+    """The configuration of a decoder or of any backbone that ``transformers`` can load.
+
+    Args:
+        base: folder or Hub id.
+        revision: of the Hub id.
+
+    Raises:
+        UserError: there is none.
+    """
     try:
         return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"decoder.base={base}: not a folder or Hub id that transformers can load: {error}") from None
+        said = " ".join(str(error).split())[:200]
+        reason = (
+            f"no decoder or backbone that transformers can load ({said})"
+            if Path(base).is_dir()
+            else "no such folder, and no Hub id that can be reached from here"
+        )
+        raise UserError(f"decoder.base={base}: {reason}; give scratch, pretrain, a folder or a Hub id") from None
+
+
+def _new(config: PerturbationDecoderConfig) -> PerturbationDecoder:
+    try:
+        return PerturbationDecoder(config)
+    except UNFIT as error:
+        raise unfit(config.backbone, error) from None
 
 
 def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
@@ -160,7 +165,9 @@ READERS = {
 """What of a decoder reads the vectors of an encoder, and means nothing to another encoder's."""
 
 
-def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> tuple[PerturbationDecoder, list[str]]:
+def adopt(
+    base: PerturbationDecoder, settings: DecoderSettings, data: Dataset
+) -> tuple[PerturbationDecoder, list[str]]:
     """Move a trained decoder to another dataset: genes, contexts, batches and targets are matched by name.
 
     What the base does not know starts as in a new decoder: codes at zero; a gene's free factor at zero, so that its
@@ -170,7 +177,7 @@ def adopt(base: PerturbationDecoder, recipe: Recipe, data: Dataset) -> tuple[Per
     Returns:
         The moved decoder, and a sentence for each side that starts anew.
     """
-    config = decoder_config(recipe, data, base.config.backbone)
+    config = decoder_config(settings, data, base.config.backbone)
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
     config.trained_on_responses = base.config.trained_on_responses

@@ -14,6 +14,12 @@ UNFIT = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, Arithmet
 """What building a model, or showing it tokens, raises where its config does not fit: each class has its own way."""
 
 
+def unfit(backbone: dict[str, Any], error: BaseException) -> UserError:
+    """What is said of a backbone whose building raised one of ``UNFIT``."""
+    said = " ".join(str(error).split())[:300]
+    return UserError(f"decoder.backbone: a {backbone['model_type']} of these settings cannot be built: {said}")
+
+
 class PerturbationDecoderConfig(PretrainedConfig):
     """Self-describing: what goes in, on which gene axis counts come out, and where the weights came from.
 

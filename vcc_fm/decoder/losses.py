@@ -7,6 +7,7 @@ over micro-batches and devices.
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.count_head import CountDistribution
@@ -17,6 +18,21 @@ SMALLEST_MEAN = 1e-8
 """Added to every expected count, so that a gene that is not measured (a share of zero) has a finite logarithm."""
 BULK_TARGET_SUM = 5e4
 """Depth to which a pseudobulk is scaled before log1p, as the VCC 2026 scorer does (cell-eval2, preset vcc2026)."""
+
+
+class SetLosses:
+    """What a phase minimises: the terms of a decoder on a batch, and their weights.
+
+    Attributes:
+        weights: name of a term -> its weight.
+    """
+
+    def __init__(self, weights: LossWeights):
+        self.weights: dict[str, float] = weights.model_dump()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """See :func:`set_losses`."""
+        return set_losses(model(batch), batch)
 
 
 def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: torch.Tensor) -> torch.Tensor:
@@ -71,11 +87,6 @@ def set_losses(predicted: CountDistribution, batch: Batch) -> dict[str, torch.Te
     real_BSG = torch.log1p(CELL_TARGET_SUM * counts_BSG / depth_BS1.clamp(min=1.0))
     energy_B = _energy(sample_BSG, real_BSG, batch.cell_mask_BS) / genes_B.sqrt()
     return {"likelihood": likelihood_B, "energy": energy_B, "delta": delta_B}
-
-
-def total_loss(terms: dict[str, torch.Tensor], weights: LossWeights) -> torch.Tensor:
-    """Weighted sum of the terms, mean over sets: a scalar."""
-    return sum((getattr(weights, name) * value.mean() for name, value in terms.items()), torch.zeros(()))
 
 
 def _sample(share_BSG: torch.Tensor, dispersion_G: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -16,6 +16,9 @@ from vcc_fm.ground.work import WorkFolder
 class Shards:
     """The shards of an embedding store, in a folder beside it.
 
+    Attributes:
+        folder: where they are.
+
     Args:
         final: the store that they will become.
         fingerprint: of everything they depend on; shards of anything else are thrown away.
@@ -24,6 +27,7 @@ class Shards:
 
     def __init__(self, final: Path, fingerprint: str, state: PartialState):
         self._work = WorkFolder(final, fingerprint, state)
+        self.folder = self._work.path
         self.remove = self._work.remove
 
     def compute(

@@ -7,45 +7,23 @@ shrunken effect makes too small. The baselines are given the same chance. Nothin
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import write_json
-from vcc_fm.prediction.emission import Asked, describe_counts, emit_groups, write_measured
-from vcc_fm.prediction.predict import make_predictor, scaled_predictors
-from vcc_fm.recipe.recipe import Recipe
-from vcc_fm.run.load import load_dataset
-from vcc_fm.run.outputs import Output
+from vcc_fm.cellsets.groups import validation_groups
+from vcc_fm.prediction.emission import Asked, emit_groups, write_measured
+from vcc_fm.prediction.predict import make_predictor
+from vcc_fm.recipe.predict import PredictConfig
+from vcc_fm.scoring.score import score
 from vcc_fm.scoring.table import Entry
-from vcc_fm.scoring.vcc import score
 from vcc_fm.store.counts_file import CountsFile
 
 SCALES = (0.8, 1.0, 1.25, 1.6)
-
-
-def calibrate(recipe: Recipe, output: Output, console: Console) -> None:
-    """Write ``calibration.json`` of a fold.
-
-    Raises:
-        UserError: a decoder is missing, or the validation split cannot be scored.
-    """
-    fold = output.fold
-    scores = _validation_scores(recipe, fold, load_dataset(recipe, fold), console)
-    best = {name: best_scale(means) for name, means in scores.items()}
-    by_scale = {
-        name: {f"{scale:g}": None if np.isnan(mean) else mean for scale, mean in means.items()}
-        for name, means in scores.items()
-    }
-    write_json(output.path, {"effect_scale": best, "scaled_means": by_scale})
-    for name, means in by_scale.items():
-        shown = "  ".join(f"{scale}: {'none' if mean is None else f'{mean:.3f}'}" for scale, mean in means.items())
-        console.print(
-            f"fold {fold}: {name}: effect scale {best[name]:.3g}; scores {shown}", highlight=False, soft_wrap=True
-        )
 
 
 def best_scale(means: dict[float, float]) -> float:
@@ -63,28 +41,44 @@ def best_scale(means: dict[float, float]) -> float:
     return float(np.clip(np.exp(-slope / (2 * bend)), scales.min(), scales.max()))
 
 
-def _validation_scores(recipe: Recipe, fold: int, data: Dataset, console: Console) -> dict[str, dict[float, float]]:
-    """Scaled mean of the metrics on the validation groups, by predictor and effect scale."""
-    groups = data.split.groups("validation")
-    if not groups:
-        raise UserError("predict.effect_scale=validation needs validation groups, the split has none; give a number")
+def validation_scores(
+    data: Dataset,
+    decoder: Path,
+    names: Collection[str],
+    preset: str,
+    config: PredictConfig,
+    seed: int,
+    uns: dict[str, Any],
+    console: Console,
+) -> tuple[dict[str, dict[float, float]], str]:
+    """Scaled mean of the metrics on the validation groups, by predictor and effect scale; why there is none, or "".
+
+    Args:
+        data: one fold.
+        decoder: folder of its decoder.
+        names: predictors.
+        preset: of the scorer.
+        config: says how cells are emitted.
+        seed: of what is drawn.
+        uns: what a file of counts says of itself.
+        console: where progress goes.
+
+    Raises:
+        UserError: there are no validation groups, or they cannot be scored.
+    """
+    groups = validation_groups(data.split)
     asked = [Asked(0, context, label, data.split.cells[context, label]) for context, label in groups]
-    uns = describe_counts(recipe, data)
     with tempfile.TemporaryDirectory() as scratch:
         truth = Path(scratch, "truth.h5ad")
         write_measured(truth, data.cells, groups, uns)
-        predictors = {
-            name: make_predictor(name, recipe, fold, data, 1.0, asked, console) for name in scaled_predictors(recipe)
-        }
         entries = []
-        for name, predictor in predictors.items():
+        for name in names:
+            predictor = make_predictor(name, data, decoder, asked, config, console)
             for scale in SCALES:
-                predictor.effect_scale = scale
                 entry = Entry(f"{name} {scale:g}", "model", Path(scratch, f"{name}-{scale:g}.h5ad"))
                 with CountsFile(entry.path, data.cells.genes, uns | {"predictor": name}) as file:
-                    emit_groups(file, recipe, data, predictor, asked)
+                    emit_groups(file, data, predictor, scale, asked, config, seed)
                 entries.append(entry)
-        table = score(truth, entries, data.cells.control, recipe.score.preset, Path(scratch, "cache"))
-    if reason := table.no_headline():
-        console.print(f"fold {fold}: effect scale 1, the validation groups cannot tell: {reason}", markup=False)
-    return {name: {scale: table.mean(f"{name} {scale:g}") for scale in SCALES} for name in predictors}
+        table = score(truth, entries, data.cells.control, preset, Path(scratch, "cache"))
+    means = {name: {scale: table.mean(f"{name} {scale:g}") for scale in SCALES} for name in names}
+    return means, table.no_headline()

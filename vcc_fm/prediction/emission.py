@@ -14,7 +14,6 @@ from vcc_fm.cellsets.sampler import CellSet, control_sets
 from vcc_fm.prediction.emit import emit, emit_from_controls
 from vcc_fm.prediction.predictors import Predictor
 from vcc_fm.recipe.predict import PredictConfig
-from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.counts_file import CountsFile
 
@@ -28,41 +27,61 @@ class Asked(NamedTuple):
     cells: int
 
 
-def emit_groups(file: CountsFile, recipe: Recipe, data: Dataset, predictor: Predictor, groups: list[Asked]) -> None:
+def emit_groups(
+    file: CountsFile,
+    data: Dataset,
+    predictor: Predictor,
+    effect_scale: float,
+    groups: list[Asked],
+    config: PredictConfig,
+    seed: int,
+) -> None:
     """Predict ``groups`` of one fold in their order and append them to ``file``.
 
-    What is drawn depends on the recipe's seed, the context, the perturbation and the place of a set among its group's,
-    not on the predictor: two predictors differ by what they predict alone.
+    What is drawn depends on the seed, the context, the perturbation and the place of a set among its group's, not on
+    the predictor: two predictors differ by what they predict alone.
     """
     for _, context, perturbation, cells in groups:
-        sets = control_sets(data, context, perturbation, cells, recipe.predict.set_size, recipe.seed)
+        sets = control_sets(data, context, perturbation, cells, config.set_size, seed)
         # Control cells come in rounds, each of them once a round.
         round_ = len(data.context_controls[context])
         for place, one in enumerate(sets):
-            rng = np.random.default_rng([recipe.seed, place, *context.encode(), 0, *perturbation.encode()])
-            again = place * recipe.predict.set_size + np.arange(len(one.control_rows)) >= round_
-            counts = emit_set(predictor, data, one, again, recipe.predict, rng)
+            rng = np.random.default_rng([seed, place, *context.encode(), 0, *perturbation.encode()])
+            again = place * config.set_size + np.arange(len(one.control_rows)) >= round_
+            counts = emit_set(
+                data, predictor.log_share(one, effect_scale), predictor.dispersion, one, again, config, rng
+            )
             file.append(sp.csr_matrix(counts), _labels(data.cells, context, perturbation, one.control_rows))
 
 
 def emit_set(
-    predictor: Predictor,
     data: Dataset,
+    log_share: np.ndarray,
+    dispersion: np.ndarray,
     one: CellSet,
     again: np.ndarray,
     config: PredictConfig,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Counts [n, G] int32 of the cells predicted from one set; ``again`` [n] marks control cells used before."""
+    """Counts [n, G] int32 of the cells predicted from one set.
+
+    Args:
+        data: one fold.
+        log_share: [n, G], what is predicted.
+        dispersion: [G], negative-binomial.
+        one: the set.
+        again: [n] bool, control cells that were used before.
+        config: says how cells are emitted.
+        rng: draws them.
+    """
     depth = data.cells.depth[one.control_rows].astype(np.float64)
     if config.depth != "control":
         depth = np.full_like(depth, config.depth)
-    log_share = predictor.log_share(one)
     if config.emitter == "negative-binomial":
-        return emit(log_share, depth, predictor.dispersion, rng)
+        return emit(log_share, depth, dispersion, rng)
     profile = data.log_shares[data.cells.batch[one.control_rows]]
     counts = data.cells.dense(one.control_rows)
-    return emit_from_controls(counts, log_share, profile, depth, predictor.dispersion, again, rng)
+    return emit_from_controls(counts, log_share, profile, depth, dispersion, again, rng)
 
 
 def write_measured(path: Path, cells: CellStore, groups: list[tuple[str, str]], uns: dict[str, Any]) -> None:
@@ -77,13 +96,3 @@ def write_measured(path: Path, cells: CellStore, groups: list[tuple[str, str]], 
 def _labels(cells: CellStore, context: str, perturbation: str, rows: np.ndarray) -> pd.DataFrame:
     batches = np.asarray(cells.batches)[cells.batch[rows]]
     return pd.DataFrame({"context": context, "perturbation": perturbation, "batch": batches})
-
-
-def describe_counts(recipe: Recipe, data: Dataset) -> dict[str, Any]:
-    """What an h5ad of this run says of itself in ``uns``."""
-    return {
-        "recipe": recipe.name,
-        "recipe_fingerprint": recipe.fingerprint(),
-        "values": "counts",
-        "simulated": bool(data.cells.meta["simulated"]),
-    }

@@ -16,7 +16,7 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import CellSet, control_sets
 from vcc_fm.prediction.emission import emit_set
-from vcc_fm.prediction.predictors import BaselinePredictor
+from vcc_fm.prediction.predictors import RatioPredictor
 from vcc_fm.recipe.predict import PredictConfig
 
 FEWEST_CELLS, MOST_CELLS = 10, 500
@@ -101,11 +101,11 @@ def _emitted(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Counts [n, G] emitted from ``sets`` at a log ratio [G]; control cells after the first ``fresh`` come again."""
-    predictor = BaselinePredictor(data, lambda *_: log_ratio, 1.0)
+    predictor = RatioPredictor(data, lambda *_: log_ratio)
     emitted, done = [], 0
     for one in sets:
         again = done + np.arange(len(one.control_rows)) >= fresh
-        emitted.append(emit_set(predictor, data, one, again, config, rng))
+        emitted.append(emit_set(data, predictor.log_share(one, 1.0), predictor.dispersion, one, again, config, rng))
         done += len(again)
     return np.concatenate(emitted)
 

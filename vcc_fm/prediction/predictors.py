@@ -13,43 +13,33 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from vcc_fm.baselines.additive import additive
-from vcc_fm.baselines.control import control_unchanged
-from vcc_fm.baselines.mean_response import mean_response
-from vcc_fm.baselines.other_contexts import other_contexts
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, CellSet
 from vcc_fm.decoder.build import load_decoder, vocabulary_of
 from vcc_fm.ground.errors import UserError
 
-Baseline = Callable[[Dataset, str, str], np.ndarray]
-
-BASELINES: dict[str, Baseline] = {
-    "control": control_unchanged,
-    "mean-response": mean_response,
-    "other-contexts": other_contexts,
-    "additive": additive,
-}
-
 
 class Predictor(Protocol):
-    """Predicts one set at a time; ``effect_scale`` multiplies its log ratios to the control profile."""
-
-    effect_scale: float
+    """Predicts one set at a time."""
 
     @property
     def dispersion(self) -> np.ndarray:
         """Negative-binomial dispersion [G] of the cells it emits."""
 
-    def log_share(self, one: CellSet) -> np.ndarray:
-        """Natural log of each gene's share in each cell of a set, [n, G]; -inf where not measured."""
+    def log_share(self, one: CellSet, effect_scale: float) -> np.ndarray:
+        """Natural log of each gene's share in each cell of a set, [n, G]; -inf where not measured.
+
+        Args:
+            one: the set.
+            effect_scale: factor on the log ratios to the control profile.
+        """
 
 
-class BaselinePredictor:
-    """A baseline's log ratio on the control profiles of the set's batches."""
+class RatioPredictor:
+    """A log ratio for each (context, perturbation), on the control profiles of the set's batches: a baseline."""
 
-    def __init__(self, data: Dataset, baseline: Baseline, effect_scale: float):
-        self.data, self.baseline, self.effect_scale = data, baseline, effect_scale
+    def __init__(self, data: Dataset, log_ratio: Callable[[str, str], np.ndarray]):
+        self.data, self._log_ratio = data, log_ratio
         self._ratio: dict[tuple[str, str], np.ndarray] = {}
 
     @property
@@ -57,19 +47,19 @@ class BaselinePredictor:
         """Of the control cells."""
         return self.data.dispersion
 
-    def log_share(self, one: CellSet) -> np.ndarray:
+    def log_share(self, one: CellSet, effect_scale: float) -> np.ndarray:
         """See :class:`Predictor`."""
         key = (one.context, one.perturbation)
         if key not in self._ratio:
-            self._ratio[key] = self.baseline(self.data, *key)
-        logits = self.data.log_shares[self.data.cells.batch[one.control_rows]] + self.effect_scale * self._ratio[key]
+            self._ratio[key] = self._log_ratio(*key)
+        logits = self.data.log_shares[self.data.cells.batch[one.control_rows]] + effect_scale * self._ratio[key]
         return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
 class DecoderPredictor:
     """A trained decoder."""
 
-    def __init__(self, data: Dataset, folder: Path, set_size: int, effect_scale: float, device: torch.device):
+    def __init__(self, data: Dataset, folder: Path, set_size: int, device: torch.device):
         """Load the decoder in ``folder``.
 
         Raises:
@@ -79,7 +69,7 @@ class DecoderPredictor:
         config = self.decoder.config
         if config.genes != data.cells.genes:
             raise UserError(f"{folder}: its gene axis is not that of {data.cells.folder}; train it on these cells")
-        self.data, self.effect_scale, self._device = data, effect_scale, device
+        self.data, self._device = data, device
         self._assembler = Assembler(data, vocabulary_of(config), set_size, config.response, device)
 
     @property
@@ -88,7 +78,7 @@ class DecoderPredictor:
         return self.decoder.head.log_dispersion.detach().exp().double().cpu().numpy()
 
     @torch.no_grad()
-    def log_share(self, one: CellSet) -> np.ndarray:
+    def log_share(self, one: CellSet, effect_scale: float) -> np.ndarray:
         """See :class:`Predictor`."""
         batch = self._assembler.assemble([one]).to(self._device)
-        return self.decoder(batch, self.effect_scale).log_share_BSG[0, : len(one.control_rows)].cpu().numpy()
+        return self.decoder(batch, effect_scale).log_share_BSG[0, : len(one.control_rows)].cpu().numpy()

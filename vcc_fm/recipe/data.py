@@ -146,19 +146,34 @@ class SourceConfig(Section):
         return pattern
 
 
+class NamesConfig(Section):
+    """Other names of genes, for target genes, gene axis and proteins alike."""
+
+    symbols: str | None = Field(
+        None,
+        description="gene names from HGNC (complete set, or a custom download), or a table of Ensembl ids and their "
+        "symbols: a path, https:// or hf://",
+    )
+    sha256: Sha256 = Field(None, description="SHA-256 that the file of `symbols` must have (hex)")
+    pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where `symbols` is ambiguous")
+    approved: bool = Field(
+        False, description="bring genes and targets of all sources under approved symbols before there is an axis"
+    )
+
+    @model_validator(mode="after")
+    def _has_symbols(self) -> NamesConfig:
+        if self.approved and self.symbols is None:
+            raise ValueError("data.names.approved has no meaning without data.names.symbols, the approved symbols")
+        return self
+
+
 class DataConfig(Section):
     """Which cells there are."""
 
     simulate: SimulateConfig | None = Field(None, description="simulate a screen instead of reading files")
     sources: list[SourceConfig] = Field([], description="h5ad files or zarr stores to read")
     genes: str = Field("union", description="gene axis: union, intersection, or a text file with one symbol a line")
-    symbols: str | None = Field(
-        None,
-        description="gene names from HGNC, or Ensembl ids and their symbols: genes and targets of all sources go "
-        "under approved symbols",
-    )
-    symbols_sha256: Sha256 = Field(None, description="SHA-256 that the file of `symbols` must have (hex)")
-    pins: dict[str, str] = Field({}, description="symbol -> gene that it stands for, where data.symbols is ambiguous")
+    names: NamesConfig = Field(NamesConfig(), description="other names of genes")
     minimum_cells: PositiveInt = Field(
         1, description="perturbations with fewer cells in a context are dropped and counted"
     )
@@ -166,10 +181,13 @@ class DataConfig(Section):
         1024, description="memory for counts in each process of `prepare`, MB; labels of all cells come on top"
     )
 
+    @property
+    def separator(self) -> str:
+        """What joins the target genes of a combination."""
+        return self.sources[0].separator if self.sources else "+"
+
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
-        if self.pins and self.symbols is None:
-            raise ValueError("data.pins has no meaning without data.symbols, the other names of genes")
         if (self.simulate is None) == (not self.sources):
             raise ValueError("data: give either simulate or sources, not both and not neither")
         names = [source.name for source in self.sources]

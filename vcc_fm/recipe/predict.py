@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from vcc_fm.recipe.parts import BASELINES, PRESETS
 from vcc_fm.recipe.section import PositiveInt, Section
 
 
@@ -42,10 +43,23 @@ class PredictConfig(Section):
 class ScoreConfig(Section):
     """How predictions are judged."""
 
-    preset: Literal["vcc2026"] = Field("vcc2026", description="cell-eval2 preset")
-    baselines: list[Literal["control", "mean-response", "other-contexts", "additive", "embedding-transfer"]] = Field(
+    preset: str = Field("vcc2026", description="what is measured, and on which scale")
+    baselines: list[str] = Field(
         ["control", "mean-response", "other-contexts"],
         min_length=1,
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
         "embedding-transfer: SE's gene decoder, needs state-se",
     )
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str) -> str:
+        _ = PRESETS[name]
+        return name
+
+    @field_validator("baselines")
+    @classmethod
+    def _known_baselines(cls, names: list[str]) -> list[str]:
+        for name in names:
+            _ = BASELINES[name]
+        return names

@@ -16,8 +16,10 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from vcc_fm.ground.errors import UserError, reading, shown
+from vcc_fm.recipe.parts import Chosen
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.section import Section
 
@@ -86,7 +88,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         except ValidationError as error:
             faults = error.errors()
             more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
-            said = "; ".join(_describe(entry) for entry in faults[:_MOST_FAULTS])
+            said = "; ".join(_describe(entry, content) for entry in faults[:_MOST_FAULTS])
             raise UserError(f"{path}: {said}{more}") from None
 
 
@@ -133,20 +135,62 @@ def _position(place: list[Any], part: str, key: str) -> int:
     return int(part)
 
 
-def _describe(entry: Any) -> str:
+def _describe(entry: Any, content: dict[str, Any]) -> str:
     """One pydantic error in the words of the recipe."""
     where = ".".join(str(part) for part in entry["loc"])[:_MOST_LETTERS]
     if entry["type"] == "extra_forbidden":
-        *parents, last = entry["loc"]
-        known = _keys_at([str(part) for part in parents])
-        near = difflib.get_close_matches(str(last)[:_MOST_LETTERS], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {where} ({hint})"
+        *parents, last = (str(part) for part in entry["loc"])
+        return f"unknown key {where} ({_hint(parents, last[:_MOST_LETTERS], content)})"
     if entry["type"] == "missing":
         return f"{where} is missing"
     if entry["type"] == "value_error":
-        return str(entry["ctx"]["error"])
+        said = str(entry["ctx"]["error"])
+        return said if said.startswith((where.split(".")[0], "source ")) else f"{where}: {said}"
     return f"{where}: {entry['msg'].lower()}, found {shown(entry['input'])}"
+
+
+MOVED = {
+    "data.symbols": "data.names.symbols, with data.names.approved=true",
+    "data.symbols_sha256": "data.names.sha256",
+    "data.pins": "data.names.pins",
+    "embed.proteins.symbols": "data.names.symbols",
+    "embed.proteins.symbols_sha256": "data.names.sha256",
+    "embed.proteins.pins": "data.names.pins",
+}
+"""Keys of older recipes, and where they are now."""
+
+
+def _hint(parents: list[str], last: str, content: dict[str, Any]) -> str:
+    """What an unknown key may have meant."""
+    if moved := MOVED.get(".".join([*parents, last])):
+        return f"it is {moved} now"
+    section, owners = _section_at(parents, content)
+    if near := difflib.get_close_matches(last, list(section.model_fields), n=1):
+        return f"did you mean {near[0]}?"
+    if of := [name for name, other in owners.items() if last in other.model_fields]:
+        return f"a key of encoder: {' and '.join(of)}"
+    return f"known keys: {', '.join(section.model_fields)}"
+
+
+def _section_at(parents: list[str], content: Any) -> tuple[type[Section], dict[str, type[Section]]]:
+    """The section at a place of the recipe, and the sections of all parts that it could be of."""
+    section: type[Section] = Recipe
+    owners = dict[str, type[Section]]()
+    for part in parents:
+        content = content[int(part)] if isinstance(content, list) else content.get(part)
+        if part.isdigit():
+            continue
+        field = section.model_fields[part]
+        chosen = _chosen(field)
+        owners = {} if chosen is None else chosen.sections()
+        section = owners[chosen.name_in(content)] if chosen else next(_sections(field.annotation))
+    return section, owners
+
+
+def _chosen(field: FieldInfo) -> Chosen | None:
+    """Where the keys of a field are those of a part that the recipe chooses."""
+    found = (getattr(one, "func", None) for one in field.metadata)
+    return next((one for one in found if isinstance(one, Chosen)), None)
 
 
 def _sections(annotation: Any) -> Iterator[type[Section]]:
@@ -158,24 +202,34 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
             yield from _sections(inner)
 
 
-def _keys_at(parents: list[str]) -> list[str]:
-    section: type[Section] = Recipe
-    for part in parents:
-        if part.isdigit():
-            continue
-        section = next(_sections(section.model_fields[part].annotation))
-    return list(section.model_fields)
-
-
 def explain(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every key of the recipe as (dotted key, default or ``required``, description with unit)."""
+    """Every key of the recipe as (dotted key, default or ``required``, description with unit).
+
+    The description of a key that not every encoder has begins with the names of those that have it.
+    """
     for name, field in section.model_fields.items():
-        inner = next(_sections(field.annotation), None)
+        inner, chosen = next(_sections(field.annotation), None), _chosen(field)
         many = typing.get_origin(field.annotation) is list and inner is not None
         key = f"{prefix}{name}" + (".0" if many else "")
-        if inner is not None:
+        if chosen is not None:
+            yield key, "", field.description or ""
+            yield from _explain_parts(chosen, key)
+        elif inner is not None:
             yield key, "", field.description or ""
             yield from explain(inner, key + ".")
         else:
             default = "required" if field.is_required() else json.dumps(field.default)
             yield key, default, field.description or ""
+
+
+def _explain_parts(chosen: Chosen, key: str) -> Iterator[tuple[str, str, str]]:
+    """The keys of all parts of one kind, each once."""
+    sections = chosen.sections()
+    told = {part: {row[0]: row for row in explain(section, f"{key}.")} for part, section in sections.items()}
+    names = [f"{key}.encoder"]
+    descriptions = "; ".join(f"{part}: {rows[names[0]][2]}" for part, rows in told.items())
+    yield names[0], json.dumps(chosen.default), descriptions
+    for name in dict.fromkeys(name for rows in told.values() for name in rows if name not in names):
+        having = [part for part, rows in told.items() if name in rows]
+        _, default, description = told[having[0]][name]
+        yield name, default, description if len(having) == len(told) else f"{', '.join(having)}: {description}"

@@ -6,6 +6,7 @@ a stage opens them, so that a recipe loads without its data.
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vcc_fm.ground.paths import LONGEST_NAME, expand, without_secrets
 from vcc_fm.recipe.data import DataConfig
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.embed import EmbedConfig
+from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.predict import PredictConfig, ScoreConfig
 from vcc_fm.recipe.section import Section
 from vcc_fm.recipe.split import SplitConfig
@@ -27,6 +29,9 @@ from vcc_fm.recipe.train import TrainConfig
 class Recipe(Section):
     """Everything about a run."""
 
+    plugins: list[str] = Field(
+        [], description="modules to import first: they register encoders, baselines, presets and stages of your own"
+    )
     name: str = Field(
         description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^\w[\w.-]*$"
     )
@@ -40,6 +45,18 @@ class Recipe(Section):
     train: TrainConfig = Field(description="training of the decoder")
     predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
     score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
+
+    @field_validator("plugins")
+    @classmethod
+    def _import(cls, modules: list[str]) -> list[str]:
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise ValueError(
+                    f"plugins: {module} cannot be imported ({error}); install it, or put its folder on PYTHONPATH"
+                ) from None
+        return modules
 
     @field_validator("name")
     @classmethod
@@ -56,12 +73,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _gene_decoder(self) -> Recipe:
-        if "embedding-transfer" in self.score.baselines and self.embed.cells.encoder != "state-se":
-            raise ValueError(
-                "score.baselines: embedding-transfer decodes with SE and needs embed.cells.encoder=state-se, found "
-                f"{self.embed.cells.encoder}; change the encoder or leave the baseline out"
-            )
+    def _readable_vectors(self) -> Recipe:
+        for name in self.score.baselines:
+            readable = BASELINES[name].cell_encoders
+            if readable is not None and self.embed.cells.encoder not in readable:
+                raise ValueError(
+                    f"score.baselines: {name} needs embed.cells.encoder={' or '.join(sorted(readable))}, found "
+                    f"{self.embed.cells.encoder}; change the encoder or leave the baseline out"
+                )
         return self
 
     @property

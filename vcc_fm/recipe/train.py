@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.section import Fraction, PositiveFloat, PositiveInt, Section
 
 
@@ -61,3 +62,24 @@ class TrainConfig(Section):
                 f"train.batch_sets={self.batch_sets} is not a multiple of train.micro_sets={self.micro_sets}"
             )
         return self
+
+    def check_processes(self, processes: int, name: str) -> None:
+        """Refuse a number of processes that cannot share the sets of an optimiser step.
+
+        Args:
+            processes: that take part.
+            name: of the phase, which is its section in the recipe.
+
+        Raises:
+            UserError: it is not the recipe's, or the sets cannot be shared evenly.
+        """
+        if self.processes is not None and self.processes != processes:
+            raise UserError(
+                f"{name}.processes={self.processes}, but {processes} take part; pass --processes {self.processes} "
+                "(`accelerate launch --cpu` starts one process whatever it is asked for)"
+            )
+        if self.batch_sets % (processes * (self.micro_sets or 1)):
+            raise UserError(
+                f"{name}.batch_sets={self.batch_sets} is not a multiple of {processes} processes x "
+                f"{name}.micro_sets={self.micro_sets or 1}"
+            )

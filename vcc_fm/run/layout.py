@@ -6,14 +6,17 @@ the fingerprints of the stages before. Keys that change no number (progress, tra
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vcc_fm.ground.errors import UserError
+from vcc_fm.encoders.cells.encoder import CellEncoder
+from vcc_fm.encoders.proteins.encoder import ProteinEncoder
 from vcc_fm.ground.files import fingerprint
+from vcc_fm.ground.identity import file_identity, folder_identity
 from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.embed import SequenceEncoderSettings
+from vcc_fm.recipe.parts import CELL_ENCODERS, PROTEIN_ENCODERS
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.run.outputs import Output
@@ -21,15 +24,6 @@ from vcc_fm.run.outputs import Output
 SCHEMA = 4
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
 
-_END = 1 << 20
-_MODEL = ("config.json", "*.safetensors")
-_STATE_SE = ("*.yaml", "*.pt", "*.safetensors", "*.ckpt")
-"""Files that say what a model computes: of a transformers model, and of SE, whose gene symbols have a file."""
-
-_ZARR_ROOT = ("zarr.json", ".zgroup")
-_ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
-
-_OF_FILES = {"fasta", "get", "sha256", "symbols", "symbols_sha256"}
 _SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
 
@@ -43,11 +37,6 @@ class Layout:
     def simulated(self) -> Path:
         """Folder of the simulated files."""
         return self.recipe.embeddings_folder / "simulated"
-
-    @property
-    def untrained_esm2(self) -> Path:
-        """An ESM2 with random weights, where the recipe asks for one."""
-        return self.recipe.embeddings_folder / "esm2-untrained"
 
     def fold(self, fold: int) -> Path:
         """Folder of one fold; the run's own where there is only one."""
@@ -81,15 +70,14 @@ class Layout:
     @cached_property
     def cells(self) -> Output:
         """The cell store."""
-        data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb", "symbols_sha256"})
+        data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb", "names"})
         for source in data["sources"]:
             source["path"] = file_identity(source["path"])
             del source["get"], source["sha256"]  # what the file must be, not what is made of it
         if data["genes"] not in ("union", "intersection"):
             data["genes"] = file_identity(data["genes"])
-        if data["symbols"] is not None:
-            data["symbols"] = file_identity(data["symbols"])
-        made_from = fingerprint([SCHEMA, data, self.recipe.seed])
+        names = self.names_fingerprint if self.recipe.data.names.approved else None
+        made_from = fingerprint([SCHEMA, data, names, self.recipe.seed])
         return Output("prepare", self.recipe.embeddings_folder / "cells", made_from)
 
     @cached_property
@@ -97,29 +85,33 @@ class Layout:
         """The embedding store of proteins; two recipes with the same sequences and encoder have the same."""
         return Output("embed proteins", self.recipe.embeddings_folder / "proteins", self._proteins_fingerprint())
 
+    @cached_property
+    def protein_encoder(self) -> ProteinEncoder:
+        """The encoder that the recipe names, not loaded."""
+        settings = self.recipe.embed.proteins
+        encoder: ProteinEncoder = PROTEIN_ENCODERS[settings.encoder](settings)
+        return encoder
+
+    @cached_property
+    def cell_encoder(self) -> CellEncoder:
+        """The encoder that the recipe names, not loaded."""
+        settings = self.recipe.embed.cells
+        encoder: CellEncoder = CELL_ENCODERS[settings.encoder](settings)
+        return encoder
+
     def _proteins_fingerprint(self) -> str:
-        config = self.recipe.embed.proteins
-        if config.table is not None:
-            return fingerprint([SCHEMA, config.encoder, file_identity(config.table)])
-        sequences: object = self.cells.fingerprint
-        if config.fasta is not None:
-            # What stands at an address is taken to stay the same: asking for it at every look would need a network.
-            sequences = config.fasta if "://" in config.fasta else file_identity(config.fasta)
-        if config.encoder == "composition":
-            return fingerprint([SCHEMA, config.encoder, config.kmer, sequences])
-        settings = config.model_dump(mode="json", exclude={*_OF_FILES, "kmer", "missing", "model", "pins"})
-        model = None if config.untrained is not None else _model_identity(config.model, _MODEL)
-        return fingerprint([SCHEMA, settings, model, sequences])
+        settings, sequences = self.recipe.embed.proteins, ""
+        if isinstance(settings, SequenceEncoderSettings):
+            sequences = self.cells.fingerprint
+            if settings.fasta is not None:
+                # What stands at an address is taken to stay the same: to ask at every look would need a network.
+                sequences = settings.fasta if "://" in settings.fasta else file_identity(settings.fasta)
+        return fingerprint([SCHEMA, self.protein_encoder.identity(), sequences])
 
     @cached_property
     def cell_embeddings(self) -> Output:
         """The embedding store of cells."""
-        config = self.recipe.embed.cells
-        keys: object = [config.encoder, config.width, config.target_sum]
-        if config.encoder == "state-se":
-            settings = config.model_dump(mode="json", exclude={"width", "target_sum", "model", "batch_cells"})
-            keys = [settings, _model_identity(config.model, _STATE_SE)]
-        made_from = fingerprint([SCHEMA, self.cells.fingerprint, keys])
+        made_from = fingerprint([SCHEMA, self.cells.fingerprint, self.cell_encoder.identity()])
         return Output("embed cells", self.recipe.embeddings_folder / "cell-embeddings", made_from)
 
     @cached_property
@@ -137,9 +129,9 @@ class Layout:
 
     @cached_property
     def names_fingerprint(self) -> str:
-        """Of the table that says under which name a gene's protein stands."""
-        config = self.recipe.embed.proteins
-        return fingerprint([file_identity(config.symbols) if config.symbols else None, config.pins])
+        """Of the other names of genes."""
+        names = self.recipe.data.names
+        return fingerprint([file_identity(names.symbols) if names.symbols else None, names.pins])
 
     @property
     def decoders(self) -> list[Output]:
@@ -173,6 +165,12 @@ class Layout:
         missing = recipe.embed.proteins.missing
         return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
 
+    @property
+    def calibrations(self) -> list[Output]:
+        """The effect scales of all folds, where the recipe leaves them to the validation split."""
+        folds = range(self.recipe.split.folds) if self.recipe.predict.effect_scale == "validation" else []
+        return [self.calibration(fold) for fold in folds]
+
     def calibration(self, fold: int) -> Output:
         """The effect scale that the validation split asks for."""
         predict, score = self.recipe.predict.model_dump(mode="json"), self.recipe.score.model_dump(mode="json")
@@ -197,57 +195,6 @@ class Layout:
         return Output("score", path, made_from, (path.with_suffix(".csv"), path.with_name("report.html")))
 
 
-def _model_identity(model: str, patterns: tuple[str, ...]) -> object:
-    """Of a checkpoint file, of the files in a folder that match ``patterns``, or a Hub id (its name)."""
-    path = expand(model)
-    if path.is_file():
-        return file_identity(model)
-    return folder_identity(path, patterns) if path.is_dir() else model
-
-
 def training_keys(config: TrainConfig) -> dict[str, object]:
     """The keys of a training phase that change what it computes."""
     return config.model_dump(mode="json", exclude=_SILENT_KEYS)
-
-
-def file_identity(path: str) -> str:
-    """Size and a SHA-256 of the first and last MiB of a file, whatever its name; ``absent`` where there is none.
-
-    Reading tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself
-    records the SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store.
-    """
-    try:
-        file = expand(path)
-    except UserError:
-        return "absent"
-    if any((file / name).is_file() for name in _ZARR_ROOT):
-        return _zarr_identity(file)
-    if not file.is_file():
-        return "absent"
-    size = file.stat().st_size
-    with file.open("rb") as handle:
-        digest = hashlib.sha256(handle.read(_END))
-        handle.seek(max(0, size - _END))
-        digest.update(handle.read(_END))
-    return f"{size}:{digest.hexdigest()}"
-
-
-def _zarr_identity(folder: Path) -> str:
-    """Total size and a SHA-256 of the names and sizes of all files, and of the content of metadata, obs and var.
-
-    Other values in a matrix are seen by the sizes of its compressed chunks.
-    """
-    digest, total = hashlib.sha256(), 0
-    for name, file in sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file()):
-        size = file.stat().st_size
-        total += size
-        digest.update(f"{name}\n{size}\n".encode())
-        if file.name in _ZARR_METADATA or name.startswith(("obs/", "var/", "raw/var/")):
-            digest.update(file.read_bytes())
-    return f"{total}:{digest.hexdigest()}"
-
-
-def folder_identity(folder: Path, patterns: tuple[str, ...] = _MODEL) -> dict[str, str]:
-    """The identities of the files in a saved model's folder that say what it computes; none for a Hub id."""
-    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
-    return {file.name: file_identity(str(file)) for file in files}

@@ -1,26 +1,36 @@
-"""Open what a recipe's earlier stages made."""
+"""What stages read: the recipe's inputs, and what earlier stages made of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.split import Split
-from vcc_fm.cellsets.targets import protein_coverage, separator_of
+from vcc_fm.cellsets.targets import protein_coverage, targets_of
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
+from vcc_fm.sources.symbols import Coverage
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
 
-def faulty_proteins(proteins: EmbeddingStore) -> dict[str, str]:
-    """Symbol -> what was wrong with its protein, as the protein store keeps it; a table of vectors has no proteins."""
-    return proteins.meta["sequences"]["faulty"] if "sequences" in proteins.meta else {}
+def covered_genes(recipe: Recipe, cells: CellStore, proteins: EmbeddingStore) -> Coverage:
+    """Under which name each target gene, and each gene of the axis, has a protein vector.
+
+    Raises:
+        UserError: as :func:`protein_coverage`.
+    """
+    # A table of vectors has no sequences.
+    faulty = proteins.meta["sequences"]["faulty"] if "sequences" in proteins.meta else {}
+    targets = targets_of(cells.labels, recipe.data.separator)
+    return protein_coverage(recipe.data.names, targets, cells.genes, proteins.keys, faulty)
 
 
 def load_dataset(recipe: Recipe, fold: int) -> Dataset:
     """The stores and the split of one fold.
 
     Raises:
-        UserError: a stage has not been run, or was run for another recipe; or as :func:`protein_coverage`.
+        UserError: a stage has not been run, or was run for another recipe; or as :func:`covered_genes`.
     """
     layout = Layout(recipe)
     cells, proteins = CellStore(layout.cells.require()), EmbeddingStore(layout.proteins.require())
@@ -31,6 +41,18 @@ def load_dataset(recipe: Recipe, fold: int) -> Dataset:
         cell_vectors,
         proteins,
         Split.read(layout.split(fold)),
-        separator_of(recipe),
-        protein_coverage(recipe, cells.labels, cells.genes, proteins.keys, faulty_proteins(proteins)).found(),
+        recipe.data.separator,
+        covered_genes(recipe, cells, proteins).found(),
+        recipe.embed.proteins.missing,
+        recipe.embed.cells,
     )
+
+
+def describe_counts(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """What an h5ad of this run says of itself in ``uns``."""
+    return {
+        "recipe": recipe.name,
+        "recipe_fingerprint": recipe.fingerprint(),
+        "values": "counts",
+        "simulated": bool(data.cells.meta["simulated"]),
+    }

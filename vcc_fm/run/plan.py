@@ -11,23 +11,24 @@ import numpy as np
 from vcc_fm.cellsets.split import Split, make_splits
 from vcc_fm.cellsets.targets import (
     protein_coverage,
-    separator_of,
+    require_vectors,
     sources_of_contexts,
+    targets_of,
     with_vectors,
     without_any,
 )
-from vcc_fm.encoders.widths import cell_width, check_sequences, protein_width
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.run.inputs import protein_fasta, source_configs
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.plan_checks import check_controls, check_phases, check_processes, check_scored
+from vcc_fm.run.plan_checks import check_processes, check_split, collected
 from vcc_fm.run.plan_decoder import plan_decoder
-from vcc_fm.run.stages import protein_fasta, source_configs, stages_of
+from vcc_fm.run.stages import stages_of
 from vcc_fm.sources.alignment import open_sources
-from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.store.cell_table import cell_table
 
 DENSITY = 0.15
@@ -47,7 +48,7 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
     plan["stages"] = [
         {
             "stage": stage.name,
-            "done": not stage.faults(recipe),
+            "done": not stage.faults(layout),
             "outputs": [str(output.path) for output in stage.outputs(layout)],
         }
         for stage in stages_of(recipe)
@@ -71,28 +72,28 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
 
 def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig], scratch: Path) -> None:
     """What can be said once the sources can be read."""
-    problems = plan["problems"]
+    problems, control = plan["problems"], configs[0].control
     opened = _look(recipe, configs, problems)
     if opened is None:
         return
     plan["cells"] = opened
     genes = opened.pop("axis")
     groups = opened.pop("group_cells")
-    sources = sources_of_contexts(recipe, opened.pop("context_sources"))
-    labels = sorted({label for _, label in groups} - {configs[0].control})
-    opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, configs[0].control, problems)
+    sources = sources_of_contexts(recipe.data.sources, opened.pop("context_sources"))
+    labels = sorted({label for _, label in groups} - {control})
+    opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, control, problems)
     missing = {entry["needed_for"] for entry in plan["missing"]}
     plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
     if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
         without = set(plan["proteins"]["targets_without_sequence"])
-        targets = {gene for label in labels for gene in label.split(separator_of(recipe))}
-        groups = with_vectors(groups, targets - without, configs[0].control, separator_of(recipe))
+        targets = targets_of(labels, recipe.data.separator)
+        groups = with_vectors(groups, targets - without, control, recipe.data.separator)
     if "split" not in missing:
-        splits = _splits(recipe, groups, configs[0].control, sources, problems)
+        splits = list[Split]()
+        with collected(problems):
+            splits = make_splits(recipe.split, groups, control, recipe.data.separator, recipe.seed, sources)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
-        check_phases(recipe, splits, opened["contexts"], problems)
-        check_controls(splits, groups, configs[0].control, problems)
-        check_scored(recipe, splits, groups, configs[0].control, problems)
+        check_split(recipe, splits, groups, control, problems)
     plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
     plan["resources"] = _resources(recipe, opened, len(genes))
 
@@ -101,16 +102,14 @@ def _missing_files(recipe: Recipe, configs: list[SourceConfig]) -> list[dict[str
     wanted = [(f"data.sources {c.name}", c.path, c.get, "cells") for c in configs]
     if recipe.data.genes not in ("union", "intersection"):
         wanted.append(("data.genes", recipe.data.genes, None, "cells"))
-    if recipe.data.symbols is not None:
-        wanted.append(("data.symbols", recipe.data.symbols, None, "cells"))
+    if recipe.data.names.symbols is not None:
+        needed_for = "cells" if recipe.data.names.approved else "proteins"
+        wanted.append(("data.names.symbols", recipe.data.names.symbols, None, needed_for))
     if recipe.split.table is not None:
         wanted.append(("split.table", recipe.split.table, None, "split"))
-    if recipe.embed.proteins.fasta is not None:
-        wanted.append(("embed.proteins.fasta", recipe.embed.proteins.fasta, recipe.embed.proteins.get, "proteins"))
-    for key in ("table", "symbols"):
-        path = recipe.embed.proteins.model_dump()[key]
-        if path is not None:
-            wanted.append((f"embed.proteins.{key}", path, None, "proteins"))
+    proteins = recipe.embed.proteins
+    if isinstance(proteins, SequenceEncoderSettings) and proteins.fasta is not None:
+        wanted.append(("embed.proteins.fasta", proteins.fasta, proteins.get, "proteins"))
     missing = []
     for key, path, get, needed_for in wanted:
         if "://" in path:
@@ -183,55 +182,30 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
 def _encoder(
     recipe: Recipe, genes_in_all: int, group_cells: dict[tuple[str, str], int], control: str, problems: list[str]
 ) -> int | None:
-    """Length of a cell's vector; None where the encoder cannot be had.
-
-    The expression encoder needs enough control cells and shared genes to be fitted on.
-    """
-    try:
-        width = cell_width(recipe.embed.cells)
-    except UserError as error:
-        problems.append(str(error))
-        return None
-    controls = sum(n for (_, label), n in group_cells.items() if label == control)
-    smallest = min(genes_in_all, controls)
-    if recipe.embed.cells.encoder == "expression" and smallest <= width:
-        problems.append(
-            f"embed.cells.width={width}: {genes_in_all} genes measured by all sources and {controls} control cells to "
-            f"fit on; use a width below {smallest}"
-        )
-    return width
-
-
-def _splits(
-    recipe: Recipe,
-    group_cells: dict[tuple[str, str], int],
-    control: str,
-    sources: dict[str, dict[str, str]],
-    problems: list[str],
-) -> list[Split]:
-    try:
-        return make_splits(recipe.split, group_cells, control, separator_of(recipe), recipe.seed, sources)
-    except UserError as error:
-        problems.append(str(error))
-        return []
+    """Length of a cell's vector; None where the encoder cannot be had, or cannot be fitted on these cells."""
+    encoder = Layout(recipe).cell_encoder
+    with collected(problems):
+        encoder.check(genes_in_all, sum(n for (_, label), n in group_cells.items() if label == control))
+        return encoder.width
+    return None
 
 
 def _proteins(
     recipe: Recipe, scratch: Path, labels: list[str], genes: list[str], problems: list[str]
 ) -> dict[str, Any] | None:
     """Which target genes and genes of the axis have a sequence."""
+    encoder = Layout(recipe).protein_encoder
     try:
-        known, width, faulty = _known_proteins(recipe, scratch)
-        covered = protein_coverage(recipe, labels, genes, known, faulty)
+        known = encoder.known(protein_fasta(recipe, scratch))
+        targets = targets_of(labels, recipe.data.separator)
+        covered = protein_coverage(recipe.data.names, targets, genes, known.symbols, known.faulty)
+        width = encoder.width
     except UserError as error:
         problems.append(str(error))
         return None
     without = sorted(r.symbol for r in covered.targets if r.found is None)
-    if without and recipe.embed.proteins.missing == "refuse":
-        problems.append(
-            f"{len(without)} target genes have no protein sequence: {', '.join(without[:8])}; add them to "
-            "embed.proteins.fasta, give embed.proteins.symbols, or set embed.proteins.missing to learned or drop"
-        )
+    with collected(problems):
+        require_vectors(without, recipe.embed.proteins.missing)
     return {
         "targets": len(covered.targets),
         "targets_without_sequence": without,
@@ -240,19 +214,6 @@ def _proteins(
         "coverage": covered.lines(),
         "note": without_any(covered, recipe.embed.proteins.missing),
     }
-
-
-def _known_proteins(recipe: Recipe, scratch: Path) -> tuple[set[str], int, dict[str, str]]:
-    """Symbols that have a protein vector, its length, and what is wrong with the proteins of other symbols."""
-    config = recipe.embed.proteins
-    if config.table is not None:
-        from vcc_fm.encoders.proteins.table import read_pt  # it reads torch's files
-
-        symbols, vectors = read_pt(expand(config.table))
-        return set(symbols), vectors.shape[1], {}
-    read = read_proteins(protein_fasta(recipe, scratch))
-    check_sequences(config, [protein.sequence for protein in read.proteins])
-    return {protein.symbol for protein in read.proteins}, protein_width(config), read.report.faulty
 
 
 def _resources(recipe: Recipe, opened: dict[str, Any], genes: int) -> dict[str, float]:

@@ -83,7 +83,7 @@ def _built(
     """Build the decoder on torch's device without memory, show it tokens, and count."""
     import torch
 
-    from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig
+    from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, unfit
     from vcc_fm.decoder.lora import add_adapters
     from vcc_fm.decoder.model import PerturbationDecoder
     from vcc_fm.training.phase import count_parameters
@@ -109,8 +109,7 @@ def _built(
         problems.append(str(error))
         return None
     except UNFIT as error:
-        said = " ".join(str(error).split())
-        problems.append(f"decoder: a {backbone['model_type']} of these settings cannot be built: {said[:300]}")
+        problems.append(str(unfit(backbone, error)))
         return None
     total, trainable = count_parameters(model)
     return {"base": base, "parameters": total, "trainable": trainable, "backbone": backbone["model_type"]}
@@ -122,32 +121,15 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: the backbone's keys are wrong, or there is no such base.
     """
-    from transformers import AutoConfig
-
+    from vcc_fm.decoder.build import base_config
     from vcc_fm.decoder.config import PerturbationDecoderConfig, check_backbone
 
     settings = recipe.decoder
     if settings.base in ("scratch", "pretrain"):
         check_backbone(settings.backbone)
         return dict(settings.backbone)
-    base = str(expand(settings.base))
-    try:
-        found = AutoConfig.from_pretrained(base, revision=settings.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())
-        reason = (
-            f"no decoder or backbone that transformers can load ({said[:200]})"
-            if _exists(settings.base)
-            else ("no such folder, and no Hub id that can be reached from here")
-        )
-        raise UserError(
-            f"decoder.base={settings.base}: {reason}; give scratch, pretrain, a folder or a Hub id"
-        ) from None
+    found = base_config(str(expand(settings.base)), settings.revision)
     return found.backbone if isinstance(found, PerturbationDecoderConfig) else found.to_dict()
-
-
-def _exists(base: str) -> bool:
-    return expand(base).is_dir()
 
 
 def _show_tokens(decoder: PerturbationDecoder) -> None:

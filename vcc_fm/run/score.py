@@ -1,4 +1,4 @@
-"""The score stage: the model, the baselines and the scale, one table and one report."""
+"""The stage `score`: the model, the baselines and the scale, one table and one report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output
 from vcc_fm.scoring.report import write_report
+from vcc_fm.scoring.score import score as score_files
 from vcc_fm.scoring.table import Entry, ScoreTable
-from vcc_fm.scoring.vcc import score
 from vcc_fm.training.checkpoint import read_log
 
 
-def score_run(recipe: Recipe, output: Output, console: Console) -> None:
+def score(recipe: Recipe, output: Output, console: Console) -> None:
     """Score what the predict stage wrote; writes ``scores.json``, ``scores.csv`` and ``report.html``.
 
     Raises:
@@ -30,7 +30,9 @@ def score_run(recipe: Recipe, output: Output, console: Console) -> None:
     entries = [Entry("model", "model", layout.predictions.require())]
     entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
     control = read_json(layout.cells.path / "store.json")["control"]
-    table = without_twins(score(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache"))
+    table = without_twins(
+        score_files(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache")
+    )
     # Before anything is drawn or printed: what fails there must not take the scores along.
     table.write_csv(output.path.with_suffix(".csv"))
     table.write_json(output.path)

@@ -106,10 +106,17 @@ def _writer(note: os.PathLike[str]) -> str:
         return "another process"
 
 
-def script_main(description: str | None, action: Callable[[Recipe, Console], None]) -> int:
+def script_main(
+    description: str | None, begin: Callable[[Recipe], None], action: Callable[[Recipe, Console], None]
+) -> int:
     """Run ``action`` on the recipe named on the command line; 0. A user's error exits with 2, a fault with 1.
 
     Only the first process prints, errors excepted: these may be of one process alone.
+
+    Args:
+        description: of the program, for its help.
+        begin: called before the processes find each other.
+        action: called in each of them.
     """
     # Imported here, because the command line shares this module's messages and need not wait for torch.
     from vcc_fm.ground.processes import process_state
@@ -125,9 +132,11 @@ def script_main(description: str | None, action: Callable[[Recipe, Console], Non
         _end_with_launcher()
     # As Ctrl-C does, by an exception: temporary files and worker processes go with this one.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    state = process_state()
+    state = None
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
+        begin(recipe)
+        state = process_state()
         console = Console(quiet=arguments.quiet or not state.is_main_process)
         with ExitStack() as stack:
             if state.is_main_process and not arguments.launched:
@@ -140,7 +149,8 @@ def script_main(description: str | None, action: Callable[[Recipe, Console], Non
     except Exception as error:  # noqa: BLE001 - the last frame: a fault is shown in one line and has its own exit code
         fail(error, arguments.debug)
     finally:
-        state.destroy_process_group()
+        if state is not None:
+            state.destroy_process_group()
     return 0
 
 

@@ -21,9 +21,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import write_json
-from vcc_fm.scoring.table import LABELS
 
 if TYPE_CHECKING:
     from cell_eval2 import EvalConfig
@@ -40,15 +38,8 @@ ALWAYS_DEFINED = "de_wilcoxon_sig_jaccard"
 #: It ranks a perturbation among the others, of which there must be some.
 DISCRIMINATION = "pds_cosine"
 
-#: Why the scorer has no value for a member, where it returns none instead of refusing.
-NO_VALUE = {
-    DISCRIMINATION: "no value",
-    "expr_mse_unbiased_capped_norm": "no value",
-    "de_wilcoxon_lfc_nmae": "no perturbation has 10 significant genes in the truth, its own target left out",
-    "de_wilcoxon_direction_fidelity_yield_raw": "no perturbation has a significant gene",
-    "de_wilcoxon_direction_reach_raw": "no perturbation has a significant gene in the truth",
-    ALWAYS_DEFINED: "no value",
-}
+#: The reason of a member of which the scorer returns no value, where it does not refuse.
+NO_VALUE = "no value"
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class Anchors:
     """The scale of one context.
 
     Attributes:
-        frame: one row per metric of ``LABELS`` (the index): baseline, replicate, replicate_sd, replicate_min,
+        frame: one row per metric (the index): baseline, replicate, replicate_sd, replicate_min,
             replicate_max, perturbations (that have a value in the baseline), replicate_perturbations, and reason
             (empty where the scale is defined).
         significant: perturbation -> number of significant genes in the truth.
@@ -66,23 +57,18 @@ class Anchors:
     significant: dict[str, int]
 
 
-def scorer_config(preset: str, control: str) -> EvalConfig:
+def scorer_config(preset: str, metrics: list[str], control: str) -> EvalConfig:
     """The scorer's preset with this project's column and control label.
 
     The differential-expression engine and the device are pinned to the CPU ones, so that a table is the same on every
     machine; the competition's rule leaves both open.
-
-    Raises:
-        UserError: a preset other than vcc2026.
     """
     from cell_eval2 import EvalConfig
 
-    if preset != "vcc2026":
-        raise UserError(f"score.preset: {preset!r} is not offered, known: vcc2026")
     config = EvalConfig.from_preset(preset)
     return replace(
         config,
-        metrics=[*LABELS, SIGNIFICANT],
+        metrics=[*metrics, SIGNIFICANT],
         pert_col="perturbation",
         control=control,
         device="cpu",
@@ -155,7 +141,7 @@ def measure_anchors(real: ad.AnnData, config: EvalConfig) -> Anchors:
         defined = [metric for metric in baselines if metric != DISCRIMINATION]
     replicates = _tolerant(lambda part: _replicate(real, part), config, defined)
     rows: dict[str, dict[str, Any]] = {}
-    for metric in LABELS:
+    for metric in _scored(config):
         row = {**_UNMEASURED, **baselines[metric], **replicates.get(metric, {})}
         if not row["reason"]:
             policy = replace(CATALOG[metric].scoring, anchor=row["replicate"])
@@ -220,12 +206,12 @@ def _baseline(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, dict[str,
             metric: {
                 "baseline": value,
                 "perturbations": size,
-                "reason": "" if np.isfinite(value) else NO_VALUE[metric],
+                "reason": "" if np.isfinite(value) else NO_VALUE,
             }
             for metric, (value, size) in aggregate(built, _scored(part)).items()
         }
 
-    return _tolerant(measure, config, list(LABELS)), significant
+    return _tolerant(measure, config, _scored(config)), significant
 
 
 def _alone(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
@@ -234,7 +220,7 @@ def _alone(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, dict[str, An
 
     found = compute_metrics(real, real, config=replace(config, metrics=[SIGNIFICANT]))
     reason = "there is one perturbation, and the mean response, where the scale begins, is that perturbation itself"
-    baselines = {metric: {"reason": reason} for metric in LABELS}
+    baselines = {metric: {"reason": reason} for metric in _scored(config)}
     baselines[DISCRIMINATION] = {"reason": "there is one perturbation, and no other to tell it from"}
     return baselines, {p: int(n) for p, n in zip(found["perturbation"], found["value"], strict=True)}
 

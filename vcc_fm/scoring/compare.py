@@ -10,7 +10,7 @@ import pandas as pd
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.means import ALL
-from vcc_fm.scoring.table import LABELS, read_table
+from vcc_fm.scoring.table import read_table
 
 #: Under this name the scaled mean stands among the metrics.
 SCALED_MEAN = "scaled mean"
@@ -26,9 +26,9 @@ def compare(score_files: list[Path]) -> pd.DataFrame:
 
     Returns:
         One row per (entry, kind, context, metric, quantity), quantity being ``scaled`` or ``raw``, metric one of the
-        six or ``SCALED_MEAN``; columns mean, sd (NaN for a single run), runs, then one column per run. Under context
-        ``ALL`` stands the mean over contexts, only where every context has a value. A value that a run lacks makes
-        mean and sd NaN: a mean over fewer seeds than the column says would mislead.
+        preset's or ``SCALED_MEAN``; columns label (of the metric), mean, sd (NaN for a single run), runs, then one
+        column per run. Under context ``ALL`` stands the mean over contexts, only where every context has a value. A
+        value that a run lacks makes mean and sd NaN: a mean over fewer seeds than the column says would mislead.
 
     Raises:
         UserError: no file, a folder name that repeats, a file that holds no score table, or tables of different
@@ -55,7 +55,9 @@ def compare(score_files: list[Path]) -> pd.DataFrame:
     runs.insert(0, "mean", runs[names].mean(axis=1, skipna=False))
     runs.insert(1, "sd", runs[names].std(axis=1, ddof=1, skipna=False) if len(names) > 1 else np.nan)
     runs.insert(2, "runs", len(names))
-    return runs.reset_index()
+    runs = runs.reset_index()
+    runs.insert(len(_KEYS), "label", runs["metric"].replace(tables[0].labels))
+    return runs
 
 
 def without_headline(score_files: list[Path]) -> list[str]:
@@ -78,12 +80,13 @@ def to_markdown(comparison: pd.DataFrame, quantity: str = "scaled") -> str:
         (entry, metric): _text(mean, sd)
         for entry, metric, mean, sd in values[["entry", "metric", "mean", "sd"]].itertuples(index=False)
     }
+    labels = dict(zip(values["metric"], values["label"], strict=True))
     lines = [
-        "| entry | kind | " + " | ".join(LABELS.values()) + f" | {SCALED_MEAN} |",
-        "|---|---|" + "---:|" * (len(LABELS) + 1),
+        "| entry | kind | " + " | ".join(labels.values()) + f" | {SCALED_MEAN} |",
+        "|---|---|" + "---:|" * (len(labels) + 1),
     ]
     for entry, kind, mean, sd in means[["entry", "kind", "mean", "sd"]].itertuples(index=False):
-        cells = [str(entry).replace("|", "\\|"), kind, *(texts[entry, metric] for metric in LABELS), _text(mean, sd)]
+        cells = [str(entry).replace("|", "\\|"), kind, *(texts[entry, metric] for metric in labels), _text(mean, sd)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

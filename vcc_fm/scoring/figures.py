@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vcc_fm.scoring.table import LABELS, ScoreTable
+from vcc_fm.scoring.table import ScoreTable
 
 # Labels are text: a $ in one begins no formula.
 mpl.rcParams["text.parse_math"] = False
@@ -41,10 +41,10 @@ def bars(table: ScoreTable) -> str:
         shades = _COLOURS.get(kind, [_CEILING])
         colour = shades[used[kind] % len(shades)]
         used[kind] += 1
-        heights = wide.loc[entry].reindex(list(LABELS)).to_numpy(float)
+        heights = wide.loc[entry].reindex(list(table.metrics)).to_numpy(float)
         # A scale with its ends close together throws values far off; the bar is cut and its value written instead.
         shown = np.clip(heights, -1.5, 2.0)
-        places = np.arange(len(LABELS)) + (rank - (len(entries) - 1) / 2) * width
+        places = np.arange(len(table.metrics)) + (rank - (len(entries) - 1) / 2) * width
         axes.bar(places, shown, width * 0.92, color=colour, label=entry)
         for place, height, top in zip(places, heights, shown, strict=True):
             if np.isfinite(height) and height != top:
@@ -59,8 +59,8 @@ def bars(table: ScoreTable) -> str:
                 )
     axes.axhline(0, color="#555555", linewidth=1)
     axes.axhline(1, color=_CEILING, linewidth=1, linestyle="--")
-    labels = [f"{label}\n(undefined)" if metric in undefined else label for metric, label in LABELS.items()]
-    axes.set_xticks(np.arange(len(LABELS)), labels)
+    labels = [f"{label}\n(undefined)" if metric in undefined else label for metric, label in table.labels.items()]
+    axes.set_xticks(np.arange(len(table.metrics)), labels)
     axes.set_ylabel("scaled score")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.sources.controls import require_controls
 
 COLUMNS = ("context", "perturbation")
 
@@ -65,25 +67,30 @@ def read_labels(path: Path) -> Labels:
 
 
 def check_truth(truth: Labels, control: str) -> None:
-    """Refuse a truth that cannot give a scale.
+    """Refuse a truth that cannot give a scale: see :func:`check_groups`."""
+    cells = {(context, str(label)): n for context in truth.contexts() for label, n in truth.groups(context).items()}
+    check_groups(cells, control, str(truth.path))
+
+
+def check_groups(cells: Mapping[tuple[str, str], int], control: str, where: str) -> None:
+    """Refuse measured cells that cannot give a scale.
+
+    Args:
+        cells: (context, perturbation) -> number of cells, of what is scored and of the controls.
+        control: label of the control cells.
+        where: what holds the cells, for the message.
 
     Raises:
         UserError: a context without control cells, or a group of one cell, which cannot be split in halves for the
             replicate.
     """
-    for context in truth.contexts():
-        groups = truth.groups(context)
-        if control not in groups.index:
-            raise UserError(
-                f"{truth.path}: context {context!r} has no control cells (obs.perturbation == {control!r}); "
-                f"add its measured controls, or correct the control label"
-            )
-        single = sorted(str(label) for label in groups.index[groups < 2])
-        if single:
-            raise UserError(
-                f"{truth.path}: context {context!r} has a single cell of {_list(single)}; the replicate splits every "
-                f"group in halves and needs 2: raise data.minimum_cells or drop them"
-            )
+    require_controls(cells, control, where)
+    single = sorted(f"{label} in {context}" for (context, label), number in cells.items() if number < 2)
+    if single:
+        raise UserError(
+            f"{where}: a single cell of {_list(single)}; the replicate splits every group in halves and needs 2: "
+            "raise data.minimum_cells to 2, or leave the group out"
+        )
 
 
 def check_pair(truth: Labels, prediction: Labels, control: str) -> None:

@@ -11,7 +11,7 @@ from vcc_fm.ground.files import write_text
 from vcc_fm.scoring import figures
 from vcc_fm.scoring.inputs import read_context, read_labels
 from vcc_fm.scoring.means import ALL
-from vcc_fm.scoring.table import LABELS, MEAN_RESPONSE, REPLICATE, ScoreTable, number
+from vcc_fm.scoring.table import ScoreTable, number
 
 #: Perturbations in the scatter.
 PANELS = 6
@@ -72,7 +72,7 @@ def write_report(
         "<h2>Scores</h2>",
         "<p>A scaled value is 0 for the scorer's mean response and 1 for a replicate: half of the measured cells "
         "scored against the other half. A perfect prediction scores above 1, since a replicate has noise. "
-        "Raw values stand below the scaled ones; low is good for MSE and NMAE, high for the others.</p>",
+        f"Raw values stand below the scaled ones; low is good for {_low_is_good(table)}, high for the others.</p>",
         *(_score_table(table, context) for context in table.contexts()),
         _overall(table),
         *(f'<p class="note">Missing: {escape(line)}</p>' for line in table.missing()),
@@ -102,6 +102,10 @@ def write_report(
     write_text(path, page)
 
 
+def _low_is_good(table: ScoreTable) -> str:
+    return escape(" and ".join(metric.label for metric in table.metrics.values() if metric.low_is_good) or "none")
+
+
 def headline(table: ScoreTable) -> str:
     """One or two sentences: the model's scaled mean beside the best baseline and the replicate, or why none is."""
     overall = table.means[table.means["context"] == ALL]
@@ -120,7 +124,7 @@ def headline(table: ScoreTable) -> str:
     return (
         f"{model} has a scaled mean of {texts[model]} over {contexts} context{'s' if contexts > 1 else ''}: "
         f"{verdict}, {best} ({texts[best]}), where 0 is the scorer's mean response and a replicate scores "
-        f"{texts[REPLICATE]}."
+        f"{texts[table.high]}."
     )
 
 
@@ -130,7 +134,7 @@ def _score_table(table: ScoreTable, context: str) -> str:
     lines = []
     for entry, part in here.groupby("entry", sort=False):
         kind = str(part["kind"].iloc[0])
-        values = part.set_index("metric")[["scaled", "raw"]].loc[list(LABELS)]
+        values = part.set_index("metric")[["scaled", "raw"]].loc[list(table.metrics)]
         cells = "".join(
             f"<td>{number(scaled)}<br><small>{number(raw)}</small></td>"
             for scaled, raw in values.itertuples(index=False)
@@ -138,7 +142,7 @@ def _score_table(table: ScoreTable, context: str) -> str:
         lines.append(
             f'<tr class="{kind}"><td>{escape(str(entry))}</td><td>{kind}</td>{cells}<td>{means[str(entry)]}</td></tr>'
         )
-    return _html_table(escape(context), ["entry", "kind", *LABELS.values(), "scaled mean"], lines)
+    return _html_table(escape(context), ["entry", "kind", *table.labels.values(), "scaled mean"], lines)
 
 
 def _overall(table: ScoreTable) -> str:
@@ -155,12 +159,14 @@ def _anchor_table(table: ScoreTable) -> str:
     frame = table.anchors
     columns = ["baseline", "replicate", "replicate_sd", "replicate_min", "replicate_max"]
     lines = []
-    for metric in LABELS:
+    for metric in table.metrics:
         for context, part in frame[frame["metric"] == metric].groupby("context", sort=False):
             cells = "".join(f"<td>{number(float(part[column].iloc[0]))}</td>" for column in columns)
             used = f"{int(part['replicate_perturbations'].iloc[0])}"
-            lines.append(f"<tr><td>{LABELS[metric]}</td><td>{escape(str(context))}</td>{cells}<td>{used}</td></tr>")
-    heads = ["metric", "context", f"{MEAN_RESPONSE} (0)", "replicate (1)", "sd", "lowest", "highest", "perturbations"]
+            lines.append(
+                f"<tr><td>{table.labels[metric]}</td><td>{escape(str(context))}</td>{cells}<td>{used}</td></tr>"
+            )
+    heads = ["metric", "context", f"{table.low} (0)", "replicate (1)", "sd", "lowest", "highest", "perturbations"]
     caption = (
         "Raw values; sd, lowest and highest over the splits, and the perturbations that have a value in all of them"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,22 +18,9 @@ from rich.table import Table
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.files import write_json, write_text
 from vcc_fm.scoring.means import ALL, scaled_means, without_mean
+from vcc_fm.scoring.preset import Metric
 
 Kind = Literal["model", "baseline", "ceiling"]
-
-#: The two rows that are the scale itself: scaled 0 and scaled 1.
-MEAN_RESPONSE = "cell-eval2 mean response"
-REPLICATE = "replicate (split halves)"
-
-#: The six members of the vcc2026 preset by the scorer's name, in the order of the competition's table.
-LABELS = {
-    "pds_cosine": "PDS",
-    "expr_mse_unbiased_capped_norm": "MSE",
-    "de_wilcoxon_lfc_nmae": "NMAE",
-    "de_wilcoxon_direction_fidelity_yield_raw": "fidelity",
-    "de_wilcoxon_direction_reach_raw": "reach",
-    "de_wilcoxon_sig_jaccard": "Jaccard",
-}
 
 
 @dataclass(frozen=True)
@@ -62,6 +49,9 @@ class ScoreTable:
         scorer: name of the scoring package.
         version: version of the scoring package.
         seconds: wall time of the scoring.
+        metrics: of the preset, in the order of the columns.
+        needed: metrics that must have a scale in a context that has a mean.
+        low, high: the rows that are the scale itself, scaled 0 and 1.
     """
 
     rows: pd.DataFrame
@@ -73,6 +63,15 @@ class ScoreTable:
     scorer: str
     version: str
     seconds: float
+    metrics: dict[str, Metric]
+    needed: int
+    low: str
+    high: str
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Metric -> its label."""
+        return {name: metric.label for name, metric in self.metrics.items()}
 
     def mean(self, entry: str, context: str = ALL) -> float:
         """Scaled mean of an entry in a context, or over all contexts; NaN when nothing could be scored."""
@@ -95,7 +94,7 @@ class ScoreTable:
 
     def no_headline(self) -> str:
         """Why there is no scaled mean over contexts, and in which contexts; empty where there is one."""
-        return "; ".join(_together(without_mean(self.anchors).items(), ": "))
+        return "; ".join(_together(without_mean(self.anchors, self.needed).items(), ": "))
 
     def contexts(self) -> list[str]:
         """The contexts, in the order of the truth's scoring."""
@@ -108,6 +107,9 @@ class ScoreTable:
             "version": self.version,
             "preset": self.preset,
             "seconds": self.seconds,
+            "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "needed": self.needed,
+            "ends": [self.low, self.high],
             "notes": self.notes,
             "means": _records(self.means),
             "anchors": _records(self.anchors),
@@ -141,36 +143,38 @@ class ScoreTable:
         """One line for every reason why scales are undefined, an entry has no value, or a context has no mean."""
         without = self.anchors[self.anchors["reason"] != ""]
         undefined_here = [
-            (str(context), f"{', '.join(part['metric'].map(LABELS))}, every entry: {reason}")
+            (str(context), f"{', '.join(part['metric'].map(self.labels))}, every entry: {reason}")
             for (context, reason), part in without.groupby(["context", "reason"], sort=False)
         ]
-        lines = _together(undefined_here, ", ") + _together(without_mean(self.anchors).items(), ", scaled mean: ")
+        lines = _together(undefined_here, ", ") + _together(
+            without_mean(self.anchors, self.needed).items(), ", scaled mean: "
+        )
         undefined = {(row["context"], row["metric"]) for row in _records(self.anchors) if row["reason"]}
         lines += [
-            f"{row['context']}, {LABELS[row['metric']]}, {row['entry']}: {row['reason']}"
+            f"{row['context']}, {self.labels[row['metric']]}, {row['entry']}: {row['reason']}"
             for row in _records(self.rows)
             if row["reason"] and (row["context"], row["metric"]) not in undefined
         ]
         return lines
 
     def _context_table(self, context: str) -> Table:
-        title = f"{escape(context)}: scaled, and raw below; 0 is the mean response, 1 a replicate"
+        title = f"{escape(context)}: scaled, and raw below; 0 is {escape(self.low)}, 1 {escape(self.high)}"
         table = Table(title=title, box=box.SIMPLE, show_lines=False)
         table.add_column("entry")
-        for label in LABELS.values():
+        for label in self.labels.values():
             table.add_column(label, justify="right", no_wrap=True)
         table.add_column("mean", justify="right")
         here = self.rows[self.rows["context"] == context]
         means = self.mean_texts(context)
         for entry, part in here.groupby("entry", sort=False):
-            values = part.set_index("metric")[["scaled", "raw"]].loc[list(LABELS)]
+            values = part.set_index("metric")[["scaled", "raw"]].loc[list(self.labels)]
             cells = [f"{number(scaled)}\n[dim]{number(raw)}[/dim]" for scaled, raw in values.itertuples(index=False)]
             name = f"{escape(str(entry))}\n[dim]{part['kind'].iloc[0]}[/dim]"
             table.add_row(name, *cells, means[str(entry)])
         return table
 
     def _overall_table(self) -> Table:
-        table = Table(title="scaled mean of the six metrics, mean over contexts", box=box.SIMPLE)
+        table = Table(title="scaled mean of the metrics, mean over contexts", box=box.SIMPLE)
         for column in ("entry", "kind"):
             table.add_column(column)
         table.add_column("scaled mean", justify="right")
@@ -195,7 +199,9 @@ def read_table(path: Path) -> ScoreTable:
         rows, anchors = _frame(content["rows"]), _frame(content["anchors"])
         return ScoreTable(
             rows=rows,
-            means=scaled_means(rows, anchors),  # not as stored: an older program averaged over any number of metrics
+            means=scaled_means(
+                rows, anchors, content["needed"]
+            ),  # not as stored: an older program averaged over any number of metrics
             anchors=anchors,
             significant=_frame(content["significant"]),
             notes=content["notes"],
@@ -203,6 +209,10 @@ def read_table(path: Path) -> ScoreTable:
             scorer=content["scorer"],
             version=content["version"],
             seconds=content["seconds"],
+            metrics={name: Metric(**metric) for name, metric in content["metrics"].items()},
+            needed=content["needed"],
+            low=content["ends"][0],
+            high=content["ends"][1],
         )
 
 

@@ -46,19 +46,23 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
     Raises:
         UserError: a source is refused, or the axis cannot be made.
     """
-    names = None if data.symbols is None else read_symbols(data.symbols, sha256=data.symbols_sha256)
-    for symbol, gene in data.pins.items():
+    names, pins = None, dict[str, str]()
+    if data.names.approved and data.names.symbols is not None:
+        names, pins = read_symbols(data.names.symbols, sha256=data.names.sha256), data.names.pins
+    for symbol, gene in pins.items():
         if names is not None and names.genes(gene) != (gene,):
-            raise UserError(f"data.pins: {symbol}: {gene} is no approved symbol in {data.symbols}; pin it to one")
+            raise UserError(
+                f"data.names.pins.{symbol}: {gene} is no approved symbol in {data.names.symbols}; pin it to one"
+            )
     with ExitStack() as stack:
         folders = [None if scratch is None else scratch / f"turned-{n:04d}" for n in range(len(configs))]
         opened = [
-            stack.enter_context(AnnDataSource(config, names, data.pins, folder))
+            stack.enter_context(AnnDataSource(config, names, pins, folder))
             for config, folder in zip(configs, folders, strict=True)
         ]
         if names is not None and data.genes not in ("union", "intersection"):
             # A list of genes says how they are to be spelled: a gene has one name in a store, that of the list.
-            approved = approved_symbols(read_axis(expand(data.genes)), names, data.pins).renamed
+            approved = approved_symbols(read_axis(expand(data.genes)), names, pins).renamed
             for source in opened:
                 source.respell({gene: symbol for symbol, gene in approved.items()})
         axis = gene_axis([source.genes for source in opened], data.genes)

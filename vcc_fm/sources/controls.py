@@ -1,8 +1,11 @@
-"""Labels that look like a control: of cells with a guide that targets nothing, or with none."""
+"""Control cells: labels that look like one (a guide that targets nothing, or none), and what is said where none is."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from vcc_fm.ground.errors import UserError
 
 # Of words in lower case without digits, so that `Non-Targeting Control #1` is `non targeting control`.
 _KIND = (
@@ -28,3 +31,22 @@ def looks_like_control(label: str) -> bool:
     if _NUMBERED.match(label):
         return False
     return _CONTROL.fullmatch(" ".join(re.findall("[a-z]+", label.lower()))) is not None
+
+
+def require_controls(cells: Mapping[tuple[str, str], int], control: str, where: str) -> None:
+    """Every context has control cells: a prediction starts from them, and nothing is measured without.
+
+    Args:
+        cells: (context, perturbation) -> number of cells.
+        control: label of the control cells.
+        where: what holds the cells, for the message.
+
+    Raises:
+        UserError: a context has none.
+    """
+    bare = sorted({context for context, _ in cells} - {context for context, label in cells if label == control})
+    if bare:
+        raise UserError(
+            f"{where}: no control cells ({control!r}) in context {', '.join(bare)}: a prediction starts from them; "
+            "name the right control label, or leave the context out with keep"
+        )

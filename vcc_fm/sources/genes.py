@@ -77,7 +77,9 @@ def gene_columns(
     unnamed = ids & brought.str.match(ENSEMBL_ID)
     for wrong, what in ((unnamed, "Ensembl gene ids"), (symbols.str.match(r"\d+(\.\d+)?$"), "numbers")):
         if len(symbols) and wrong.mean() >= 0.9:
-            known = f"data.symbols knows {int((ids & ~unnamed).sum())} of {len(ids)}; " if names is not None else ""
+            known = (
+                f"data.names.symbols knows {int((ids & ~unnamed).sum())} of {len(ids)}; " if names is not None else ""
+            )
             raise UserError(
                 f"{where}: {label} holds {what} ({symbols.iloc[0]}, …) where gene symbols are expected; "
                 + (known if wrong is unnamed else "")
@@ -94,7 +96,7 @@ def gene_columns(
         "gene symbols stripped of spaces": int((symbols != text).sum()),
         "gene symbols brought to their approved symbol": int((symbols.isin(renaming.renamed) & ~ids).sum()),
         "Ensembl ids brought to the approved symbol": int((ids & ~unnamed).sum()),
-        "Ensembl ids without a symbol of their own in data.symbols, left as they are": int(unnamed.sum())
+        "Ensembl ids without a symbol of their own in data.names.symbols, left as they are": int(unnamed.sum())
         if names is not None
         else 0,
         "gene symbols that may stand for several genes, left as they are": int(symbols.isin(renaming.ambiguous).sum()),
@@ -150,7 +152,11 @@ def _symbol_hint(var: pd.DataFrame, column: str, ids: bool) -> str:
             fitting.append(name)
     if fitting:
         return f"set symbols to {' or '.join(map(str, fitting))}"
-    instead = ", or give data.symbols a table of Ensembl ids, such as HGNC's complete set" if ids else ""
+    instead = (
+        ", or give data.names.symbols a table of Ensembl ids, such as HGNC's complete set, and set data.names.approved"
+        if ids
+        else ""
+    )
     return f"no column of var looks like symbols; add one to the file{instead}"
 
 

@@ -275,11 +275,9 @@ def coverage(
     pins = pins or {}
     for symbol, gene in pins.items():
         if symbol not in {*targets, *axis}:
-            raise UserError(f"embed.proteins.pins: {symbol} is neither a target gene nor on the gene axis; remove it")
+            raise UserError(f"data.names.pins: {symbol} is neither a target gene nor on the gene axis; remove it")
         if gene not in known and table.genes(gene) != (gene,):
-            raise UserError(
-                f"embed.proteins.pins.{symbol}: {gene} is no approved symbol and has no protein; correct it"
-            )
+            raise UserError(f"data.names.pins.{symbol}: {gene} is no approved symbol and has no protein; correct it")
     certain: dict[str, str] = {}
     for symbol in axis:
         genes = table.genes(symbol)

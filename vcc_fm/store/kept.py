@@ -10,6 +10,7 @@ import numpy as np
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.sources.controls import require_controls
 from vcc_fm.store.cell_table import LABELS, CellTable
 from vcc_fm.store.chunks import Chunk
 from vcc_fm.store.filters import SourceFilters
@@ -78,13 +79,10 @@ class Kept:
         """No filter took the control cells of a context away: a prediction starts from them."""
         had = _contexts(table.codes, table.names, control)
         kept = {self.names["context"][code] for code in np.unique(self.rows.codes["context"])}
-        have = _contexts(self.rows.codes, self.names, control)
-        if (lost := sorted((had & kept) - have)) or not have:
-            where = f"of {', '.join(map(repr, lost[:5]))} " if lost else ""
-            raise UserError(
-                f"no control cell ({control!r}) {where}is left after the filters ({self._told()}); loosen them, or "
-                "leave these contexts out with keep"
-            )
+        counted = {(context, control): 1 for context in _contexts(self.rows.codes, self.names, control)}
+        # A context that never had any may be embedded; what predicts or scores will refuse it.
+        counted |= {(context, ""): 1 for context in (had & kept if counted else kept)}
+        require_controls(counted, control, f"after the filters ({self._told()})")
 
     @staticmethod
     def _few(table: CellTable, cell: np.ndarray, configs: list[SourceConfig], minimum_cells: int) -> np.ndarray:

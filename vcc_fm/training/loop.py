@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,16 +18,15 @@ from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
-from vcc_fm.decoder.losses import set_losses, total_loss
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.processes import leave_a_core_to_the_loader
-from vcc_fm.recipe.train import LossWeights, TrainConfig
+from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
 from vcc_fm.training.tracking import TrainingLog, peak_memory_gb
 
 
-def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> Accelerator:
     """An accelerator whose accumulation makes ``batch_sets`` sets a step on however many processes there are.
 
     Raises:
@@ -39,16 +39,7 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         project_dir=folder,
     )
     world = accelerator.num_processes
-    if config.processes is not None and config.processes != world:
-        raise UserError(
-            f"train.processes={config.processes}, but {world} take part; `accelerate launch --cpu` starts one process "
-            "whatever it is asked for: use `vcc-fm train RECIPE --processes N`, or torchrun"
-        )
-    if config.batch_sets % (world * (config.micro_sets or 1)):
-        raise UserError(
-            f"train.batch_sets={config.batch_sets} is not a multiple of {world} processes x "
-            f"train.micro_sets={config.micro_sets or 1}"
-        )
+    config.check_processes(world, name)
     micro = config.micro_sets or config.batch_sets // world
     steps = config.batch_sets // (world * micro)
     plugin = GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False, sync_each_batch=False)
@@ -87,6 +78,24 @@ class Selection:
         return f"best at step {self.best_step} ({self.best:.5g}); start {self.start:.5g}, last {self.last:.5g}"
 
 
+class Losses(Protocol):
+    """What a phase minimises: a weighted sum of terms.
+
+    Attributes:
+        weights: name of a term -> its weight.
+    """
+
+    weights: dict[str, float]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """The terms of each set, [B] each, unweighted."""
+
+
+def mean_loss(terms: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
+    """Weighted sum of the terms, mean over sets: a scalar."""
+    return sum((weight * terms[name].mean() for name, weight in losses.weights.items()), torch.zeros(()))
+
+
 class Trainer:
     """One training phase of one model."""
 
@@ -95,6 +104,7 @@ class Trainer:
         phase: str,
         config: TrainConfig,
         model: nn.Module,
+        losses: Losses,
         training: SetSampler,
         validation: SetSampler | None,
         assembler: Assembler,
@@ -109,6 +119,7 @@ class Trainer:
             console,
             folder,
         )
+        self.losses = losses
         self.training, self.validation, self.assembler = training, validation, assembler
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -161,7 +172,7 @@ class Trainer:
 
     def _steps(self, first: int, loader: Prefetcher, log: TrainingLog) -> None:
         config, batches = self.config, iter(loader)
-        window = _Window(loader, config.loss)
+        window = _Window(loader, self.losses)
         self.model.train()
         for step in range(first, config.steps):
             rate = learning_rate(config, step)
@@ -172,13 +183,13 @@ class Trainer:
             log.advance(done)
             if done % config.log_every == 0 or done == config.steps:
                 log.write(done, "train", window.summary(self.accelerator, rate))
-                window = _Window(loader, config.loss)
+                window = _Window(loader, self.losses)
             if done % config.eval_every == 0 or done == config.steps:
                 self._look(done, log)
-                window = _Window(loader, config.loss)
+                window = _Window(loader, self.losses)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 self.checkpoints.save(done, {"selection": self.selection and asdict(self.selection)})
-                window = _Window(loader, config.loss)
+                window = _Window(loader, self.losses)
 
     def _optimise(self, step: int, batches: Iterator[Batch], window: _Window) -> None:
         """Optimiser step ``step`` (from 0), over all its micro-batches.
@@ -189,10 +200,10 @@ class Trainer:
         for _ in range(self._accumulation):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
-                terms = set_losses(self.model(batch), batch)
+                terms = self.losses(self.model, batch)
                 # accelerate divides by the number of micro-batches, DistributedDataParallel by that of processes:
                 # with equal micro-batches what is left is the mean over all sets of the step.
-                self.accelerator.backward(total_loss(terms, self.config.loss))
+                self.accelerator.backward(mean_loss(terms, self.losses))
                 if self.accelerator.sync_gradients:
                     # Over all micro-batches and processes: what is not finite anywhere is not finite here.
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
@@ -244,28 +255,27 @@ class Trainer:
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self._micro
         sets = min(len(sampler), self.config.eval_sets)
         mine = [sampler[i] for i in range(sets)][rank::world]
-        sums = torch.zeros(4, device=self.accelerator.device)
-        names: list[str] = []
+        sums = torch.zeros(1 + len(self.losses.weights), device=self.accelerator.device)
         for start in range(0, len(mine), size):
             batch = self.assembler.assemble(mine[start : start + size]).to(self.accelerator.device)
-            terms = set_losses(self.accelerator.unwrap_model(self.model)(batch), batch)
-            names = list(terms)
-            sums += torch.stack(
-                [torch.tensor(float(len(batch))).to(sums), *(v.sum().to(sums) for v in terms.values())]
-            )
+            terms = self.losses(self.accelerator.unwrap_model(self.model), batch)
+            totals = (terms[name].sum().to(sums) for name in self.losses.weights)
+            sums += torch.stack([torch.tensor(float(len(batch))).to(sums), *totals])
         sums = self.accelerator.reduce(sums, "sum")
-        names = names or ["likelihood", "energy", "delta"]
-        means = dict(zip(names, (sums[1:] / sums[0]).tolist(), strict=True))
+        means: dict[str, float] = dict(zip(self.losses.weights, (sums[1:] / sums[0]).tolist(), strict=True))
         self.model.train()
-        loss = sum(getattr(self.config.loss, name) * value for name, value in means.items())
-        return {"loss": loss, **means}
+        return {"loss": _total(means, self.losses), **means}
+
+
+def _total(means: dict[str, float], losses: Losses) -> float:
+    return sum(losses.weights[name] * value for name, value in means.items())
 
 
 class _Window:
     """What happened since the last log line."""
 
-    def __init__(self, loader: Prefetcher, weights: LossWeights):
-        self._loader, self._weights = loader, weights
+    def __init__(self, loader: Prefetcher, losses: Losses):
+        self._loader, self._losses = loader, losses
         self._start, self._waited = time.perf_counter(), loader.waited
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
@@ -284,7 +294,7 @@ class _Window:
         means: dict[str, float] = dict(zip(self._terms, stacked.tolist(), strict=True))
         cells = accelerator.reduce(torch.tensor(float(self._cells), device=accelerator.device), "sum")
         return {
-            "loss": sum(getattr(self._weights, name) * value for name, value in means.items()),
+            "loss": _total(means, self._losses),
             **means,
             "lr": rate,
             "cells_per_s": float(cells) / seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -12,92 +13,132 @@ from rich.console import Console
 from torch import nn
 
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.groups import training_groups
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.cellsets.split import Group
 from vcc_fm.decoder.build import build_decoder, not_finite, vocabulary_of
+from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
-from vcc_fm.ground.paths import expand
-from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.train import TrainConfig
-from vcc_fm.run.layout import Layout
-from vcc_fm.run.load import load_dataset
-from vcc_fm.run.outputs import Output
 from vcc_fm.training.checkpoint import save_decoder
 from vcc_fm.training.loop import Selection, Trainer, make_accelerator
 
 
-def train(recipe: Recipe, output: Output, console: Console) -> None:
-    """Train one phase of one fold, resuming where an earlier run of the same recipe stopped, and save the decoder.
+@dataclass(frozen=True)
+class Phase:
+    """A training phase: what trains, and from what.
+
+    Attributes:
+        name: ``pretrain`` makes the base of a recipe, ``train`` its model.
+        config: how it trains.
+        decoder: the network.
+        base: ``scratch``, or folder or Hub id of what training starts from.
+        seed: of everything random.
+        run: name of the recipe.
+        recipe: the resolved recipe as JSON, saved beside the decoder.
+        recipe_fingerprint: its fingerprint.
+        fingerprint: of everything that the decoder depends on; checkpoints of another are thrown away.
+        untrained: folder of a base that this recipe pretrained, whose untrained decoder the model should beat.
+    """
+
+    name: str
+    config: TrainConfig
+    decoder: DecoderSettings
+    base: str
+    seed: int
+    run: str
+    recipe: dict[str, Any]
+    recipe_fingerprint: str
+    fingerprint: str
+    untrained: Path | None = None
+
+
+def train_phase(phase: Phase, data: Dataset, work: Path, final: Path, console: Console) -> None:
+    """Train one phase of one fold, resuming where an earlier run of it stopped, and save the decoder.
 
     Args:
-        recipe: what to train.
-        output: the decoder: ``pretrain`` makes the recipe's base, ``train`` its model.
+        phase: what to train.
+        data: the stores and the split.
+        work: folder of checkpoints and log.
+        final: folder of the decoder; it appears when it is whole.
         console: where progress goes.
 
     Raises:
-        UserError: an earlier stage is missing, there is nothing to train on, or the recipe does not fit the data or
-            the processes.
+        UserError: there is nothing to train on, or the settings do not fit the data or the processes.
     """
-    several = f" (fold {output.fold}, the last is {recipe.split.folds - 1})" if recipe.split.folds > 1 else ""
-    console.rule(f"{output.phase}{several}", style="dim")
-    train_phase(recipe, load_dataset(recipe, output.fold), output, console)
-
-
-def train_phase(recipe: Recipe, data: Dataset, output: Output, console: Console) -> None:
-    """:func:`train` on the stores and the split ``data``."""
-    layout, fold, phase = Layout(recipe), output.fold, output.phase
-    config = recipe.pretrain if phase == "pretrain" else recipe.train
-    assert config is not None
-    folder, fingerprint = layout.phase(fold, phase), output.fingerprint
-    accelerator = make_accelerator(config, folder)
-    _claim(folder, fingerprint, accelerator)
+    config, name = phase.config, phase.name
+    accelerator = make_accelerator(config, work, name)
+    _claim(work, phase.fingerprint, accelerator)
     if config.tracker != "none":
-        accelerator.init_trackers(f"{recipe.name}-{phase}")
-    base = "scratch" if phase == "pretrain" else recipe.decoder.base
-    if base == "pretrain":
-        base = str(layout.decoder(fold, "pretrain").require(content=True))
-    model, notes = build_decoder(recipe, data, str(expand(base)), recipe.seed)
+        accelerator.init_trackers(f"{phase.run}-{name}")
+    model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed)
     decoder = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(decoder, PerturbationDecoder)
+    decoder.config.recipe_fingerprint = phase.recipe_fingerprint
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
-    situations = Situations.of(data, config, assembler)
-    samplers = _samplers(recipe, data, config, situations)
+    situations = Situations.of(data, training_groups(data.split, config, data.cells.contexts, name), assembler)
+    samplers = _samplers(phase, data, situations)
     decoder.config.trained_on_responses |= situations.training > 0
-    notes += situations.notes(decoder.config.trained_on_responses, recipe.decoder.response_dropout)
-    trainer = Trainer(phase, config, model, *samplers, assembler, folder, accelerator, console)
+    notes += situations.notes(decoder.config.trained_on_responses, phase.decoder.response_dropout)
+    trainer = Trainer(name, config, model, SetLosses(config.loss), *samplers, assembler, work, accelerator, console)
     if accelerator.is_main_process:
         total, trainable = count_parameters(model)
-        console.print(f"{phase}: {trainable:,} of {total:,} parameters train, {accelerator.num_processes} process(es)")
-        if scarce := samplers[0].scarce_controls():
-            fewest = min(scarce, key=scarce.__getitem__)
-            notes.append(
-                f"{len(scarce)} batches have fewer control cells than a set needs ({fewest!r}: {scarce[fewest]}); "
-                "a set of theirs shows some controls more than once"
-            )
-        for note in notes:
+        console.print(f"{name}: {trainable:,} of {total:,} parameters train, {accelerator.num_processes} process(es)")
+        for note in notes + _scarce_controls(samplers[0]):
             console.print(f"note: {note}", markup=False, soft_wrap=True)
     trained = trainer.run()
     if wrong := not_finite(trained):
-        raise UserError(f"{phase}: {len(wrong)} tensors are not finite, such as {wrong[0]}; the model is not saved")
+        raise UserError(f"{name}: {len(wrong)} tensors are not finite, such as {wrong[0]}; the model is not saved")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        record = {"phase": phase, "fingerprint": fingerprint, "base": base, "simulated": data.cells.meta["simulated"]}
-        if trainer.selection is not None:
-            console.print(f"{phase}: validation loss: {trainer.selection}", highlight=False, soft_wrap=True)
-            record["validation_loss"] = asdict(trainer.selection)
-        if phase == "train" and recipe.decoder.base == "pretrain":
-            for note in _beside_untrained(layout.decoder(fold, "pretrain").path, trainer.selection):
-                console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
-        with whole_folder(output.path) as partial:
-            save_decoder(trained, partial, {"recipe.json": recipe.public(), "training.json": record})
+        _save(phase, data, trainer.selection, trained, final, console)
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
     for tracker in accelerator.trackers:
         tracker.finish()
     # The next phase may ask for another precision, which one shared state cannot hold.
     AcceleratorState._reset_state()
+
+
+def _scarce_controls(sampler: SetSampler) -> list[str]:
+    """A note where a batch has fewer control cells than a set shows."""
+    scarce = sampler.scarce_controls()
+    if not scarce:
+        return []
+    fewest = min(scarce, key=scarce.__getitem__)
+    return [
+        f"{len(scarce)} batches have fewer control cells than a set needs ({fewest!r}: {scarce[fewest]}); "
+        "a set of theirs shows some controls more than once"
+    ]
+
+
+def _save(
+    phase: Phase,
+    data: Dataset,
+    selection: Selection | None,
+    trained: PerturbationDecoder | PeftModel,
+    final: Path,
+    console: Console,
+) -> None:
+    """Save the decoder with its recipe and its record, and say how it compares with its start."""
+    record: dict[str, Any] = {
+        "phase": phase.name,
+        "fingerprint": phase.fingerprint,
+        "base": phase.base,
+        "simulated": data.cells.meta["simulated"],
+    }
+    if selection is not None:
+        console.print(f"{phase.name}: validation loss: {selection}", highlight=False, soft_wrap=True)
+        record["validation_loss"] = asdict(selection)
+    if phase.untrained is not None:
+        for note in _beside_untrained(phase.untrained, selection):
+            console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
+    with whole_folder(final) as partial:
+        save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -141,9 +182,9 @@ class Situations:
     test: float
 
     @classmethod
-    def of(cls, data: Dataset, config: TrainConfig, assembler: Assembler) -> Situations:
+    def of(cls, data: Dataset, training: list[Group], assembler: Assembler) -> Situations:
         """The situations of a phase."""
-        groups = [_training_groups(data, config), data.split.groups("validation"), data.split.groups("test")]
+        groups = [training, data.split.groups("validation"), data.split.groups("test")]
         return cls(*(sum(assembler.knows(*group) for group in part) / max(1, len(part)) for part in groups))
 
     @property
@@ -169,38 +210,19 @@ class Situations:
         return notes
 
 
-def _training_groups(data: Dataset, config: TrainConfig) -> list[tuple[str, str]]:
-    contexts = set(config.contexts or data.cells.contexts)
-    unknown = sorted(contexts - set(data.cells.contexts))
-    if unknown:
-        raise UserError(f"contexts {unknown} of the recipe are not among the cells' contexts {data.cells.contexts}")
-    return [group for group in data.split.groups("train") if group[0] in contexts]
-
-
-def _samplers(
-    recipe: Recipe, data: Dataset, config: TrainConfig, situations: Situations
-) -> tuple[SetSampler, SetSampler | None]:
-    training = _training_groups(data, config)
+def _samplers(phase: Phase, data: Dataset, situations: Situations) -> tuple[SetSampler, SetSampler | None]:
+    config, seed = phase.config, phase.seed
+    training = training_groups(data.split, config, data.cells.contexts, phase.name)
     # Validation is not narrowed to the phase's contexts: a base is chosen by how well it serves where it will be used.
     validation = data.split.groups("validation")
-    dropout = recipe.decoder.code_dropout, recipe.decoder.response_dropout
-    sampler = SetSampler(data, training, config.set_size, recipe.seed, *dropout, _weights(config, training))
+    dropout = phase.decoder.code_dropout, phase.decoder.response_dropout
+    sampler = SetSampler(data, training, config.set_size, seed, *dropout, _weights(config, training))
     hidden = situations.hidden
-    return sampler, SetSampler(data, validation, config.set_size, recipe.seed, 0.0, hidden) if validation else None
+    return sampler, SetSampler(data, validation, config.set_size, seed, 0.0, hidden) if validation else None
 
 
-def _weights(config: TrainConfig, groups: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
-    """The weights of training groups.
-
-    Raises:
-        UserError: a weight is given to what no training group has.
-    """
-    for given, known, what in (
-        (config.context_weights, {context for context, _ in groups}, "context"),
-        (config.perturbation_weights, {perturbation for _, perturbation in groups}, "perturbation"),
-    ):
-        if unknown := sorted(given.keys() - known):
-            raise UserError(f"train.{what}_weights: no training group has the {what}s {unknown}; take them out")
+def _weights(config: TrainConfig, groups: list[Group]) -> dict[Group, float]:
+    """The weight of each training group."""
     return {
         (context, perturbation): config.context_weights.get(context, 1.0)
         * config.perturbation_weights.get(perturbation, 1.0)

@@ -1,20 +1,98 @@
-"""The expression encoder: principal components of log-normalised counts, fitted on training cells only."""
+"""The expression encoder: principal components of log-normalised counts, fitted on control cells only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from pydantic import Field
 from safetensors.numpy import load_file, save_file
-from sklearn.decomposition import PCA
 
+from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.words import many
+from vcc_fm.recipe.embed import CellEncoderSettings
+from vcc_fm.recipe.section import PositiveInt
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from vcc_fm.store.cells import CellStore
 
 FIT_CELLS = 20_000
-"""Most cells on which components are fitted; a larger training set is sampled."""
+"""Most control cells on which components are fitted; of more, so many are taken, evenly spaced over the store."""
+FILE = "encoder.safetensors"
+
+
+class ExpressionSettings(CellEncoderSettings):
+    """Keys of ``embed.cells`` with ``encoder: expression``."""
+
+    encoder: Literal["expression"] = Field(
+        "expression", description="PCA of log-normalised expression, fitted on control cells only"
+    )
+    width: PositiveInt = Field(32, description="number of components")
+    target_sum: float = Field(1e4, gt=0, description="depth to which a cell is scaled before log1p, UMI")
+
+
+class Expression(CellEncoder):
+    """Principal components of a store's own control cells."""
+
+    Settings = ExpressionSettings
+    obsm = "X_pca"
+
+    def __init__(self, settings: ExpressionSettings):
+        self.settings = settings
+        self._encoder: ExpressionEncoder
+
+    @property
+    def width(self) -> int:
+        """Number of components."""
+        return self.settings.width
+
+    def identity(self) -> Any:
+        """See :class:`CellEncoder`."""
+        return self.settings.model_dump(mode="json")
+
+    def check(self, genes: int, controls: int) -> None:
+        """Refuse fewer genes or control cells than components."""
+        if min(genes, controls) <= self.width:
+            raise UserError(
+                f"embed.cells.width={self.width}: {genes} genes measured by all sources and {controls} control cells "
+                f"to fit on; use a width below {min(genes, controls)}"
+            )
+
+    def fit(self, cells: CellStore, folder: Path) -> None:
+        """Fit on at most ``FIT_CELLS`` control cells, evenly spaced over the store."""
+        from vcc_fm.store.cells import evenly_spaced
+
+        fitting = evenly_spaced(cells.rows(perturbation=cells.control), FIT_CELLS)
+        measured = np.asarray(cells.measured.all(axis=0))
+        self.check(int(measured.sum()), len(fitting))
+        counts = cells.sparse(fitting)
+        ExpressionEncoder.fit(counts, measured, self.width, self.settings.target_sum).save(folder / FILE)
+
+    def load(self, cells: CellStore, folder: Path, state: PartialState, console: Console) -> None:
+        """Read what was fitted."""
+        self._encoder = ExpressionEncoder.load(folder / FILE)
+
+    def encode(self, cells: CellStore, rows: np.ndarray, progress: Callable[[int], None]) -> np.ndarray:
+        """[n, width] float32."""
+        return self._encoder.encode(cells.sparse(rows))
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`CellEncoder`."""
+        return {
+            "encoder": "expression",
+            "parameters": self.settings.model_dump(exclude={"encoder"}) | {"genes": len(self._encoder.columns)},
+            "licence": "that of the cells",
+            "citation": "",
+            "fitted_on": many(self._encoder.cells, "control cell"),
+        }
 
 
 def log_normalise(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
@@ -36,6 +114,7 @@ class ExpressionEncoder:
         components: [width, g] float32, orthonormal rows.
         scale: float, standard deviation of the first component; vectors are divided by it.
         target_sum: UMI.
+        cells: number of cells that it was fitted on.
     """
 
     columns: np.ndarray
@@ -43,6 +122,7 @@ class ExpressionEncoder:
     components: np.ndarray
     scale: float
     target_sum: float
+    cells: int
 
     @classmethod
     def fit(cls, counts: sp.csr_matrix, measured: np.ndarray, width: int, target_sum: float) -> ExpressionEncoder:
@@ -53,17 +133,10 @@ class ExpressionEncoder:
             measured: [G] bool, genes measured by every source.
             width: number of components.
             target_sum: depth to which cells are scaled, UMI.
-
-        Raises:
-            UserError: fewer shared genes or fitting cells than components.
         """
+        from sklearn.decomposition import PCA
+
         columns = np.flatnonzero(measured)
-        smallest = min(len(columns), counts.shape[0])
-        if smallest <= width:
-            raise UserError(
-                f"embed.cells.width={width}: {len(columns)} genes measured by all sources and {counts.shape[0]} cells "
-                f"to fit on; use a width below {smallest}"
-            )
         values = log_normalise(counts[:, columns], target_sum).astype(np.float64)
         # ARPACK starts from a vector that random_state draws: without it two fits differ in the last digits.
         pca = PCA(width, svd_solver="arpack", random_state=0).fit(values)
@@ -73,6 +146,7 @@ class ExpressionEncoder:
             pca.components_.astype(np.float32),
             float(np.sqrt(pca.explained_variance_[0])),
             target_sum,
+            counts.shape[0],
         )
 
     @property
@@ -85,23 +159,14 @@ class ExpressionEncoder:
         values = log_normalise(counts[:, self.columns], self.target_sum)
         return ((values @ self.components.T - self.mean @ self.components.T) / self.scale).astype(np.float32)
 
-    def describe(self) -> dict[str, Any]:
-        """What ``store.json`` says of the encoder."""
-        return {
-            "encoder": "expression",
-            "parameters": {"width": self.width, "target_sum": self.target_sum, "genes": len(self.columns)},
-            "licence": "that of the cells",
-            "citation": "",
-        }
-
     def save(self, path: Path) -> None:
         """Write the encoder as safetensors."""
         tensors = {"columns": self.columns, "mean": self.mean, "components": np.ascontiguousarray(self.components)}
-        save_file(tensors | {"scale": np.array([self.scale, self.target_sum])}, path)
+        save_file(tensors | {"scale": np.array([self.scale, self.target_sum, self.cells])}, path)
 
     @classmethod
     def load(cls, path: Path) -> ExpressionEncoder:
         """Read what :meth:`save` wrote."""
         tensors = load_file(path)
-        scale, target_sum = tensors["scale"].tolist()
-        return cls(tensors["columns"], tensors["mean"], tensors["components"], scale, target_sum)
+        scale, target_sum, cells = tensors["scale"].tolist()
+        return cls(tensors["columns"], tensors["mean"], tensors["components"], scale, target_sum, int(cells))

@@ -1,205 +1,211 @@
-"""SE ("State Embedding"): a cell's vector is what a transformer makes of the genes that the cell expresses.
+"""SE ("State Embedding") as a cell encoder: its settings, and how much of a source's counts a checkpoint knows.
 
-Abhinav K. Adduri et al., "Predicting cellular responses to perturbation across diverse contexts with State",
-bioRxiv 2025.06.26.661135 (2025).
-
-Network, weights and tokens have files of their own (``state_se_*.py``); here they are put together. On a CPU each cell
-has matrix products of its own, on one core, so that neither its neighbours, nor the batch, nor the number of cores or
-processes change a bit of its vector. On a GPU cells are computed in batches, whose size may change last digits.
+The encoder itself, which needs torch, is in ``state_se_encoder.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import scipy.sparse as sp
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from vcc_fm.encoders.cells.state_se_model import StateSe, build_state_se
-from vcc_fm.encoders.cells.state_se_tokens import GeneMap, Tokenizer, Tokens, match_genes
-from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
-from vcc_fm.encoders.parallel import each_on_one_core
-from vcc_fm.encoders.proteins.encoder import JSON
+from vcc_fm.encoders.cells.encoder import CellEncoder
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.identity import model_identity
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.embed import CellEncoderSettings
+from vcc_fm.recipe.section import Fraction, PositiveInt
 
-LICENCE = (
-    "SE weights: Arc Research Institute State Model Non-Commercial License (2025-06-23). Non-commercial use only; "
-    "what is made from them (vectors, models trained on these) is shared with that licence, its notice and citation"
-)
-CITATION = "Adduri et al., bioRxiv 2025.06.26.661135 (2025), doi:10.1101/2025.06.26.661135"
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from rich.console import Console
 
-# Tokens that a core computes at a time: with fewer, Python takes longer than the numbers, and cores wait for it.
-_CPU_TOKENS = 2048
-# Numbers of the vector registers that torch fills at a time, 2 x 16 float32.
-_REGISTERS = 32
+    from vcc_fm.encoders.cells.state_se_encoder import StateSeEncoder
+    from vcc_fm.encoders.cells.state_se_tokens import Tokenizer
+    from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
+    from vcc_fm.store.cells import CellStore
 
+TOKENISED = 256
+"""Cells tokenised at a time, 6 MB at 2,048 tokens."""
 
-@dataclass(frozen=True)
-class SeSettings:
-    """What of an embedding the user decides.
+SAMPLE = 2000
+"""Cells of a source whose counts tell how much of them the checkpoint knows."""
 
-    Attributes:
-        mode: ``exact`` or ``compat``, see :class:`Tokenizer`.
-        pad_length: length of the sequence, CLS included; SE-600M was trained with 2,048.
-        target_sum: depth to which counts are scaled before log1p, UMI; None leaves them (``exact`` only).
-        seed: of ties at the cut and silent genes.
-    """
-
-    mode: Literal["exact", "compat"] = "exact"
-    pad_length: int = 2048
-    target_sum: float | None = None
-    seed: int = 0
+FILES = ("*.yaml", "*.pt", "*.safetensors", "*.ckpt")
+"""Files of a checkpoint that say what it computes; its gene symbols have one of their own."""
 
 
-class StateSeEncoder:
-    """A checkpoint of SE, ready for cells with given genes.
+class StateSeSettings(CellEncoderSettings):
+    """Keys of ``embed.cells`` with ``encoder: state-se``."""
 
-    Args:
-        checkpoint: The loaded weights.
-        columns: [G] gene symbols of the cells' matrix.
-        settings: What the user decides.
-        dtype: ``float32`` or ``bfloat16`` for linear layers and attention.
-        device: Where the network is.
-        batch_cells: Cells that a GPU computes at a time.
+    encoder: Literal["state-se"] = Field("state-se", description="SE-600M and its like")
+    model: str = Field(
+        "arcinstitute/SE-600M",
+        description="Hub id, or a folder with model.safetensors, protein_embeddings.pt and config.yaml",
+    )
+    revision: str | None = Field(None, description="revision of the Hub id; SE-600M's is pinned")
+    heads: PositiveInt | None = Field(None, description="attention heads, where no config.yaml tells")
+    mode: Literal["exact", "compat"] = Field(
+        "exact", description="exact: log1p of counts, same vector in any company; compat: as `state emb transform`"
+    )
+    scale_to: float | None = Field(
+        None, gt=0, description="depth to which counts are scaled before log1p, UMI; null: not scaled"
+    )
+    pad_length: int = Field(2048, ge=2, description="tokens of a cell, CLS included")
+    draw: int = Field(0, ge=0, description="seed of ties and of the silent genes that fill a cell up")
+    coverage: Fraction = Field(
+        0.5, description="smallest share of a source's counts in genes that the checkpoint knows"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic; auto is bfloat16 on a GPU and float32 elsewhere"
+    )
+    store_as: Literal["float32", "float16"] = Field("float32", description="numbers of the store")
+    batch_cells: PositiveInt = Field(16, description="cells computed at a time on a GPU")
 
-    Raises:
-        UserError: No gene is known to the checkpoint, or a symbol repeats (``exact``).
-    """
+    @model_validator(mode="after")
+    def _own_keys(self) -> StateSeSettings:
+        if self.mode == "compat" and self.scale_to is not None:
+            raise ValueError("embed.cells.scale_to has no meaning with embed.cells.mode=compat, which never scales")
+        return self
 
-    def __init__(
-        self,
-        checkpoint: SeCheckpoint,
-        columns: Sequence[str],
-        settings: SeSettings | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        batch_cells: int = 16,
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.settings = SeSettings() if settings is None else settings
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.batch_cells = batch_cells
-        self.genes = match_genes(columns, checkpoint.names, "genes", minimum_share=0.0)
-        # Only these genes can become tokens: a panel of 500 needs no table of 19,790.
-        present = self.genes.present
-        self._position = np.full(len(checkpoint.names), -1, np.int64)
-        self._position[present] = np.arange(len(present))
 
-        def build(genes: Tensor) -> StateSe:
-            return build_state_se(checkpoint.geometry, checkpoint.tensors, genes, dtype, self.device)
+class StateSe(CellEncoder):
+    """A checkpoint of SE. Nothing is fitted, and no cell's vector depends on another cell."""
 
-        # The gene tokens, which are matrix products too, on one core as well.
-        (self._network,) = each_on_one_core(build, [torch.from_numpy(present).long()], self.device)
+    Settings = StateSeSettings
+    obsm = "X_state"
+    none_because = "they express no gene that the checkpoint knows"
+
+    def __init__(self, settings: StateSeSettings):
+        self.settings, self.dtype = settings, settings.store_as
+        self._encoder: StateSeEncoder
+        self._tokenizers: list[Tokenizer]
+        self._vocabulary: list[dict[str, Any]]
 
     @property
     def width(self) -> int:
-        """Length of a cell's vector."""
-        return self.checkpoint.geometry.output
+        """Length of a cell's vector; without its weights where they are not loaded."""
+        if hasattr(self, "_encoder"):
+            return self._encoder.width
+        from vcc_fm.encoders.cells.state_se_weights import read_width
+
+        return read_width(str(expand(self.settings.model)), self.settings.revision)
 
     @property
-    def dataset_width(self) -> int:
-        """Length of a data set vector."""
-        return self.checkpoint.geometry.dataset_width
+    def further(self) -> dict[str, int]:
+        """The data set vector."""
+        return {"dataset_vector": self._encoder.dataset_width}
 
-    def describe(self) -> dict[str, JSON]:
-        """Encoder name, checkpoint, parameters, licence and citation: what ``store.json`` records."""
-        return {
-            "encoder": "state-se",
-            "checkpoint": self.checkpoint.describe(),
-            "parameters": {
-                "mode": self.settings.mode,
-                "pad_length": self.settings.pad_length,
-                "target_sum": self.settings.target_sum,
-                "seed": self.settings.seed,
-                "dtype": str(self.dtype).removeprefix("torch."),
-                "device": self.device.type,
-            },
-            "licence": LICENCE,
-            "citation": CITATION,
-        }
+    def identity(self) -> Any:
+        """See :class:`CellEncoder`."""
+        keys = self.settings.model_dump(mode="json", exclude={"model", "batch_cells"})
+        return [keys, model_identity(self.settings.model, FILES)]
 
-    def tokenizer(self, measured: NDArray[np.bool_] | None = None, where: str = "cells") -> Tokenizer:
-        """The tokenizer of cells in which only some of the columns were measured.
-
-        A gene that was not measured is no silent gene: it cannot fill a sequence up.
-
-        Args:
-            measured: [G] bool; None is all.
-            where: the cells, as messages name them.
+    def load(self, cells: CellStore, folder: Path, state: PartialState, console: Console) -> None:
+        """Load the checkpoint and say how much of each source it knows.
 
         Raises:
-            UserError: See :class:`Tokenizer`.
+            UserError: the checkpoint cannot be had, or knows too little of a source's counts.
         """
-        ids = self.genes.ids if measured is None else np.where(measured, self.genes.ids, -1).astype(np.int32)
+        import torch
+
+        from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
+        from vcc_fm.encoders.cells.state_se_weights import load_state_se
+
         settings = self.settings
-        genes = GeneMap(where, self.genes.columns, ids)
-        return Tokenizer(genes, settings.pad_length, settings.mode, settings.target_sum, settings.seed)
-
-    def encode(self, rows: sp.csr_matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Embed cells in which all columns were measured.
-
-        Args:
-            rows: [n, G] counts; in mode ``compat`` counts or their log1p, as each row looks.
-
-        Returns:
-            Cell vectors [n, width] of unit length, and data set vectors [n, dataset_width], both float32; NaN for
-            cells that express no gene of the checkpoint.
-
-        Raises:
-            UserError: A value is negative, not finite, or no count.
-        """
-        return self.embed(self.tokenizer().tokenize(rows))
-
-    def embed(
-        self, tokens: Tokens, progress: Callable[[int], None] = lambda cells: None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Embed tokenised cells: see :meth:`encode`; ``progress`` is told how many cells are done."""
-        vectors = np.full((len(tokens.length), self.width + self.dataset_width), np.nan, np.float32)
-        cells = np.flatnonzero(~tokens.empty)
-        batches = self._batches(tokens, cells)
-        parts, done = [], 0
-        for part in each_on_one_core(lambda batch: self._forward(tokens, batch), batches, self.device):
-            parts.append(part)
-            done += len(part)
-            progress(done)
-        if parts:
-            # Fetched once: a GPU works on while the next batches are put together.
-            vectors[cells] = torch.cat(parts).cpu().numpy()
-        return vectors[:, : self.width], vectors[:, self.width :]
-
-    def _batches(self, tokens: Tokens, cells: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Cells that are computed at a time.
-
-        On a CPU only cells that need no padding and no mask beside each other, each with matrix products of its own.
-        """
-        size = self.batch_cells
-        if self.device.type == "cpu":
-            full = (tokens.length[cells] == tokens.ids.shape[1]) & (tokens.multiplicity[cells] == 1).all(axis=1)
-            # The last numbers of an array that fill no vector register are computed with other functions.
-            whole = self.checkpoint.geometry.hidden % _REGISTERS == 0 and self.dtype == torch.float32
-            size = max(1, _CPU_TOKENS // self.settings.pad_length) if whole and full.all() else 1
-        return [cells[start : start + size] for start in range(0, len(cells), size)]
-
-    @torch.inference_mode()
-    def _forward(self, tokens: Tokens, cells: NDArray[np.int64]) -> Tensor:
-        """[b, width + dataset_width] float32 on the device."""
-        length = int(tokens.length[cells].max())
-        times = tokens.multiplicity[cells, :length]
-        bias = None
-        if (times != 1).any():
-            with np.errstate(divide="ignore"):
-                bias = torch.from_numpy(np.log(times, dtype=np.float32)).to(self.device)
-        # Behind a shorter cell's tokens stands gene 0, which its bias of -inf hides; any valid position will do there.
-        position = np.maximum(self._position[tokens.ids[cells, :length]], 0)
-        cell, dataset = self._network(
-            torch.from_numpy(position).to(self.device),
-            torch.from_numpy(tokens.values[cells, :length]).to(self.device),
-            torch.from_numpy(tokens.cls_value[cells]).to(self.device),
-            bias,
+        checkpoint = load_state_se(str(expand(settings.model)), settings.revision, settings.heads)
+        self._vocabulary = vocabulary_coverage(cells, checkpoint, settings.coverage)
+        for line in self._vocabulary:
+            console.print(
+                f"embed cells: {line['source']}: {line['genes_known']:,} of {line['genes']:,} genes known, "
+                f"with {line['counts_known']:.1%} of the counts",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and state.device.type == "cuda")
+        self._encoder = StateSeEncoder(
+            checkpoint,
+            cells.genes,
+            SeSettings(settings.mode, settings.pad_length, settings.scale_to, settings.draw),
+            torch.bfloat16 if bf16 else torch.float32,
+            state.device,
+            settings.batch_cells,
         )
-        return torch.cat([cell, dataset], dim=1)
+        self._tokenizers = [
+            self._encoder.tokenizer(mask, f"source {source['name']}")
+            for mask, source in zip(cells.measured_by_source, cells.meta["sources"], strict=True)
+        ]
+
+    def encode(self, cells: CellStore, rows: np.ndarray, progress: Callable[[int], None]) -> np.ndarray:
+        """Cell and data set vectors of ``rows``, side by side, [n, width + data set width] float32."""
+        encoder = self._encoder
+        vectors = np.empty((len(rows), encoder.width + encoder.dataset_width), np.float32)
+        source = cells.batch_source[cells.batch[rows]]
+        done = 0
+        for number, tokenizer in enumerate(self._tokenizers):
+            mine = np.flatnonzero(source == number)
+            for start in range(0, len(mine), TOKENISED):
+                part = mine[start : start + TOKENISED]
+                tokens = tokenizer.tokenize(cells.sparse(rows[part]), int(rows[part[0]]))
+                vectors[part] = np.hstack(encoder.embed(tokens, _after(done, progress)))
+                done += len(part)
+        return vectors
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`CellEncoder`; ``vocabulary`` says what of each source the checkpoint knows."""
+        return self._encoder.describe() | {"vocabulary": self._vocabulary}
+
+
+def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Progress of a part, told as that of the whole."""
+    return lambda part: progress(done + part)
+
+
+def vocabulary_coverage(cells: CellStore, checkpoint: SeCheckpoint, smallest: float) -> list[dict[str, Any]]:
+    """How much of each source a checkpoint knows.
+
+    Args:
+        cells: the cells.
+        checkpoint: its gene symbols count.
+        smallest: share of a source's counts that must be in known genes.
+
+    Returns:
+        Per source: name, genes measured, genes known, and the share of the counts of evenly spaced cells
+        (``SAMPLE`` at most) that is in known genes.
+
+    Raises:
+        UserError: a source has no known gene, or too small a share of its counts is in such.
+    """
+    from vcc_fm.encoders.cells.state_se_tokens import match_genes
+    from vcc_fm.store.cells import evenly_spaced
+
+    source_of_row = cells.batch_source[cells.batch]
+    covered = []
+    for number, source in enumerate(cells.meta["sources"]):
+        measured = cells.measured_by_source[number]
+        where = f"source {source['name']}"
+        columns = [gene for gene, on in zip(cells.genes, measured, strict=True) if on]
+        genes = match_genes(columns, checkpoint.names, where, minimum_share=0.0)
+        rows = np.flatnonzero(source_of_row == number)
+        sums = cells.sums(evenly_spaced(rows, SAMPLE))[measured]
+        known = float(sums[genes.ids >= 0].sum() / max(sums.sum(), 1))
+        if known < smallest:
+            lost = [genes.columns[i] for i in np.argsort(-sums) if genes.ids[i] < 0][:5]
+            raise UserError(
+                f"{where}: {known:.0%} of its counts are in genes that the checkpoint knows, embed.cells.coverage "
+                f"asks for {smallest:.0%}; most counts are lost in {', '.join(lost)}. Check the source key `symbols`, "
+                "or lower embed.cells.coverage"
+            )
+        covered.append(
+            {
+                "source": source["name"],
+                "genes": len(genes.columns),
+                "genes_known": genes.matched,
+                "counts_known": round(known, 4),
+            }
+        )
+    return covered

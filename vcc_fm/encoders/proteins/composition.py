@@ -19,14 +19,16 @@ amino acid alphabets for protein fold recognition and implications for folding",
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from vcc_fm.encoders.proteins.encoder import AMINO_ACIDS, JSON
+from vcc_fm.encoders.proteins.encoder import AMINO_ACIDS, JSON, SequenceEncoder
 from vcc_fm.ground.errors import UserError
+from vcc_fm.recipe.embed import SequenceEncoderSettings
 
 _ALPHABETS = {
     1: list(AMINO_ACIDS),
@@ -34,8 +36,6 @@ _ALPHABETS = {
     3: ["LVIMC", "AGSTP", "FYW", "EDNQKRH"],
 }
 _TYPICAL_LENGTH = 400.0
-SHARD = 4096
-"""Sequences in a shard."""
 
 
 def _codes_of_bytes(alphabet: list[str]) -> NDArray[np.int64]:
@@ -49,20 +49,31 @@ def _codes_of_bytes(alphabet: list[str]) -> NDArray[np.int64]:
 _CODES = {k: _codes_of_bytes(alphabet) for k, alphabet in _ALPHABETS.items()}
 
 
-class CompositionEncoder:
-    """Amino-acid and k-mer composition of a protein sequence.
+class CompositionSettings(SequenceEncoderSettings):
+    """Keys of ``embed.proteins`` with ``encoder: composition``."""
 
-    Args:
-        kmer: Longest k-mer counted, residues: 1 (width 21), 2 (width 121) or 3 (width 185).
+    encoder: Literal["composition"] = Field("composition", description="frequencies of k-mers, no weights")
+    kmer: Literal[1, 2, 3] = Field(
+        2, description="longest k-mer counted, residues: width 21 with 1, 121 with 2, 185 with 3"
+    )
 
-    Raises:
-        UserError: ``kmer`` is none of these.
-    """
 
-    def __init__(self, kmer: int = 2) -> None:
-        if kmer not in _ALPHABETS:
-            raise UserError(f"embed.proteins.kmer: choose 1, 2 or 3, found {kmer}")
-        self.kmer = kmer
+class Composition(SequenceEncoder):
+    """Amino-acid and k-mer composition of a protein sequence."""
+
+    Settings = CompositionSettings
+
+    def __init__(self, settings: CompositionSettings) -> None:
+        self.kmer = settings.kmer
+
+    def identity(self) -> Any:
+        """See :class:`ProteinEncoder`."""
+        return ["composition", self.kmer]
+
+    def check(self, sequences: Iterable[str]) -> None:
+        """Refuse a sequence that holds no standard amino acid."""
+        # A letter near the start tells for nearly all; `encode`, asked about the others, refuses them.
+        self.encode([one for one in sequences if not any(letter in AMINO_ACIDS for letter in one.upper())])
 
     @property
     def width(self) -> int:
@@ -115,29 +126,6 @@ class CompositionEncoder:
             )
         blocks = [_block(residues, owner, n, k) for k in range(1, self.kmer + 1)]
         return np.column_stack([*blocks, np.log(length / _TYPICAL_LENGTH)]).astype(np.float32)
-
-    def plan(self, sequences: list[str]) -> list[CompositionShard]:
-        """Shards of ``SHARD`` sequences, in order of their letters."""
-        distinct = sorted(set(sequences))
-        return [CompositionShard(tuple(distinct[i : i + SHARD])) for i in range(0, len(distinct), SHARD)]
-
-    def encode_shard(
-        self, shard: CompositionShard, progress: Callable[[int], None] = lambda residues: None
-    ) -> NDArray[np.float32]:
-        """The vectors of a shard, [n, width] float32; a shard takes too short a time for progress."""
-        return self.encode(list(shard.sequences))
-
-
-@dataclass(frozen=True)
-class CompositionShard:
-    """Sequences that are counted together."""
-
-    sequences: tuple[str, ...]
-
-    @property
-    def residues(self) -> int:
-        """Of all sequences together."""
-        return sum(map(len, self.sequences))
 
 
 def _block(residues: NDArray[np.uint8], owner: NDArray[np.int64], n: int, k: int) -> NDArray[np.float64]:

@@ -17,16 +17,9 @@ import pyarrow as pa
 from accelerate import PartialState
 from rich.console import Console
 
-from vcc_fm.encoders.proteins.composition import CompositionEncoder
-from vcc_fm.encoders.proteins.encoder import ProteinEncoder, mean_over_isoforms
-from vcc_fm.encoders.proteins.esm2_fair_esm import load_fair_esm
-from vcc_fm.encoders.proteins.esm2_transformers import load_transformers
-from vcc_fm.encoders.proteins.table import read_pt
-from vcc_fm.encoders.proteins.token_batches import Cutting
+from vcc_fm.encoders.proteins.encoder import ProteinEncoder, SequenceEncoder, VectorTable, mean_over_isoforms
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.ground.files import sha256_file, whole_folder
-from vcc_fm.ground.paths import expand
-from vcc_fm.recipe.embed import ProteinEncoderConfig
 from vcc_fm.sources.fasta import Protein, isoforms, read_proteins
 from vcc_fm.store.embeddings import write_embeddings
 
@@ -44,43 +37,54 @@ COLUMNS = datasets.Features(
 """Beside symbol and vector, per gene: accessions of its proteins, their number, and length and SHA-256 of each."""
 
 
-def make_protein_encoder(config: ProteinEncoderConfig, device: str) -> ProteinEncoder:
-    """The encoder that a recipe asks for, its weights loaded.
-
-    Raises:
-        UserError: the model cannot be found or is not ESM2.
-    """
-    if config.encoder == "composition":
-        return CompositionEncoder(config.kmer)
-    place = "auto" if config.spread else device
-    cutting = Cutting(config.window, config.overlap, config.tokens_per_batch)
-    model = str(expand(config.model))
-    if model.endswith(".pt"):
-        return load_fair_esm(model, config.layer, config.precision, place, cutting)
-    return load_transformers(model, config.revision, config.layer, config.precision, place, cutting)
-
-
 def embed_proteins(
-    final: Path, fasta: Path, config: ProteinEncoderConfig, fingerprint: str, state: PartialState, console: Console
+    final: Path,
+    fasta: Path | None,
+    encoder: ProteinEncoder,
+    folder: Path,
+    fingerprint: str,
+    state: PartialState,
+    console: Console,
 ) -> None:
-    """Encode the proteins of ``fasta`` and write one vector a gene, the mean over its isoforms, into ``final``.
-
-    All processes of ``state`` call it; each computes its share of the shards, and the first writes the store.
+    """Write one vector a gene into ``final``; all processes of ``state`` call it.
 
     Args:
         final: folder of the store; it appears when it is whole.
-        fasta: the proteins.
-        config: encoder and its settings.
+        fasta: the proteins; None where the encoder reads none.
+        encoder: what makes their vectors.
+        folder: for files that the encoder makes.
         fingerprint: of everything the vectors depend on.
         state: who takes part.
         console: where progress goes.
 
     Raises:
-        UserError: the FASTA or the model is refused.
+        UserError: the FASTA, the table or the model is refused.
     """
+    if isinstance(encoder, SequenceEncoder):
+        assert fasta is not None
+        _encode(final, fasta, encoder, folder, fingerprint, state, console)
+    elif state.is_main_process:
+        assert isinstance(encoder, VectorTable)
+        _copy(final, encoder, fingerprint)
+    state.wait_for_everyone()
+
+
+def _encode(
+    final: Path,
+    fasta: Path,
+    encoder: SequenceEncoder,
+    folder: Path,
+    fingerprint: str,
+    state: PartialState,
+    console: Console,
+) -> None:
+    """Encode sequences, each process its share of the shards, and average over isoforms; the first one writes."""
     read = read_proteins(fasta)
     genes = isoforms(read.proteins)
-    encoder = make_protein_encoder(config, str(state.device))
+    if state.is_main_process:
+        encoder.prepare(folder)
+    state.wait_for_everyone()
+    encoder.load(folder, str(state.device))
     sequences = [protein.sequence for proteins in genes.values() for protein in proteins]
     read.report.repairs.update(encoder.repairs(sequences))
     shards = encoder.plan(sequences)
@@ -101,33 +105,23 @@ def embed_proteins(
         source = {"file": fasta.name, "sha256": sha256_file(fasta), "kind": read.report.kind}
         left_out = {reason: len(names) for reason, names in read.report.left_out.items()}
         counted = {"left_out": left_out, "faulty": read.report.faulty, "repairs": read.report.repairs}
+        width = next(iter(vectors.values())).shape[0]
         with whole_folder(final) as partial:
             meta = encoder.describe() | {"sequences": source | counted}
-            write_embeddings(partial, "symbol", _rows(genes, vectors), encoder.width, fingerprint, meta, COLUMNS)
+            write_embeddings(partial, "symbol", _rows(genes, vectors), width, fingerprint, meta, COLUMNS)
         work.remove()
         console.print(f"embed proteins: {read.report.text()}", markup=False, soft_wrap=True)
-    state.wait_for_everyone()
 
 
-def import_table(final: Path, table: Path, fingerprint: str) -> None:
-    """Write the vectors of a ``.pt`` dictionary as the store ``final``; nothing is known of their sequences.
-
-    Raises:
-        UserError: the file is missing, or holds more than vectors of one length by symbol.
-    """
-    symbols, vectors = read_pt(table)
+def _copy(final: Path, table: VectorTable, fingerprint: str) -> None:
+    """Write the vectors of a table, in order of the symbols; nothing is known of their sequences."""
+    symbols, vectors = table.vectors()
     order = np.argsort(symbols)
     empty = [pa.array([[]] * len(order), pa.list_(pa.string())), pa.array([0] * len(order), pa.int32())]
     empty += [pa.array([[]] * len(order), pa.list_(kind)) for kind in (pa.int32(), pa.string())]
-    meta = {
-        "encoder": "table",
-        "parameters": {"file": table.name, "sha256": sha256_file(table)},
-        "licence": "that of the file; it does not say how its vectors were made",
-        "citation": "",
-    }
     with whole_folder(final) as partial:
         chunk = (np.asarray(symbols)[order], vectors[order], *empty)
-        write_embeddings(partial, "symbol", [chunk], vectors.shape[1], fingerprint, meta, COLUMNS)
+        write_embeddings(partial, "symbol", [chunk], vectors.shape[1], fingerprint, table.describe(), COLUMNS)
 
 
 def _rows(genes: dict[str, list[Protein]], vectors: dict[str, np.ndarray]) -> Iterator[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor, nn
 
-from vcc_fm.encoders.proteins.esm2 import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
+from vcc_fm.encoders.proteins.esm2_encoder import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
 from vcc_fm.encoders.proteins.token_batches import Cutting
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.files import sha256_file

@@ -17,7 +17,7 @@ from transformers import EsmConfig, EsmModel
 from transformers.utils import logging as transformers_logging
 
 from vcc_fm.encoders.proteins.encoder import JSON
-from vcc_fm.encoders.proteins.esm2 import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
+from vcc_fm.encoders.proteins.esm2_encoder import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
 from vcc_fm.encoders.proteins.esm2_tokens import PADDING, SIZE
 from vcc_fm.encoders.proteins.token_batches import Cutting
 from vcc_fm.ground.errors import UserError, first_line, reading, shown

@@ -9,20 +9,19 @@ from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders.proteins.esm2_tokens import MASK, PADDING, SIZE
 from vcc_fm.ground.files import whole_folder
-from vcc_fm.recipe.embed import UntrainedEsm2
 
 SEED = 0
 """The same weights for every recipe: what changes from run to run are the data."""
 
 
-def write_untrained(folder: Path, shape: UntrainedEsm2) -> None:
+def write_untrained(folder: Path, width: int, layers: int, heads: int) -> None:
     """Write an ESM2 of that shape into ``folder``, as the Hub would hold it; the same bytes for the same shape."""
     config = EsmConfig(
         vocab_size=SIZE,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
         position_embedding_type="rotary",
         emb_layer_norm_before=False,
         token_dropout=True,

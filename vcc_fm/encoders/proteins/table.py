@@ -10,15 +10,69 @@ import pickle
 import re
 import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
+from vcc_fm.encoders.proteins.encoder import JSON, Known, VectorTable
 from vcc_fm.ground.errors import UserError, reading, shown
+from vcc_fm.ground.files import sha256_file
+from vcc_fm.ground.identity import file_identity
+from vcc_fm.ground.paths import expand
+from vcc_fm.recipe.embed import ProteinEncoderSettings
 
 _SAVE_AGAIN = "save it again as torch.save({str(symbol): vector, …}) with 1-D float tensors"
+
+
+class TableSettings(ProteinEncoderSettings):
+    """Keys of ``embed.proteins`` with ``encoder: table``."""
+
+    encoder: Literal["table"] = Field("table", description="vectors as they are given")
+    table: str = Field(description="a .pt dictionary symbol -> vector, such as ESM2_pert_features.pt")
+
+
+class Table(VectorTable):
+    """The vectors of a ``.pt`` dictionary; nothing is known of their sequences."""
+
+    Settings = TableSettings
+
+    def __init__(self, settings: TableSettings):
+        self.settings = settings
+
+    @cached_property
+    def _read(self) -> tuple[list[str], NDArray[np.float32]]:
+        return read_pt(expand(self.settings.table))
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+        return self._read[1].shape[1]
+
+    def identity(self) -> Any:
+        """See :class:`ProteinEncoder`."""
+        return ["table", file_identity(self.settings.table)]
+
+    def known(self, fasta: Path | None) -> Known:
+        """See :class:`ProteinEncoder`."""
+        return Known(set(self._read[0]), {})
+
+    def vectors(self) -> tuple[list[str], NDArray[np.float32]]:
+        """See :class:`VectorTable`."""
+        return self._read
+
+    def describe(self) -> dict[str, JSON]:
+        """See :class:`ProteinEncoder`."""
+        path = expand(self.settings.table)
+        return {
+            "encoder": "table",
+            "parameters": {"file": path.name, "sha256": sha256_file(path)},
+            "licence": "that of the file; it does not say how its vectors were made",
+            "citation": "",
+        }
 
 
 def read_pt(path: Path) -> tuple[list[str], NDArray[np.float32]]:
@@ -41,6 +95,8 @@ def read_pt(path: Path) -> tuple[list[str], NDArray[np.float32]]:
 
 
 def _vectors(path: Path, table: object) -> tuple[list[str], NDArray[np.float32]]:
+    import torch
+
     if not isinstance(table, dict) or not table:
         kind = "an empty dictionary" if table == {} else type(table).__name__
         raise UserError(f"{path}: a dictionary of symbol -> vector is expected, found {kind}; {_SAVE_AGAIN}")
@@ -78,6 +134,8 @@ def _vectors(path: Path, table: object) -> tuple[list[str], NDArray[np.float32]]
 
 
 def _load(path: Path) -> object:
+    import torch
+
     if path.is_dir():
         raise UserError(f"{path}: is a folder; a .pt file is expected")
     if not path.exists():
@@ -106,6 +164,8 @@ def write_pt(path: Path, symbols: Sequence[str], vectors: NDArray[np.float32]) -
         symbols: [n] distinct symbols.
         vectors: [n, width] float32.
     """
+    import torch
+
     # torch warns at an array that it could not write to, such as a mapped one, though saving only reads.
     rows = np.require(vectors, np.float32, ["C", "W"])
     table = {str(symbol): torch.from_numpy(row) for symbol, row in zip(symbols, rows, strict=True)}

@@ -1,0 +1,67 @@
+"""What says cheaply whether an input is still the same: of files, folders and models, for fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.paths import expand
+
+_END = 1 << 20
+MODEL = ("config.json", "*.safetensors")
+"""Files of a transformers model that say what it computes."""
+
+_ZARR_ROOT = ("zarr.json", ".zgroup")
+_ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+
+
+def model_identity(model: str, patterns: tuple[str, ...] = MODEL) -> object:
+    """Of a checkpoint file, of the files in a folder that match ``patterns``, or a Hub id (its name)."""
+    path = expand(model)
+    if path.is_file():
+        return file_identity(model)
+    return folder_identity(path, patterns) if path.is_dir() else model
+
+
+def file_identity(path: str) -> str:
+    """Size and a SHA-256 of the first and last MiB of a file, whatever its name; ``absent`` where there is none.
+
+    Reading tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself
+    records the SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store.
+    """
+    try:
+        file = expand(path)
+    except UserError:
+        return "absent"
+    if any((file / name).is_file() for name in _ZARR_ROOT):
+        return _zarr_identity(file)
+    if not file.is_file():
+        return "absent"
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        digest = hashlib.sha256(handle.read(_END))
+        handle.seek(max(0, size - _END))
+        digest.update(handle.read(_END))
+    return f"{size}:{digest.hexdigest()}"
+
+
+def _zarr_identity(folder: Path) -> str:
+    """Total size and a SHA-256 of the names and sizes of all files, and of the content of metadata, obs and var.
+
+    Other values in a matrix are seen by the sizes of its compressed chunks.
+    """
+    digest, total = hashlib.sha256(), 0
+    for name, file in sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file()):
+        size = file.stat().st_size
+        total += size
+        digest.update(f"{name}\n{size}\n".encode())
+        if file.name in _ZARR_METADATA or name.startswith(("obs/", "var/", "raw/var/")):
+            digest.update(file.read_bytes())
+    return f"{total}:{digest.hexdigest()}"
+
+
+def folder_identity(folder: Path, patterns: tuple[str, ...] = MODEL) -> dict[str, str]:
+    """The identities of the files in a saved model's folder that say what it computes; none for a Hub id."""
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    return {file.name: file_identity(str(file)) for file in files}

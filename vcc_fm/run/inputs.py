@@ -1,0 +1,43 @@
+"""The recipe's inputs: sources and sequences, drawn first where they are simulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vcc_fm.ground.errors import UserError
+from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.recipe.embed import SequenceEncoderSettings
+from vcc_fm.recipe.recipe import Recipe
+
+
+def source_configs(recipe: Recipe, simulated: Path, draw: bool = True) -> list[SourceConfig]:
+    """The recipe's sources; a simulated screen is drawn into the folder ``simulated`` first, if ``draw``."""
+    if recipe.data.simulate is None:
+        return recipe.data.sources
+    from vcc_fm.sources.simulate import simulate, simulated_sources
+
+    if not draw:
+        return simulated_sources(recipe.data.simulate, simulated)
+    simulated.mkdir(parents=True, exist_ok=True)
+    return simulate(recipe.data.simulate, recipe.seed, simulated)
+
+
+def protein_fasta(recipe: Recipe, simulated: Path) -> Path | None:
+    """The FASTA file of the recipe, here: fetched first where the recipe gives an address.
+
+    Returns:
+        None where the encoder of proteins reads no sequences.
+
+    Raises:
+        UserError: the recipe names none and nothing is simulated, or it cannot be had.
+    """
+    settings = recipe.embed.proteins
+    if not isinstance(settings, SequenceEncoderSettings):
+        return None
+    if settings.fasta is not None:
+        from vcc_fm.sources.remote import open_local
+
+        return open_local(settings.fasta, settings.get, sha256=settings.sha256)
+    if recipe.data.simulate is None:
+        raise UserError("embed.proteins.fasta is missing: target genes become tokens through their protein sequences")
+    return simulated / "proteins.fasta"

@@ -1,0 +1,108 @@
+"""The Virtual Cell Challenge 2026 score, computed by cell-eval2.
+
+Nothing is measured here: the scorer computes the six metrics (`compute_metrics`), the two ends of their scale (its
+mean-response baseline and its replicate anchor), and the scaled value with its clamps (`score_one`). A perturbation
+label that is a gene of the axis loses that gene in the metrics (the scorer's rule); the label of a combination names
+no single gene and loses none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import anndata as ad
+import numpy as np
+
+from vcc_fm.scoring.anchors import (
+    NO_VALUE,
+    SCORER,
+    Anchors,
+    aggregate,
+    anchors_folder,
+    load_anchors,
+    quiet,
+    scorer_config,
+    threads,
+)
+from vcc_fm.scoring.preset import ContextScorer, Measured, Metric, Preset
+
+if TYPE_CHECKING:
+    from cell_eval2 import EvalConfig
+
+
+class Vcc2026(Preset):
+    """The six members of cell-eval2's preset, in the order of the competition's table."""
+
+    scorer = SCORER
+    metrics: ClassVar[dict[str, Metric]] = {
+        "pds_cosine": Metric("PDS"),
+        "expr_mse_unbiased_capped_norm": Metric("MSE", low_is_good=True),
+        "de_wilcoxon_lfc_nmae": Metric("NMAE", low_is_good=True),
+        "de_wilcoxon_direction_fidelity_yield_raw": Metric("fidelity"),
+        "de_wilcoxon_direction_reach_raw": Metric("reach"),
+        "de_wilcoxon_sig_jaccard": Metric("Jaccard"),
+    }
+    needed = 4
+    low = "cell-eval2 mean response"
+    high = "replicate (split halves)"
+
+    def open(self, real: ad.AnnData, context: str, control: str, cache: Path, digest: str) -> ContextScorer:
+        """See :class:`Preset`."""
+        config = scorer_config("vcc2026", list(self.metrics), control)
+        folder = anchors_folder(cache, digest, context, control, "vcc2026")
+        controls = int((real.obs["perturbation"] == control).sum())
+        config = replace(config, cache_real=str(folder / "truth"), num_threads=threads(real.n_vars, controls))
+        notes = []
+        if not real.obs["perturbation"].isin(real.var_names).any():
+            # Without this the scorer refuses, for fear that its rule was switched off by a misspelt label.
+            config = replace(config, target_gene_map={"*": None})
+            notes.append(f"{context}: no perturbation label is a gene of the axis, so no target gene is left out")
+        with quiet():
+            anchors = load_anchors(real, config, folder)
+        return _Context(real, config, anchors, notes)
+
+
+WHY_NONE = {
+    "de_wilcoxon_lfc_nmae": "no perturbation has 10 significant genes in the truth, its own target left out",
+    "de_wilcoxon_direction_fidelity_yield_raw": "no perturbation has a significant gene",
+    "de_wilcoxon_direction_reach_raw": "no perturbation has a significant gene in the truth",
+}
+"""Why the scorer has no value for a member, where it returns none instead of refusing."""
+
+
+class _Context(ContextScorer):
+    def __init__(self, real: ad.AnnData, config: EvalConfig, anchors: Anchors, notes: list[str]):
+        reasons = anchors.frame["reason"]
+        self.anchors = anchors.frame.assign(
+            reason=[WHY_NONE.get(str(m), r) if r == NO_VALUE else r for m, r in reasons.items()]
+        )
+        self.significant, self.notes = anchors.significant, notes
+        self._real, self._config = real, config
+        self._controls = real[real.obs["perturbation"] == config.control]
+
+    def measure(self, predicted: ad.AnnData) -> dict[str, Measured]:
+        """Of the members that the truth can give, with the truth's controls, as the competition's platform does."""
+        from cell_eval2 import compute_metrics
+
+        metrics = list(self.anchors.dropna(subset=["baseline", "replicate"], how="all").index)
+        if not metrics:
+            return {}
+        submission = ad.concat([predicted, self._controls], index_unique="-")
+        with quiet():
+            found = compute_metrics(submission, self._real, config=replace(self._config, metrics=metrics))
+        return {metric: Measured(*value) for metric, value in aggregate(found, metrics).items()}
+
+    def scale(self, metric: str, value: float) -> tuple[float, str]:
+        """(u - b) / (r - b) with b the mean response and r the replicate, clamped as the scorer does."""
+        from cell_eval2.catalog import CATALOG
+        from cell_eval2.scoring import score_one
+
+        anchor = self.anchors.loc[metric]
+        # The scorer's own substitution: a scale whose 1 is the replicate instead of the perfect value.
+        policy = replace(CATALOG[metric].scoring, anchor=anchor["replicate"], allow_negative_baseline=False)
+        scaled = float(score_one(value, anchor["baseline"], policy))
+        if np.isfinite(value):
+            return scaled, ""
+        return scaled, f"{WHY_NONE.get(metric, NO_VALUE)}; scored as the scorer scores a missing value"
