@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from vcc_fm.inspection.values import Progress
 from vcc_fm.sources.matrix import Block, Matrix
 from vcc_fm.sources.proof import Reading
+from vcc_fm.sources.quality import TargetGenes
 from vcc_fm.sources.values import NotCountsError, check
 
 LOW = 0.30
@@ -21,6 +23,7 @@ SAMPLE_CELLS = 20_000
 SAMPLE_VALUES = 1 << 26
 _WINDOW = 64  # rows that stand together in a file and are read together
 _LEAST_CELLS = 50  # of a perturbation in the sample
+_NO_COMBINATIONS = "\0"  # a separator that no label holds: each label is one target gene
 _GAP = 16  # rows that are read in vain rather than started anew
 _ROWS_AT_A_TIME = 512
 _LEAST_EXPECTED = 10.0  # perturbed cells in which the target would be seen, were it not knocked down
@@ -112,12 +115,16 @@ def knock_down(
         chosen = useful[_sample(rows[useful], code[useful], context[useful], limit)]
     else:
         chosen = useful
-    sums = _Sums(len(measured), len(names), position[position >= 0], columns, len(genes))
+    sums = _Sums(control, measured, len(names), genes)
     done = 0
     try:
         for part, block in _read(matrix, rows[chosen]):
             which = chosen[done : done + len(part)]
-            sums.add(linear(block, reading), block, code[which], context[which])
+            expression = sp.csr_matrix(
+                (linear(block, reading), columns[block.indices], block.indptr), (len(part), len(genes))
+            )
+            expression.sum_duplicates()
+            sums.add(expression, code[which], context[which])
             done += len(part)
             if progress is not None:
                 progress(done, len(chosen))
@@ -167,38 +174,32 @@ def linear(block: Block, reading: Reading | float) -> np.ndarray:
 class _Sums:
     """Expression of the target genes, added up over control cells by context, and over each perturbation's cells."""
 
-    def __init__(self, targets: int, contexts: int, genes: np.ndarray, columns: np.ndarray, n_genes: int) -> None:
-        self.cells = np.zeros((targets, contexts))
-        self._own = np.zeros(targets)
-        self._controls = np.zeros(contexts)
-        self._sum = np.zeros((contexts, targets))
-        self._seen = np.zeros((contexts, targets))
-        target_of_gene = np.full(n_genes, -1)
-        target_of_gene[genes] = np.arange(targets)
-        self._target = target_of_gene[columns]
+    def __init__(self, control: str, labels: list[str], contexts: int, genes: np.ndarray) -> None:
+        self._targets = TargetGenes([control, *labels], control, _NO_COMBINATIONS, genes, "given")
+        column = self._targets.index[1:, 0]  # place of each label's target
+        self._place, self._contexts = column, contexts
+        self.cells, self._own = np.zeros((len(labels), contexts)), np.zeros(len(labels))
+        shape = (contexts, len(self._targets.columns))
+        self._controls, self._sum, self._seen = np.zeros(contexts), np.zeros(shape), np.zeros(shape)
 
-    def add(self, values: np.ndarray, block: Block, code: np.ndarray, context: np.ndarray) -> None:
-        """Add cells; ``code`` [cells] is 0 for a control, else 1 + position of the target."""
+    def add(self, expression: sp.csr_matrix, code: np.ndarray, context: np.ndarray) -> None:
+        """Add cells [m, G]; ``code`` [m] is 0 for a control, else 1 + position of the label."""
         control = code == 0
+        for sums, values in ((self._sum, expression), (self._seen, (expression != 0).astype(np.float64))):
+            found = self._targets.control_sums(values[control], context[control], self._contexts)
+            sums += found.expression
+        self._controls += found.cells
         np.add.at(self.cells, (code[~control] - 1, context[~control]), 1)
-        self._controls += np.bincount(context[control], minlength=len(self._controls))
-        target = self._target[block.indices]
-        kept = np.flatnonzero((target >= 0) & (block.data != 0))
-        cell = np.searchsorted(block.indptr, kept, side="right") - 1
-        target, value = target[kept], values[kept]
-        of_control = control[cell]
-        place = (context[cell[of_control]], target[of_control])
-        np.add.at(self._sum, place, value[of_control])
-        np.add.at(self._seen, place, 1)
-        own = code[cell] - 1 == target
-        self._own += np.bincount(target[own], weights=value[own], minlength=len(self._own))
+        own = self._targets.measure(expression[~control], code[~control])[:, 0]
+        self._own += np.bincount(code[~control] - 1, weights=own, minlength=len(self._own))
 
     def judge(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ratio of each perturbation, and whether it has too few cells, or a target that is hardly expressed."""
         controls = np.maximum(self._controls, 1.0)[:, None]
-        expected = (self.cells.T * self._sum / controls).sum(axis=0)
-        expected_seen = (self.cells.T * self._seen / controls).sum(axis=0)
-        seen = ((self.cells.T > 0) * self._seen).sum(axis=0)
+        sums, seen = self._sum[:, self._place], self._seen[:, self._place]
+        expected = (self.cells.T * sums / controls).sum(axis=0)
+        expected_seen = (self.cells.T * seen / controls).sum(axis=0)
+        seen = ((self.cells.T > 0) * seen).sum(axis=0)
         few = self.cells.sum(axis=1) < _LEAST_EXPECTED
         hardly = (expected_seen < _LEAST_EXPECTED) | (seen < _LEAST_SEEN)
         ratio = np.divide(self._own, expected, out=np.full(len(self._own), np.nan), where=expected > 0)

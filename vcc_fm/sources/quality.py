@@ -77,7 +77,12 @@ class TargetGenes:
     """
 
     def __init__(
-        self, labels: Sequence[str], control: str, separator: str, genes: np.ndarray, scale: Literal["linear", "log1p"]
+        self,
+        labels: Sequence[str],
+        control: str,
+        separator: str,
+        genes: np.ndarray,
+        scale: Literal["linear", "log1p", "given"],
     ) -> None:
         """Find the target genes.
 
@@ -86,11 +91,12 @@ class TargetGenes:
             control: label of the control cells.
             separator: what joins the target genes of a combination.
             genes: [G] str, distinct symbols, columns of the counts.
-            scale: expression is counts per 10,000 of the cell's depth in this source, or log1p of them.
+            scale: expression is counts per 10,000 of the cell's depth in this source, or log1p of them; ``given``
+                where the matrices that follow hold expression already.
         """
         self.labels = list(labels)
         self.control = self.labels.index(control)
-        self._log = scale == "log1p"
+        self._scale = scale
         targets = [[] if label == control else label.split(separator) for label in self.labels]
         number = np.array([len(names) for names in targets])
         columns = pd.Index(genes).get_indexer(pd.Index([name for names in targets for name in names], dtype=object))
@@ -106,7 +112,7 @@ class TargetGenes:
         """Expression of the cells' own target genes.
 
         Args:
-            counts: [m, G] int32 with sorted indices, UMI, all genes of the file.
+            counts: [m, G] int32 with sorted indices, UMI, all genes of the file; or expression.
             labels: [m] label code of each cell.
 
         Returns:
@@ -117,7 +123,7 @@ class TargetGenes:
         expression = np.full(which.shape, np.nan, np.float32)
         cell, target = np.nonzero(which >= 0)
         found = np.asarray(counts[cell, self.columns[which[cell, target]]]).ravel()
-        expression[cell, target] = self._scaled(found, depth_of(counts)[cell])
+        expression[cell, target] = self._scaled(found, cell, counts)
         return expression
 
     def control_sums(self, counts: sp.csr_matrix, contexts: np.ndarray, n_contexts: int) -> ControlSums:
@@ -128,23 +134,25 @@ class TargetGenes:
         changes a bit of the total; the rounding moves a mean by 3e-8 at most.
 
         Args:
-            counts: [m, G] int32, UMI, control cells only, all genes of the file.
+            counts: [m, G] int32, UMI, control cells only, all genes of the file; or expression.
             contexts: [m] context code of each cell.
             n_contexts: number of contexts, C.
         """
         place = self._places[counts.indices]
         chosen = np.flatnonzero(place >= 0)
         cell = np.searchsorted(counts.indptr, chosen, side="right") - 1
-        values = np.rint(self._scaled(counts.data[chosen], depth_of(counts)[cell]) / _QUANTUM) * _QUANTUM
+        values = np.rint(self._scaled(counts.data[chosen], cell, counts) / _QUANTUM) * _QUANTUM
         shape = (n_contexts, len(self.columns))
         place = contexts[cell].astype(np.int64) * shape[1] + place[chosen]
         sums = np.bincount(place, weights=values, minlength=shape[0] * shape[1]).reshape(shape)
         return ControlSums(sums, np.bincount(contexts, minlength=n_contexts))
 
-    def _scaled(self, counts: np.ndarray, depth: np.ndarray) -> np.ndarray:
-        """Expression of counts [n] in cells of depth [n]; float64, 0 in an empty cell."""
-        scaled = counts * _SCALED_DEPTH / np.maximum(depth, 1)
-        return np.log1p(scaled) if self._log else scaled
+    def _scaled(self, values: np.ndarray, cell: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
+        """Expression of values [n] of the rows ``cell`` [n] of ``counts``; float64, 0 in an empty cell."""
+        if self._scale == "given":
+            return values
+        scaled = values * _SCALED_DEPTH / np.maximum(depth_of(counts), 1)[cell]
+        return np.log1p(scaled) if self._scale == "log1p" else scaled
 
 
 class KnockDown(NamedTuple):
