@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.split import make_splits
+from vcc_fm.cellsets.hold_out import make_splits
 from vcc_fm.ground.processes import process_state
 from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.recipe.decoder import DecoderSettings

@@ -217,7 +217,7 @@ def se(name: str) -> Edit:
     return keys(embed__cells={"encoder": "state-se", "model": f"FOLDER/{name}"})
 
 
-SPLIT, LOAD, SOURCES = "cellsets.split.", "cellsets.cell_load_table.", "sources."
+SPLIT, LOAD, SOURCES = "cellsets.hold_out.", "cellsets.cell_load_table.", "sources."
 ESM2_, SE = "encoders.proteins.esm2_transformers.", "encoders.cells.state_se_weights."
 LOADED = "recipe.read.load_recipe"
 
@@ -305,7 +305,7 @@ CASES = [
         ),
         "no control cells ('non-targeting') in context x",
     ),
-    Case("cellsets.split.make_splits", keys(data__minimum_cells=99), "no perturbation is left"),
+    Case("cellsets.hold_out.make_splits", keys(data__minimum_cells=99), "no perturbation is left"),
     Case("encoders.cells.expression.Expression.check", keys(embed__cells__width=20), "use a width below 16"),
     # ------------------------------------------------------------------------------------------------- the decoder
     Case("decoder.config.check_backbone", keys(decoder__backbone__model_type="lama"), "did you mean llama?"),

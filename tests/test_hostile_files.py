@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from program import TINY
 from safetensors.torch import save_file
+from source_counts import counts_of
 from tiny_screens import CONTROL, embedded, screen, store_of
 
 from vcc_fm.cellsets.cell_load_table import read_cell_load_table
@@ -118,7 +119,7 @@ def cells() -> anndata.AnnData:
 def read_cells(path: Path) -> None:
     config = SourceConfig(name="s", path=str(path), perturbation_column="target", context="K562")
     with AnnDataSource(config) as source:
-        for _ in source.counts(10):
+        for _ in counts_of(source, 10):
             pass
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from tiny_screens import CONTROL, screen, write_screen
 
 from vcc_fm.cellsets.cell_load_table import CellLoadTable, read_cell_load_table
-from vcc_fm.cellsets.split import Split, make_splits
+from vcc_fm.cellsets.hold_out import make_splits
+from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.split import SplitConfig

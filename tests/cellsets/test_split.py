@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcc_fm.cellsets.split import LeakError, Split, assert_no_leak, make_splits
+from vcc_fm.cellsets.hold_out import make_splits
+from vcc_fm.cellsets.split import LeakError, Split, assert_no_leak
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.split import SplitConfig
 

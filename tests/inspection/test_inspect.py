@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from inspections import GENES, only, opened, text_of
+from source_counts import counts_of
 
 from vcc_fm import cli
 from vcc_fm.ground.errors import UserError
@@ -64,7 +65,7 @@ def test_perturbench(real_data):
     assert found.groups.combinations == 15
     assert "targets go up" in text_of(found)
     with opened(found) as source:
-        counts = next(iter(source.counts(6000)))[1]
+        counts = next(iter(counts_of(source, 6000)))[1]
         assert counts.shape == (5960, 500)  # one cell is not proved
     assert "totals_column: ncounts" in found.recipe
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from inspections import GENES, only, opened, prepared, text_of
+from source_counts import counts_of
 
 from vcc_fm.inspection import problems, values
 from vcc_fm.inspection.inspect import inspect_file
@@ -46,7 +47,7 @@ def test_values_are_told(screen, counts, stored, expected, said, every_value):
     else:
         assert found.tried
         with opened(found) as source:
-            np.testing.assert_array_equal(next(iter(source.counts(200)))[1].toarray(), counts)
+            np.testing.assert_array_equal(next(iter(counts_of(source, 200)))[1].toarray(), counts)
         np.testing.assert_allclose(matrix.depth["50"], np.median(counts.sum(axis=1)))
         assert matrix.genes_per_cell["100"] == np.count_nonzero(counts, axis=1).max()
     json.dumps(dataclasses.asdict(found), allow_nan=False)
@@ -68,7 +69,7 @@ def test_depths_in_a_column_prove_what_values_cannot(h5ad_file):
     assert (matrix.totals, matrix.proved) == ("n_umi", matrix.totals_tried[0].proved)
     assert matrix.proved > 0.9
     with opened(found) as source:
-        positions, read = next(iter(source.counts(300)))
+        positions, read = next(iter(counts_of(source, 300)))
         np.testing.assert_array_equal(read.toarray(), counts[positions])
 
 
@@ -113,7 +114,7 @@ def test_the_matrix_with_counts_is_read_wherever_it_is(screen, counts):
     assert found.read == "raw"
     assert "stored by column (CSC)" in only(found.notes, "CSC")
     with opened(found) as source:
-        np.testing.assert_array_equal(next(iter(source.counts(200)))[1].toarray(), counts)
+        np.testing.assert_array_equal(next(iter(counts_of(source, 200)))[1].toarray(), counts)
 
 
 @pytest.mark.parametrize("scale", ["counts", "log-normalised"])
@@ -176,7 +177,7 @@ def test_counts_of_any_integer_type(screen, counts, dtype, form):
     assert found.read == "layers/counts"
     assert (found.matrices[1].stored, found.matrices[1].found) == (dtype, "counts")
     with opened(found) as source:
-        np.testing.assert_array_equal(next(iter(source.counts(200)))[1].toarray(), counts)
+        np.testing.assert_array_equal(next(iter(counts_of(source, 200)))[1].toarray(), counts)
 
 
 @pytest.mark.parametrize("every_value", [False, True])
@@ -281,7 +282,7 @@ def test_a_depth_from_before_the_filter_is_found_and_a_number_of_genes_is_none(h
     assert matrix.proved > 0.99
     assert found.problems == []
     with opened(found) as source:
-        positions, read = next(iter(source.counts(300)))
+        positions, read = next(iter(counts_of(source, 300)))
         np.testing.assert_array_equal(read.toarray(), counts[:, some][positions])
     assert len(prepared(found, tmp_path)) == round(matrix.proved * 300)
 

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from source_counts import counts_of
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.data import SourceConfig
@@ -24,7 +25,7 @@ STORED = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
 
 def read_all(config, chunk_cells=5):
     with AnnDataSource(config) as source:
-        chunks = list(source.counts(chunk_cells))
+        chunks = list(counts_of(source, chunk_cells))
         assert all(len(positions) <= chunk_cells for positions, _ in chunks)
         assert all(counts.has_sorted_indices and (counts.data > 0).all() for _, counts in chunks)
         assert {counts.dtype for _, counts in chunks} <= {np.dtype(np.int32)}
@@ -139,7 +140,7 @@ def test_a_matrix_by_column_is_turned_in_small_blocks_and_leaves_no_files(
     counts = np.random.default_rng(0).poisson(0.7, (24, 9))
     with AnnDataSource(source_config(h5ad_file(sp.csc_matrix(counts)))) as source:
         assert not list((tmp_path / "scratch").iterdir())
-        np.testing.assert_array_equal(sp.vstack([chunk for _, chunk in source.counts(6)]).toarray(), counts)
+        np.testing.assert_array_equal(sp.vstack([chunk for _, chunk in counts_of(source, 6)]).toarray(), counts)
         assert list((tmp_path / "scratch").iterdir())
     assert not list((tmp_path / "scratch").iterdir())
 
@@ -148,7 +149,7 @@ def test_a_matrix_by_column_needs_room(h5ad_file, source_config, monkeypatch):
     monkeypatch.setattr(matrix_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
     path = h5ad_file(sp.csc_matrix(np.ones((24, 6))))
     with AnnDataSource(source_config(path)) as source, pytest.raises(UserError, match=r"stored by column.*set TMPDIR"):
-        next(source.counts(10))
+        next(counts_of(source, 10))
 
 
 def test_dropped_cells_may_hold_anything(h5ad_file, source_config, screen_obs):
@@ -166,7 +167,7 @@ def test_stored_zeros_and_unsorted_columns_are_put_right(h5ad_file, source_confi
         file["X/indices"][...] = np.tile(np.arange(6)[::-1], 24)
         file["X/data"][...] = counts[:, ::-1].ravel()
     with AnnDataSource(source_config(path)) as source:
-        _, found = next(source.counts(24))
+        _, found = next(counts_of(source, 24))
     np.testing.assert_array_equal(found.indices[:5], [0, 2, 3, 4, 5])
     np.testing.assert_array_equal(found.toarray(), counts)
     assert found.nnz == 24 * 5
@@ -209,7 +210,7 @@ def test_one_bad_value_outside_of_the_sample_is_found(h5ad_file, source_config, 
         AnnDataSource(source_config(path, values="counts" if layout == "csc" else "auto")) as source,
         pytest.raises(UserError, match=message),
     ):
-        list(source.counts(50))
+        list(counts_of(source, 50))
 
 
 def test_what_is_not_counts_is_refused_on_opening(h5ad_file, source_config):
@@ -267,7 +268,7 @@ def test_scaled_cells_come_back_and_unproved_ones_are_counted(
         assert source.evidence["checked"] == "sample"
         assert source.dropped == {}
         for _ in range(2):  # reading again counts nothing twice
-            chunks = list(source.counts(7))
+            chunks = list(counts_of(source, 7))
         np.testing.assert_array_equal(np.concatenate([positions for positions, _ in chunks]), np.arange(317))
         found = sp.vstack([chunk for _, chunk in chunks]).toarray()
     np.testing.assert_array_equal(found, counts[:-3])
@@ -318,13 +319,13 @@ def test_too_few_proved_cells_are_refused_with_what_would_help(h5ad_file, source
     with pytest.raises(UserError, match=message):
         AnnDataSource(source_config(h5ad_file(thin)))
     with AnnDataSource(source_config(h5ad_file(thin), recovered=0.4)) as source:
-        assert sum(len(positions) for positions, _ in source.counts(50)) == 160
+        assert sum(len(positions) for positions, _ in counts_of(source, 50)) == 160
     # A few cells less than are asked for: the sample lets it pass, the whole file does not.
     with (
         AnnDataSource(source_config(h5ad_file(logged), recovered=0.995)) as source,
         pytest.raises(UserError, match=r"only 99.1% of 320 cells can be proved \(3: fewer.*\n.*or lower recovered"),
     ):
-        list(source.counts(50))
+        list(counts_of(source, 50))
 
 
 @pytest.mark.parametrize(("value", "message"), [(-0.5, "negative"), (np.nan, "not a finite number")])
@@ -335,7 +336,7 @@ def test_one_bad_value_among_scaled_ones_is_found(h5ad_file, source_config, valu
         AnnDataSource(source_config(h5ad_file(logged))) as source,
         pytest.raises(UserError, match=f"cell 'cell301', gene 'GENEE' holds {value:g}: {message}"),
     ):
-        list(source.counts(50))
+        list(counts_of(source, 50))
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -501,7 +502,7 @@ def test_papalexi_2021_scaled_in_five_ways(real_data, tmp_path, source_config, r
     table.write_h5ad(tmp_path / "scaled.h5ad")
     keys = {"perturbation_column": "target_gene", "context": "THP-1"}
     with AnnDataSource(source_config(tmp_path / "scaled.h5ad", **keys)) as source:
-        chunks = list(source.counts(4096))
+        chunks = list(counts_of(source, 4096))
     proved = np.concatenate([positions for positions, _ in chunks])
     np.testing.assert_array_equal(sp.vstack([chunk for _, chunk in chunks]).toarray(), counts[proved].toarray())
     assert len(proved) == 20_729 - 6
@@ -525,7 +526,7 @@ def test_perturbench_is_read_where_depths_settle_it(real_data: Path, source_conf
         with pytest.raises(UserError, match=r"log-normalised counts \(set values to log-normalised\)"):
             AnnDataSource(source_config(path, values=values, **keys))
     with AnnDataSource(source_config(path, totals_column="ncounts", **keys)) as source:
-        chunks = list(source.counts(1024))
+        chunks = list(counts_of(source, 1024))
     proved = np.concatenate([positions for positions, _ in chunks])
     counts = sp.vstack([chunk for _, chunk in chunks])
     assert len(proved) == 5960

@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_counts import counts_of
 
 from vcc_fm.recipe.data import KnockDownConfig, QualityConfig, SourceConfig
 from vcc_fm.sources.anndata_source import AnnDataSource
@@ -162,7 +163,7 @@ def test_real_cells_are_kept_as_cell_load_keeps_them(real_data: Path) -> None:
         name="papalexi", path=str(path), perturbation_column="target_gene", context="THP-1", keep={"assigned": True}
     )
     with AnnDataSource(config) as source:
-        counts = sp.vstack([counts for _, counts in source.counts(1 << 15)], format="csr")
+        counts = sp.vstack([counts for _, counts in counts_of(source, 1 << 15)], format="csr")
         labels = source.cells["perturbation"].to_numpy(str)
         screen = Screen(counts, source.genes, labels, np.zeros(len(labels), np.int64))
     found, _, _ = ours(screen, perturbation=0.6, cell=0.8)

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from source_counts import counts_of
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.run.layout import file_identity
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:zarr", "ignore::Use
 def everything(config, chunk_cells=5):
     """All that a source says, so that two can be compared."""
     with AnnDataSource(config) as source:
-        counts = sp.vstack([counts for _, counts in source.counts(chunk_cells)]).toarray()
+        counts = sp.vstack([counts for _, counts in counts_of(source, chunk_cells)]).toarray()
         evidence = json.dumps(source.evidence, default=str, sort_keys=True)
         return source.cells.to_csv(), source.genes.tolist(), counts.tolist(), evidence, source.dropped, source.repairs
 

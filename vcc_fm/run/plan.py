@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vcc_fm.cellsets.split import Split, make_splits
+from vcc_fm.cellsets.hold_out import make_splits
+from vcc_fm.cellsets.split import Split
 from vcc_fm.cellsets.targets import (
     protein_coverage,
     require_vectors,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from vcc_fm.cellsets.split import make_splits
+from vcc_fm.cellsets.hold_out import make_splits
 from vcc_fm.cellsets.targets import sources_of_contexts, with_vectors, without_any
 from vcc_fm.ground.files import write_json
 from vcc_fm.ground.words import many

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -214,25 +214,6 @@ class AnnDataSource:
                 raise self._too_few(whole, "cells")
             self.dropped = self._dropped | dict(sorted(whole.unproved.items()))
         self.evidence = self.evidence | {"checked": "all"} | whole.summary()
-
-    def counts(self, chunk_cells: int) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
-        """Read all kept cells in order of the file, and conclude.
-
-        Args:
-            chunk_cells: rows of the file that are read at a time; a chunk has as many cells at most.
-
-        Yields:
-            positions [m] int64 into ``cells``, and counts [m, G] int32 CSR with sorted indices and no stored zeros.
-
-        Raises:
-            UserError: as :meth:`read` and :meth:`conclude`.
-        """
-        states = []
-        for start in range(0, self._matrix.shape[0], chunk_cells):
-            cells = self.read(start, min(start + chunk_cells, self._matrix.shape[0]))
-            states.append(cells.evidence.state())
-            yield cells.positions, cells.counts
-        self.conclude(states)
 
     def _read_totals(self, obs: pd.DataFrame) -> np.ndarray | None:
         """Depth of each kept cell before normalisation, [n] int64."""
