@@ -55,7 +55,7 @@ def outputs(recipe: Recipe) -> dict[str, str]:
 
 def undone(recipe: Recipe) -> list[str]:
     """Names of the stages that would run."""
-    return [stage.name for stage in stages_of(recipe) if stage.faults(recipe)]
+    return [stage.name for stage in stages_of(recipe) if stage.faults(Layout(recipe))]
 
 
 # -------------------------------------------------------------------------------------------- what a change redoes
@@ -128,7 +128,7 @@ def test_the_same_recipe_under_another_output_folder_has_the_same_fingerprints(t
 
 # ---------------------------------------------------------------------------------------------------- done or to do
 def stage_of(output: Output, make: Callable[[], None]) -> Stage:
-    return Stage("work", lambda layout: [output], lambda recipe, made, console: make())
+    return Stage("work", lambda recipe, made, console: make(), "Work.", lambda layout: [output])
 
 
 def test_a_stage_runs_unless_all_that_it_makes_is_there_and_whole(tmp_path):
@@ -429,7 +429,7 @@ def test_launched_processes_end_with_the_one_that_launched_them(tmp_path):
     script.write_text(
         "import sys, time\nfrom vcc_fm.run.script import script_main\n"
         f"def wait(recipe, console):\n    open({str(tmp_path / 'up')!r}, 'w').close()\n    time.sleep(60)\n"
-        "sys.exit(script_main('', wait))\n"
+        "sys.exit(script_main('', lambda recipe: None, wait))\n"
     )
     recipe = write_recipe(tmp_path)
     with subprocess.Popen(

@@ -340,4 +340,4 @@ def test_a_whole_run_has_a_row_in_the_table(tmp_path):
     rows = table[table["entry"] == "embedding-transfer"]
     assert set(rows["kind"]) == {"baseline"}
     assert rows["raw"].notna().any()
-    assert [stage.name for stage in stages_of(recipe) if stage.faults(recipe)] == []
+    assert [stage.name for stage in stages_of(recipe) if stage.faults(Layout(recipe))] == []

@@ -245,7 +245,7 @@ def test_export_and_import_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     vcc_fm = [sys.executable, "-c", "from vcc_fm.cli import main; main()"]
     file = tmp_path / "proteins.pt"
     subprocess.run([*vcc_fm, "export", "proteins", str(path), str(file)], check=True, capture_output=True)
-    over = ["embed.proteins.encoder=table", f"embed.proteins.table={file}", f"output={tmp_path}"]
+    over = [f"embed.proteins={{encoder: table, table: {file}}}", f"output={tmp_path}"]
     subprocess.run([*vcc_fm, "embed", "proteins", str(path), *over], check=True, capture_output=True)
     theirs = EmbeddingStore(tmp_path / "embeddings" / tiny_run.name / "proteins")
     ours = EmbeddingStore(Layout(tiny_run).proteins.path)
@@ -263,7 +263,7 @@ def test_keys_of_another_encoder_are_refused(tmp_path: Path) -> None:
     for over, said in (
         ("embed.proteins.fasta=f", r"unknown key embed.proteins.fasta \(a key of encoder: composition and esm2\)"),
         ("embed.proteins.tabel=f", r"did you mean table\?"),
-        ("embed.proteins.encoder=esm3", r"embed.proteins: esm3 is no protein encoder \(did you mean esm2\?\)"),
+        ("embed.proteins.encoder=esm3", r"embed.proteins: 'esm3' is no protein encoder \(did you mean esm2\?\)"),
     ):
         with pytest.raises(UserError, match=said):
             load_recipe(path, [over])

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 import torch
 from state_se_checkpoints import TINY, random_names, random_tensors, tiny
 
-from vcc_fm.encoders.cells import state_se, state_se_model
+from vcc_fm.encoders.cells import state_se_encoder, state_se_model
 from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_model import SeGeometry, build_state_se
 from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
@@ -41,7 +41,7 @@ def test_full_cells_are_computed_side_by_side_and_ragged_ones_alone() -> None:
         encoder.embed(encoder.tokenizer().tokenize(cells_of(96, TINY.genes)), said.append)
         return set(np.diff([0, *said]).tolist())
 
-    assert sizes(128) == {state_se._CPU_TOKENS // 128}
+    assert sizes(128) == {state_se_encoder._CPU_TOKENS // 128}
     assert sizes(512) == {1}  # more places than genes
 
 

@@ -349,7 +349,7 @@ def test_cells_without_known_genes_are_kept_counted_and_no_controls(checkpoint: 
     assert vectors.meta["missing"] == rows.tolist()
     np.testing.assert_array_equal(np.flatnonzero(vectors.missing), rows)
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(both(vectors.folder)).any(1)), rows)
-    assert "3 cells express no known gene" in out.getvalue()
+    assert "3 cells have no vector: they express no gene that the checkpoint knows" in out.getvalue()
     data = dataset_with(cells, vectors)
     controls = cells.rows(perturbation=CONTROL)
     given = [row for found in data.context_controls.values() for row in found]
@@ -367,7 +367,7 @@ def test_a_context_without_any_control_vector_is_refused(checkpoint: Path, tmp_p
     assert len(vectors.meta["missing"]) == len(rows) >= 3
     data = dataset_with(cells, vectors)
     assert all(cells.contexts[cells.context[found[0]]] == "K" for found in data.control_rows.values())
-    with pytest.raises(UserError, match="context H: no control cell has an embedding to predict from"):
+    with pytest.raises(UserError, match=r"cells with a vector: no control cells \('control'\) in context H"):
         _ = data.context_controls
 
 

@@ -100,9 +100,9 @@ def test_pins(table):
     assert found(table.resolve("QARS", {"GLNRS"}, pins)) == ("pinned", "GLNRS")
     absent = table.resolve("DUSP27", {"TP53"}, pins)
     assert (absent.how, absent.gene, absent.note) == ("missing", "STYXL2", "pinned to STYXL2, which is missing")
-    with pytest.raises(UserError, match=r"embed\.proteins\.pins: TAX is neither a target gene nor on the gene axis"):
+    with pytest.raises(UserError, match=r"data\.names\.pins: TAX is neither a target gene nor on the gene axis"):
         coverage(["TAZ"], ["TP53"], table, {"WWTR1"}, {"TAX": "WWTR1"})
-    with pytest.raises(UserError, match=r"embed\.proteins\.pins\.TAZ: WWTRI is no approved symbol and has no protein"):
+    with pytest.raises(UserError, match=r"data\.names\.pins\.TAZ: WWTRI is no approved symbol and has no protein"):
         coverage(["TAZ"], ["TP53"], table, {"WWTR1"}, {"TAZ": "WWTRI"})
 
 

@@ -53,6 +53,10 @@ class Shards:
 
         self._work.share(sizes, self.path, make, unit, stage, console)
 
+    def begun(self) -> bool:
+        """Whether a shard is there."""
+        return any(self.folder.glob("shard-*"))
+
     def path(self, number: int) -> Path:
         """File of a shard."""
         return self._work.path / f"shard-{number:06d}.npy"

@@ -2,7 +2,7 @@
 
 A stage of your own is a function that makes an output, and one line that adds it here:
 
-    STAGES.append(Stage("mine", "my_module:make", "Say what it makes.", lambda layout: [my_output(layout.recipe)]))
+    STAGES.append(Stage("mine", make, "Say what it makes.", lambda layout: [my_output(layout.recipe)]))
 
 What a stage is made of is imported when it runs: a command need not wait for torch to show its help.
 """
@@ -28,8 +28,8 @@ class Stage:
 
     Attributes:
         name: as on the command line.
-        made_by: ``module:function`` that makes one of its outputs, called with recipe, output and console in every
-            process that takes part; it returns when the output is whole.
+        made_by: makes one of its outputs: a function of recipe, output and console, or ``module:function``. Every
+            process that takes part calls it, and it returns when the output is whole.
         help: what it does, for the command line.
         outputs: what it makes of a recipe; nothing where the recipe does not ask for this stage.
         shared: whether `--processes` share the work.
@@ -38,7 +38,7 @@ class Stage:
     """
 
     name: str
-    made_by: str
+    made_by: str | Callable[[Recipe, Output, Console], None]
     help: str
     outputs: Callable[[Layout], list[Output]]
     shared: bool = False
@@ -51,8 +51,11 @@ class Stage:
 
     def make(self, recipe: Recipe, output: Output, console: Console) -> None:
         """Make one output."""
-        module, _, function = self.made_by.partition(":")
-        getattr(importlib.import_module(module), function)(recipe, output, console)
+        made_by = self.made_by
+        if isinstance(made_by, str):
+            module, _, function = made_by.partition(":")
+            made_by = getattr(importlib.import_module(module), function)
+        made_by(recipe, output, console)
 
 
 STAGES = [

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.encoders.shards import Shards
+from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, whole_folder
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import write_embeddings
@@ -41,13 +42,18 @@ def embed_cells(
     """
     work = Shards(final, fingerprint, state)
     fitted = work.folder / "fitted"
-    # Once only: shards that are kept from before a stop belong to it.
-    if state.is_main_process and not fitted.exists():
-        with whole_folder(fitted) as partial:
-            encoder.fit(cells, partial)
-    state.wait_for_everyone()
-    with state.local_main_process_first():
-        encoder.load(cells, fitted, state, console)
+    try:
+        # Once only: shards that are kept from before a stop belong to it.
+        if state.is_main_process and not fitted.exists():
+            with whole_folder(fitted) as partial:
+                encoder.fit(cells, partial)
+        state.wait_for_everyone()
+        with state.local_main_process_first():
+            encoder.load(cells, fitted, state, console)
+    except UserError:
+        if state.is_main_process and not work.begun():
+            work.remove()
+        raise
     starts = range(0, len(cells), SHARD)
 
     def encode(number: int, progress: Callable[[int], None]) -> np.ndarray:
