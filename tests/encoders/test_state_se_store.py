@@ -30,7 +30,7 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.encoders import cell_store
 from vcc_fm.encoders.cell_store import embed_cells
 from vcc_fm.encoders.state_se import CITATION, LICENCE, SeSettings, StateSeEncoder
-from vcc_fm.encoders.state_se_model import SeGeometry
+from vcc_fm.encoders.state_se_geometry import SeGeometry
 from vcc_fm.encoders.state_se_tokens import Tokens
 from vcc_fm.encoders.state_se_weights import load_state_se
 from vcc_fm.encoders.widths import cell_width
