@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
-from vcc_fm.encoders.cells.state_se_model import TIED, SeGeometry
+from vcc_fm.encoders.cells.state_se_geometry import TIED, SeGeometry
 from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
 
 # The parity tests have random checkpoints, also in arc-state's own kind: one description of them is enough.
@@ -48,15 +48,6 @@ def counts(cells: int, genes: int, expressed: int, seed: int = 0) -> sp.csr_matr
         low, high = (middle, high) if (1 - np.exp(-middle * rate)).sum() < expressed else (low, middle)
     blocks = [rng.poisson(low * rate, (min(64, cells - at), genes)) for at in range(0, cells, 64)]
     return sp.vstack([sp.csr_matrix(block.astype(np.float32)) for block in blocks]).tocsr()
-
-
-def without_ties(cells: int, genes: int, expressed: int, seed: int = 0) -> sp.csr_matrix:
-    """[cells, genes] float32, in each row ``expressed`` distinct values that SE takes for counts."""
-    rng = np.random.default_rng(seed)
-    columns = np.sort(rng.random((cells, genes)).argsort(axis=1)[:, :expressed], axis=1).astype(np.int32)
-    values = (rng.gamma(2.0, 10.0, columns.shape) + 0.5).astype(np.float32)
-    values[:, 0] = 100.0
-    return sp.csr_matrix((values.ravel(), columns.ravel(), np.arange(cells + 1) * expressed), (cells, genes))
 
 
 def write_cells(folder: Path, matrix: sp.csr_matrix) -> None:
@@ -159,16 +150,15 @@ class Arc:
         return np.concatenate(found), later / (arrived[-1] - arrived[0])
 
 
-def arc_rates(inference: Any, few: Path, many: Path, batch: int) -> tuple[np.ndarray, float, float]:
-    """Vectors of ``many``; its cells per second, and those of all but ``few``, where nothing is started any more."""
-    seconds, vectors = [], []
+def arc_rate(inference: Any, few: Path, many: Path, batch: int) -> float:
+    """Its cells per second, of those of ``many`` that ``few`` lacks: nothing is started for them any more."""
+    seconds, cells = [], []
     for path in (few, many):
         start = time.perf_counter()
         with silent():
-            vectors.append(inference.encode_adata(str(path), None, batch_size=batch))
+            cells.append(len(inference.encode_adata(str(path), None, batch_size=batch)))
         seconds.append(time.perf_counter() - start)
-    more = len(vectors[1]) - len(vectors[0])
-    return vectors[1], len(vectors[1]) / seconds[1], more / (seconds[1] - seconds[0])
+    return (cells[1] - cells[0]) / (seconds[1] - seconds[0])
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
     python benchmarks/se.py [--quick] [--full] [--json FILE]
 
 Weights are random. arc-state is called as a black box, on its defaults but for sizes and the batch size, which is that
-which suits it best here. It starts a process that prepares its batches; its rates are given with that and without: the
+which suits it best here. It starts a process that prepares its batches; its rates are given without that: the
 tokenizer's from the first batch's arrival to the last's, that of whole cells from the difference of two calls. Both
 sides have all cores, but for our tokenizer, which has one. `--full` adds a CPU at the geometry of SE-600M (minutes,
 and up to 8 GB of memory). Memory is that of `embed cells`, each run in a process of its own.
@@ -26,14 +26,13 @@ from _se import (
     HAS_ARC,
     SE_600M,
     Arc,
-    arc_rates,
+    arc_rate,
     counts,
     encoder,
     operations,
     own_memory,
     random_tensors,
     temporary,
-    without_ties,
     write_cells,
 )
 from accelerate import PartialState
@@ -41,17 +40,14 @@ from rich.console import Console
 from state_se_checkpoints import random_names, tiny, write_folder
 
 from vcc_fm.encoders.cells.embed import embed_cells
-from vcc_fm.recipe.embed import CellEncoderConfig
+from vcc_fm.encoders.cells.state_se import StateSe, StateSeSettings
 from vcc_fm.store.cells import CellStore
 
 PEER = "arc-state"
 STARTED = "arc-state, once its worker runs"
 INSTALL = "arc-state is not installed: pip install -e '.[peers]'"
 TOKEN_GENES, TOKEN_PAD, EXPRESSED = 18_080, 2048, 3_000
-GENES, KNOWN, DISTINCT = 1_500, 1_400, 1_100
-# pad -> arc-state's batch size, cells of its two calls, and those in --quick
-SIZES = {128: (128, (128, 700), (16, 48)), 1024: (16, (32, 256), (16, 48))}
-STORE_CELLS, QUICK_STORE_CELLS, STORE_GENES, STORE_NONZEROS = (5_000, 200_000), (200, 600), 1_000, 100
+STORE_CELLS, QUICK_STORE_CELLS, STORE_GENES, STORE_NONZEROS = (5_000, 50_000), (200, 600), 1_000, 100
 ROUNDS, QUICK_ROUNDS = 3, 1
 BATCHES = (4, 8, 16, 32)
 
@@ -74,9 +70,8 @@ def main(arguments: list[str]) -> int:
     with temporary() as name:
         folder = Path(name)
         rows, claims = _memory(folder, QUICK_STORE_CELLS if options.quick else STORE_CELLS)
-        for more in (_tokenizer(folder, options.quick, rounds), _cells(folder, options.quick, rounds)):
-            rows, claims = rows + more[0], claims + more[1]
-        for more in (_large_cpu(folder, options.full and not options.quick), _large_gpu()):
+        full = options.full and not options.quick
+        for more in (_tokenizer(folder, options.quick, rounds), _large_cpu(folder, full), _large_gpu()):
             rows, claims = rows + more[0], claims + more[1]
     if not HAS_ARC:
         console.print(INSTALL, highlight=False, markup=False)
@@ -121,37 +116,6 @@ def _tokenizer(folder: Path, quick: bool, rounds: int) -> tuple[list[Row], list[
     what = f"tokenizer ({TOKEN_GENES:,} genes, {EXPRESSED:,} of them non-zero, {TOKEN_PAD:,} tokens; one core)"
     row = compare(what, found["ours"][0], found[PEER][0], STARTED, "cells/s")
     return [row], [Claim(claim, 50, row.ratio)]
-
-
-def _cells(folder: Path, quick: bool, rounds: int) -> tuple[list[Row], list[Claim]]:
-    """From sparse rows (theirs: an h5ad) to vectors, with small random weights."""
-    rows, claims = [], []
-    for (pad, (batch, cells, few)), target in zip(SIZES.items(), (10, 4), strict=True):
-        claim = (
-            f"a small SE embeds {(few if quick else cells)[1]:,} cells at least {target} times as fast, {pad:,} tokens"
-        )
-        if not HAS_ARC:
-            claims.append(Claim(claim, target, None))
-            continue
-        geometry = tiny(GENES)
-        matrix = without_ties(few[1] if quick else cells[1], KNOWN, DISTINCT)
-        ours = encoder(geometry, random_tensors(geometry), KNOWN, pad)
-        arc = Arc(folder, geometry, pad)
-        inference = arc.load()
-        files = arc.write(matrix[: few[0] if quick else cells[0]]), arc.write(matrix)
-        theirs = arc_rates(inference, *files, batch)[0]
-        np.testing.assert_allclose(np.hstack(ours.encode(matrix)), theirs, atol=1e-5)
-        works: dict[str, Work] = {
-            "ours": lambda ours=ours, matrix=matrix: _timed(lambda: ours.encode(matrix), matrix.shape[0]),
-            PEER: lambda inference=inference, files=files, batch=batch: arc_rates(inference, *files, batch)[1:],
-        }
-        found = _in_turns(works, rounds)
-        what = f"cells (width 64, 3 layers, {pad:,} tokens; {matrix.shape[0]:,} cells, all cores)"
-        rows.append(compare(what, found["ours"][0], found[PEER][0], PEER, "cells/s"))
-        rows.append(compare(what, found["ours"][0], found[PEER][1], STARTED, "cells/s"))
-        # Of a whole call, start-up included: the last row says what is left of it in a long run.
-        claims.append(Claim(claim, target, rows[-2].ratio))
-    return rows, claims
 
 
 def _large_cpu(folder: Path, wanted: bool) -> tuple[list[Row], list[Claim]]:
@@ -218,7 +182,7 @@ def _part(part: str, of: str) -> float:
         write_cells(folder, cells)
         return cells.shape[0]
     if part == "memory":
-        model = CellEncoderConfig(encoder="state-se", model=str(folder.parent / "se"), pad_length=128)
+        model = StateSe(StateSeSettings(model=str(folder.parent / "se"), pad_length=128))
         with own_memory() as peak:
             cells, console = CellStore(folder / "cells"), Console(stderr=True)
             embed_cells(folder / "embedded", cells, model, "e" * 64, PartialState(cpu=True), console)
@@ -230,7 +194,7 @@ def _part(part: str, of: str) -> float:
         ours.encode(cells[:threads])
         return _timed(lambda: ours.encode(cells[threads:]), 2 * threads)[0]
     arc = Arc(folder, SE_600M, TOKEN_PAD)
-    return arc_rates(arc.load(), arc.write(cells[:threads]), arc.write(cells), threads)[2]
+    return arc_rate(arc.load(), arc.write(cells[:threads]), arc.write(cells), threads)
 
 
 if __name__ == "__main__":

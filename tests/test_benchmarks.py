@@ -135,13 +135,13 @@ def test_without_its_peer_se_measures_memory_and_says_what_it_cannot(tmp_path, m
     assert 50 < row["ours"] < 5000, "MB"
     memory, *others = result["claims"]
     assert memory["measured"] == pytest.approx(row["peer"] / row["ours"])
-    assert len(others) == 5
+    assert len(others) == 3
     assert all(claim["holds"] is None for claim in others)
     assert code == (0 if memory["holds"] else 1)
 
 
 @pytest.mark.slow
-def test_beside_its_peer_se_gives_equal_vectors_and_tokens_and_its_rates(tmp_path, monkeypatch):
+def test_beside_its_peer_se_gives_equal_tokens_and_its_rate(tmp_path, monkeypatch):
     pytest.importorskip("state", reason=NEEDS_STATE)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import se
@@ -149,7 +149,7 @@ def test_beside_its_peer_se_gives_equal_vectors_and_tokens_and_its_rates(tmp_pat
     # Equality is asserted inside.
     assert se.main(["--quick", "--json", str(tmp_path / "se.json")]) in (0, 1)
     result = json.loads((tmp_path / "se.json").read_text())
-    assert [row["unit"] for row in result["rows"][:6]] == ["MB"] + ["cells/s"] * 5
+    assert [row["unit"] for row in result["rows"][:2]] == ["MB", "cells/s"]
     assert min(row["ratio"] for row in result["rows"]) > 0
     assert "arc-state" in result["versions"]
 
@@ -159,11 +159,11 @@ def test_operations_of_se_are_those_that_torch_counts(monkeypatch):
     from _se import operations, random_tensors
     from torch.utils.flop_counter import FlopCounterMode
 
-    from vcc_fm.encoders.cells.state_se_model import SeGeometry, build_state_se
+    from vcc_fm.encoders.cells.state_se_geometry import SeGeometry
+    from vcc_fm.encoders.cells.state_se_model import build_state_se
 
     geometry = SeGeometry(256, 384, 4, heads=4, output=64, token_dim=8, genes=200, datasets=3)
-    # In bfloat16 it is torch that computes, and counts.
-    network = build_state_se(geometry, random_tensors(geometry), dtype=torch.bfloat16)
+    network = build_state_se(geometry, random_tensors(geometry))
     with FlopCounterMode(display=False) as counter:
         network(torch.arange(198)[None], torch.ones(1, 198), torch.ones(1))
     # Attention, which the counter leaves out on a CPU: scores and their use, in the last layer for two tokens.
@@ -173,9 +173,6 @@ def test_operations_of_se_are_those_that_torch_counts(monkeypatch):
 
 def test_cells_for_se_express_as_many_genes_as_asked(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from _se import counts, without_ties
+    from _se import counts
 
     assert counts(100, 1000, 100).nnz / 100 == pytest.approx(100, rel=0.05)
-    distinct = without_ties(20, 300, 200)
-    for row in range(20):
-        assert len(np.unique(distinct[row].data)) == len(np.unique(distinct[row].indices)) == 200

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vcc_fm.encoders.cells.state_se_model import TIED, SeGeometry
+from vcc_fm.encoders.cells.state_se_geometry import TIED, SeGeometry
 
 TINY = SeGeometry(width=64, hidden=96, layers=3, heads=4, output=32, token_dim=48, genes=150, datasets=7)
 NEEDS_STATE = "needs arc-state: pip install -e '.[peers]'"

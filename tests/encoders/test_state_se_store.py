@@ -31,7 +31,7 @@ from vcc_fm.encoders.cells import embed as embedding
 from vcc_fm.encoders.cells.embed import embed_cells
 from vcc_fm.encoders.cells.state_se import StateSe, StateSeSettings
 from vcc_fm.encoders.cells.state_se_encoder import CITATION, LICENCE, SeSettings, StateSeEncoder
-from vcc_fm.encoders.cells.state_se_model import SeGeometry
+from vcc_fm.encoders.cells.state_se_geometry import SeGeometry
 from vcc_fm.encoders.cells.state_se_tokens import Tokens
 from vcc_fm.encoders.cells.state_se_weights import load_state_se
 from vcc_fm.ground.errors import UserError

@@ -22,7 +22,8 @@ from state_se_checkpoints import (
 from torch import Tensor
 
 from vcc_fm.encoders.cells import state_se_weights
-from vcc_fm.encoders.cells.state_se_model import TIED, SeGeometry, build_state_se
+from vcc_fm.encoders.cells.state_se_geometry import TIED, SeGeometry
+from vcc_fm.encoders.cells.state_se_model import build_state_se
 from vcc_fm.encoders.cells.state_se_weights import SE_600M_REVISION, load_state_se
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file

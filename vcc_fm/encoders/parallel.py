@@ -28,7 +28,8 @@ def each_on_one_core(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        # torch tells a new thread of it too late: its first matrix products would be on all cores.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(compute, items)
     finally:
         torch.set_num_threads(threads)

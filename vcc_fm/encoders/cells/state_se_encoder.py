@@ -4,8 +4,8 @@ Abhinav K. Adduri et al., "Predicting cellular responses to perturbation across 
 bioRxiv 2025.06.26.661135 (2025).
 
 Network, weights and tokens have files of their own (``state_se_*.py``); here they are put together. On a CPU each cell
-has matrix products of its own, on one core, so that neither its neighbours, nor the batch, nor the number of cores or
-processes change a bit of its vector. On a GPU cells are computed in batches, whose size may change last digits.
+is computed by itself, on one core, so that neither its neighbours, nor the batch, nor the number of cores or processes
+change a bit of its vector. On a GPU cells are computed in batches, whose size may change last digits.
 """
 
 from __future__ import annotations
@@ -31,11 +31,6 @@ LICENCE = (
     "what is made from them (vectors, models trained on these) is shared with that licence, its notice and citation"
 )
 CITATION = "Adduri et al., bioRxiv 2025.06.26.661135 (2025), doi:10.1101/2025.06.26.661135"
-
-# Tokens that a core computes at a time: with fewer, Python takes longer than the numbers, and cores wait for it.
-_CPU_TOKENS = 2048
-# Numbers of the vector registers that torch fills at a time, 2 x 16 float32.
-_REGISTERS = 32
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,9 @@ class StateSeEncoder:
         """Embed tokenised cells: see :meth:`encode`; ``progress`` is told how many cells are done."""
         vectors = np.full((len(tokens.length), self.width + self.dataset_width), np.nan, np.float32)
         cells = np.flatnonzero(~tokens.empty)
-        batches = self._batches(tokens, cells)
+        # Where a cell's numbers begin in memory changes last digits on a CPU: a cell alone begins where each one does.
+        size = 1 if self.device.type == "cpu" else self.batch_cells
+        batches = [cells[start : start + size] for start in range(0, len(cells), size)]
         parts, done = [], 0
         for part in each_on_one_core(lambda batch: self._forward(tokens, batch), batches, self.device):
             parts.append(part)
@@ -171,19 +168,6 @@ class StateSeEncoder:
             # Fetched once: a GPU works on while the next batches are put together.
             vectors[cells] = torch.cat(parts).cpu().numpy()
         return vectors[:, : self.width], vectors[:, self.width :]
-
-    def _batches(self, tokens: Tokens, cells: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Cells that are computed at a time.
-
-        On a CPU only cells that need no padding and no mask beside each other, each with matrix products of its own.
-        """
-        size = self.batch_cells
-        if self.device.type == "cpu":
-            full = (tokens.length[cells] == tokens.ids.shape[1]) & (tokens.multiplicity[cells] == 1).all(axis=1)
-            # The last numbers of an array that fill no vector register are computed with other functions.
-            whole = self.checkpoint.geometry.hidden % _REGISTERS == 0 and self.dtype == torch.float32
-            size = max(1, _CPU_TOKENS // self.settings.pad_length) if whole and full.all() else 1
-        return [cells[start : start + size] for start in range(0, len(cells), size)]
 
     @torch.inference_mode()
     def _forward(self, tokens: Tokens, cells: NDArray[np.int64]) -> Tensor:

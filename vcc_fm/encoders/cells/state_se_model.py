@@ -1,4 +1,4 @@
-"""SE ("State Embedding"): its geometry, its network and its table of gene tokens.
+"""SE ("State Embedding"): its network and its table of gene tokens.
 
 A cell is a set of tokens: one per gene, with its share of the cell's expression as value, and two learned ones, CLS
 and data set. There are no positions, so their order is immaterial; transformer layers of full attention follow.
@@ -9,170 +9,28 @@ bioRxiv 2025.06.26.661135 (2025).
 Three savings, exact up to rounding: a gene's token depends on the gene alone, so all are computed once; the last layer
 and the decoder are run for CLS and data set alone, since only these are read; tokens that are equal stay equal in
 every layer, so they may be given once, as an attention key with the logarithm of their number added.
-
-On a CPU a small network is computed in native code, ``state_se_cpu``.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vcc_fm.encoders.cells import state_se_cpu
-from vcc_fm.encoders.cells.simd import VECTORS, WIDE
-from vcc_fm.encoders.cells.state_se_cpu_weights import MULTIPLE, CpuWeights, weights_of
-from vcc_fm.ground.errors import UserError
+from vcc_fm.encoders.cells.state_se_geometry import TIED, SeGeometry
 
-# Checkpoints repeat the token encoder under a second name; the copy and what it must equal.
-TIED = {f"gene_embedding_layer.{part}": f"encoder.{part}" for part in ("0.weight", "0.bias", "1.weight", "1.bias")}
-
-_LAYER_KEY = re.compile(r"transformer_encoder\.layers\.(\d+)\.")
 _LAYER_NORM_EPS = 1e-5
 _UNIT_EPS = 1e-12
 # Rows of the ESM table that are in memory at a time, 21 MB at 5120 columns.
 _TABLE_CHUNK = 1024
 # CLS and data set, which stand before the gene tokens here.
 _SPECIAL = 2
-# Up to this width a CPU computes float32 in native code, with a copy of the weights: measured 2 to 5 times as fast as
-# torch from width 64 to 256, and 1.8 times at 512, with AVX-512. It reads all weights for every 48 tokens, which is
-# for those that caches hold.
-_NATIVE_WIDTH = 512 if VECTORS == 3 else 128
 # From this width on a CPU's linear layers go through oneDNN, up to twice as fast as MKL where a CPU is not Intel's;
 # below it the conversion of inputs costs more than that.
 _PACKED_WIDTH = 512
-
-
-@dataclass(frozen=True)
-class SeGeometry:
-    """Sizes of a checkpoint.
-
-    Attributes:
-        width: of a token in the network (``emsize``, d_model).
-        hidden: of the feed-forward layers (``d_hid``).
-        layers: number of transformer layers (``nlayers``).
-        heads: of attention (``nhead``); the only size that no tensor's shape tells.
-        output: width of the cell embedding (``output_dim``).
-        token_dim: width of the ESM table.
-        genes: rows of the ESM table.
-        datasets: classes of the data set classifier, a head of training.
-        dataset_width: of the data set vector.
-        bins: of the soft binning of values.
-        bin_hidden: hidden units of the soft binning.
-    """
-
-    width: int
-    hidden: int
-    layers: int
-    heads: int
-    output: int
-    token_dim: int
-    genes: int
-    datasets: int
-    dataset_width: int = 10
-    bins: int = 10
-    bin_hidden: int = 512
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], heads: int, name: str) -> SeGeometry:
-        """The geometry of a checkpoint, after a check that it has every tensor of SE, no other, and all fit together.
-
-        Args:
-            shapes: Shape of each tensor of the checkpoint; the tied copies (:data:`TIED`) may be left out.
-            heads: Attention heads.
-            name: What messages call the checkpoint.
-
-        Raises:
-            UserError: A tensor is missing, surplus or of another shape than the others ask for, or the heads do not
-                divide the width.
-        """
-
-        def size(key: str, axis: int) -> int:
-            if key not in shapes:
-                raise UserError(f"{name}: {key} is missing; give a checkpoint of SE (model.safetensors of SE-600M)")
-            if len(shapes[key]) != 2:
-                raise UserError(f"{name}: {key} has shape {list(shapes[key])}, wanted two axes")
-            return shapes[key][axis]
-
-        numbers = [int(found[1]) for key in shapes if (found := _LAYER_KEY.match(key))]
-        geometry = cls(
-            width=size("encoder.0.weight", 0),
-            hidden=size("transformer_encoder.layers.0.linear1.weight", 0),
-            layers=max(numbers, default=0) + 1,
-            heads=heads,
-            output=size("decoder.1.weight", 0),
-            token_dim=size("encoder.0.weight", 1),
-            genes=size("pe_embedding.weight", 0),
-            datasets=size("dataset_encoder.4.weight", 0),
-            dataset_width=size("dataset_embedder.weight", 0),
-            bins=size("bin_encoder.weight", 0),
-            bin_hidden=size("count_encoder.0.weight", 0),
-        )
-        expected = geometry.shapes()
-        if missing := [key for key in expected if key not in shapes and key not in TIED]:
-            raise UserError(f"{name}: {len(missing)} tensors are missing, the first is {missing[0]}; get it again")
-        if surplus := sorted(shapes.keys() - expected.keys()):
-            raise UserError(f"{name}: {len(surplus)} tensors have no place in SE, the first is {surplus[0]}")
-        for key, shape in shapes.items():
-            if tuple(shape) != expected[key]:
-                raise UserError(
-                    f"{name}: {key} has shape {list(shape)}, the other tensors ask for {list(expected[key])}"
-                )
-        if heads < 1 or geometry.width % heads:
-            raise UserError(
-                f"{name}: {heads} attention heads do not divide its width of {geometry.width}; "
-                "set embed.cells.heads to the nhead it was trained with"
-            )
-        return geometry
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of a checkpoint of this geometry, the tied copies included."""
-        pair = self.width + self.output + 1 + self.dataset_width  # a query of the gene decoder; 1 is the read depth
-        shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, self.token_dim), "dataset_token": (1, self.token_dim)}
-
-        def linear(key: str, outputs: int, inputs: int) -> None:
-            shapes[f"{key}.weight"] = (outputs, inputs)
-            shapes[f"{key}.bias"] = (outputs,)
-
-        def norm(key: str, width: int) -> None:
-            shapes[f"{key}.weight"] = (width,)
-            shapes[f"{key}.bias"] = (width,)
-
-        def skip_block(key: str, width: int) -> None:
-            linear(f"{key}.intermediate_dense", 2 * width, width)
-            linear(f"{key}.dense", width, 2 * width)
-            norm(f"{key}.layer_norm", width)
-
-        for key in ("encoder", "gene_embedding_layer"):
-            linear(f"{key}.0", self.width, self.token_dim)
-            norm(f"{key}.1", self.width)
-        for number in range(self.layers):
-            layer = f"transformer_encoder.layers.{number}"
-            linear(f"{layer}.qkv_proj", 3 * self.width, self.width)
-            linear(f"{layer}.out_proj", self.width, self.width)
-            norm(f"{layer}.norm1", self.width)
-            norm(f"{layer}.norm2", self.width)
-            linear(f"{layer}.linear1", self.hidden, self.width)
-            linear(f"{layer}.linear2", self.width, self.hidden)
-        skip_block("decoder.0", self.width)
-        linear("decoder.1", self.output, self.width)
-        skip_block("binary_decoder.0", pair)
-        skip_block("binary_decoder.1", pair)
-        linear("binary_decoder.2", 1, pair)
-        shapes["bin_encoder.weight"] = (self.bins, self.width)
-        linear("count_encoder.0", self.bin_hidden, 1)
-        linear("count_encoder.2", self.bins, self.bin_hidden)
-        linear("dataset_embedder", self.dataset_width, self.output)
-        linear("dataset_encoder.0", self.width, self.output)
-        norm("dataset_encoder.2", self.width)
-        linear("dataset_encoder.4", self.datasets, self.width)
-        shapes["pe_embedding.weight"] = (self.genes, self.token_dim)
-        return shapes
 
 
 def token_states(vectors: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -219,15 +77,8 @@ def gene_token_table(
     return tokens
 
 
-def _linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[b, t, in] -> [b, t, out]; on a CPU a matrix product a cell, so that cells beside it change no bit."""
-    if states.device.type == "cpu" and states.dtype == torch.float32:
-        return torch.baddbmm(bias, states, weight.t().expand(len(states), -1, -1))
-    return F.linear(states, weight, bias)
-
-
 class _Linear(nn.Linear):
-    """A linear layer for [b, t, in]: see :func:`_linear`; once packed, with a copy of its weight for oneDNN."""
+    """A linear layer for [b, t, in]; once packed, with a copy of its weight for oneDNN."""
 
     _packed: Tensor | None = None
 
@@ -239,7 +90,7 @@ class _Linear(nn.Linear):
         """[b, t, in] -> [b, t, out]."""
         if self._packed is not None:
             return F.linear(states.to_mkldnn(), self._packed, self.bias).to_dense()
-        return _linear(states, self.weight, self.bias)
+        return F.linear(states, self.weight, self.bias)
 
 
 class _Layer(nn.Module):
@@ -272,8 +123,8 @@ class _Layer(nn.Module):
             query, key, value = self.qkv_proj(entering).chunk(3, dim=-1)
         else:
             weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
-            query = _linear(entering[:, :kept], weight[:width], bias[:width])
-            key, value = _linear(entering, weight[width:], bias[width:]).chunk(2, dim=-1)
+            query = F.linear(entering[:, :kept], weight[:width], bias[:width])
+            key, value = F.linear(entering, weight[width:], bias[width:]).chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(
             self._split(query), self._split(key), self._split(value), attn_mask=mask
         )
@@ -292,8 +143,8 @@ class _SkipBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.intermediate_dense = _Linear(width, 2 * width)
-        self.dense = _Linear(2 * width, width)
+        self.intermediate_dense = nn.Linear(width, 2 * width)
+        self.dense = nn.Linear(2 * width, width)
         self.layer_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -314,7 +165,6 @@ class StateSe(nn.Module):
 
     gene_tokens: Tensor
     special_tokens: Tensor
-    _native: CpuWeights | None = None
 
     def __init__(self, geometry: SeGeometry, gene_tokens: Tensor, special_tokens: Tensor) -> None:
         super().__init__()
@@ -323,14 +173,14 @@ class StateSe(nn.Module):
         width = geometry.width
         self.bin_encoder = nn.Embedding(geometry.bins, width)
         self.count_encoder = nn.Sequential(
-            _Linear(1, geometry.bin_hidden), nn.LeakyReLU(0.01), _Linear(geometry.bin_hidden, geometry.bins)
+            nn.Linear(1, geometry.bin_hidden), nn.LeakyReLU(0.01), nn.Linear(geometry.bin_hidden, geometry.bins)
         )
         self.transformer_encoder = nn.Module()
         self.transformer_encoder.layers = nn.ModuleList(
             [_Layer(width, geometry.hidden, geometry.heads) for _ in range(geometry.layers)]
         )
-        self.decoder = nn.Sequential(_SkipBlock(width), _Linear(width, geometry.output))
-        self.dataset_embedder = _Linear(geometry.output, geometry.dataset_width)
+        self.decoder = nn.Sequential(_SkipBlock(width), nn.Linear(width, geometry.output))
+        self.dataset_embedder = nn.Linear(geometry.output, geometry.dataset_width)
 
     def to_dtype(self, dtype: torch.dtype) -> StateSe:
         """Cast linear layers and attention of the transformer, in place; all else stays float32.
@@ -350,16 +200,6 @@ class StateSe(nn.Module):
                 linear.pack()
         return self
 
-    def use_native_code(self) -> StateSe:
-        """Compute in native code from now on, with a copy of the weights: float32 on the CPU, in place.
-
-        A head's channels must be a multiple of ``MULTIPLE``.
-        """
-        tensors = {key: tensor.numpy() for key, tensor in self.state_dict().items()}
-        heads = self._layers()[0].heads
-        self._native = weights_of(tensors, heads, self.gene_tokens.numpy(), self.special_tokens.numpy())
-        return self
-
     def forward(
         self, ids: Tensor, values: Tensor, cls_value: Tensor, key_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -376,18 +216,6 @@ class StateSe(nn.Module):
             Cell embedding [b, output] float32 of unit length, and data set vector [b, dataset_width] float32.
         """
         batch = len(ids)
-        if self._native is not None:
-            bias = torch.zeros_like(values) if key_bias is None else key_bias.expand_as(values)
-            # Compiled code looks up what it is told to, wherever that lies.
-            if values.shape != ids.shape or cls_value.shape != (batch,):
-                raise ValueError(f"ids {ids.shape}, values {values.shape} and cls_value {cls_value.shape} do not fit")
-            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.gene_tokens):
-                raise IndexError(f"ids must be 0 to {len(self.gene_tokens) - 1}")
-            cell = torch.empty(batch, self.dataset_embedder.in_features, dtype=torch.float32)
-            dataset = torch.empty(batch, self.dataset_embedder.out_features, dtype=torch.float32)
-            given = (part.contiguous().numpy() for part in (ids, values, cls_value, bias))
-            state_se_cpu.embed(self._native, *given, cell.numpy(), dataset.numpy())
-            return cell, dataset
         binned = self._binned(torch.cat([cls_value[:, None], values], dim=1))
         cls_state = self.special_tokens[0] + binned[:, :1]
         dataset_state = self.special_tokens[1].expand(batch, 1, -1)  # bears no value, not even 0
@@ -407,8 +235,7 @@ class StateSe(nn.Module):
 
     def _binned(self, values: Tensor) -> Tensor:
         """[b, t] float32 -> [b, t, width] float32, a soft choice among the bins' vectors."""
-        shares = F.softmax(self.count_encoder(values[..., None]), dim=-1)
-        return torch.bmm(shares, self.bin_encoder.weight.expand(len(shares), -1, -1))
+        return F.softmax(self.count_encoder(values[..., None]), dim=-1) @ self.bin_encoder.weight
 
     def _layers(self) -> list[_Layer]:
         layers = self.transformer_encoder.layers
@@ -440,8 +267,6 @@ def build_state_se(
     network.load_state_dict({key: tensors[key].float() for key in network.state_dict()}, assign=True)
     network = network.to(device).to_dtype(dtype).requires_grad_(False).eval()
     on_cpu = network.gene_tokens.device.type == "cpu" and dtype == torch.float32
-    if on_cpu and WIDE and geometry.width <= _NATIVE_WIDTH and geometry.width // geometry.heads % MULTIPLE == 0:
-        network.use_native_code()
-    elif on_cpu and geometry.width >= _PACKED_WIDTH and torch.backends.mkldnn.is_available():
+    if on_cpu and geometry.width >= _PACKED_WIDTH and torch.backends.mkldnn.is_available():
         network.pack()
     return network

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from vcc_fm.encoders.cells.state_se_model import TIED, SeGeometry
+from vcc_fm.encoders.cells.state_se_geometry import TIED, SeGeometry
 from vcc_fm.encoders.proteins.encoder import JSON
 from vcc_fm.ground.errors import UserError, first_line, reading, shown
 from vcc_fm.ground.files import sha256_file
