@@ -187,9 +187,15 @@ def table(text: str, head: str = '[datasets]\ns = "s.h5ad"\n') -> Edit:
     return both(written("t.toml", head + text), keys(split={"hold_out": "table", "table": "FOLDER/t.toml"}))
 
 
-def torch_file(name: str, value: Any) -> Edit:
-    """Writes a file of torch."""
-    return lambda folder, content: torch.save(value, folder / name)
+def torch_file(name: str, value: dict[str, list[float]]) -> Edit:
+    """Writes a dictionary of vectors with torch."""
+
+    def edit(folder: Path, content: dict[str, Any]) -> None:
+        import torch
+
+        torch.save({symbol: torch.tensor(vector) for symbol, vector in value.items()}, folder / name)
+
+    return edit
 
 
 def zarr_array(folder: Path, content: dict[str, Any]) -> None:
@@ -332,9 +338,12 @@ CASES = [
     Case(ESM2_ + "_find", proteins(encoder="esm2", model="FOLDER/none/here/x"), "no such folder, and no Hub id"),
     Case("encoders.proteins.esm2_fair_esm._read", proteins(encoder="esm2", model="FOLDER/none.pt"), "no such file"),
     Case(
-        "encoders.proteins.table._load", both(PT, written("f.pt", "text")), "cut short, or not written by torch.save"
+        "encoders.torch_file.load_plain", both(PT, written("f.pt", "text")), "cut short, or not written by torch.save"
     ),
-    Case("encoders.proteins.table._vectors", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
+    Case(
+        "encoders.proteins.table.read_pt", both(PT, torch_file("f.pt", {"G0": [float("nan")]})), "hold NaN or infinity"
+    ),
+    Case("encoders.torch_file.symbol_vectors", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
     Case(SE + "_find", se("none.safetensors"), "no such file"),
     Case(SE + "_weights_in", both(written("empty/text", ""), se("empty")), "no model.safetensors"),
     Case(

@@ -9,7 +9,6 @@ plain values.
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from torch import Tensor
 
 from vcc_fm.encoders.cells.state_se_geometry import TIED, SeGeometry
 from vcc_fm.encoders.proteins.encoder import JSON
-from vcc_fm.ground.errors import UserError, first_line, reading, shown
+from vcc_fm.encoders.torch_file import load_plain, symbol_vectors
+from vcc_fm.ground.errors import UserError, first_line, reading
 from vcc_fm.ground.files import sha256_file
 
 SE_600M = "arcinstitute/SE-600M"
@@ -38,7 +38,6 @@ CONFIG = "config.yaml"
 _TABLE = "pe_embedding.weight"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OUTPUT = "decoder.1.weight"
-_NEEDED_CODE = re.compile(r"Unsupported global: GLOBAL (\S+)")
 # Rows of the ESM table that are compared at a time, 21 MB at 5120 columns.
 _CHUNK = 1024
 
@@ -106,8 +105,9 @@ def _load(file: Path, name: str, commit: str | None, heads: int | None) -> SeChe
     if vectors is None:
         vectors_file = file.parent / PROTEINS
         files.append(vectors_file)
-        vectors = _read_vectors(vectors_file)
-    rows = _check_vectors(vectors, vectors_file)
+        advice = f"it tells which gene is which row of the ESM table: get it from {SE_600M}"
+        vectors = load_plain(vectors_file, "gene vectors", advice)
+    rows = symbol_vectors(vectors, vectors_file)
     if file.suffix == ".ckpt" and _TABLE not in tensors:
         tensors[_TABLE] = torch.stack(list(rows.values()))
 
@@ -235,48 +235,13 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_lightning(file: Path) -> tuple[dict[str, Tensor], Any, dict[str, Any]]:
     """Weights, gene symbols with vectors (None where it has none) and hyper-parameters of a Lightning checkpoint."""
-    match _unpickle(file, f"; use {WEIGHTS}"):
+    match load_plain(file, "a checkpoint of torch", f"use {WEIGHTS}"):
         case {"state_dict": Mapping() as weights, **rest} if all(
             isinstance(value, Tensor) for value in weights.values()
         ):
             parameters = rest.get("hyper_parameters")
             return dict(weights), rest.get("protein_embeds_dict"), parameters if isinstance(parameters, dict) else {}
     raise UserError(f"{file}: no Lightning checkpoint: no `state_dict` with tensors in it")
-
-
-def _read_vectors(file: Path) -> Any:
-    if not file.is_file():
-        raise UserError(
-            f"{file}: no such file; it tells which gene is which row of the ESM table, get it from {SE_600M}"
-        )
-    return _unpickle(file, "")
-
-
-def _unpickle(file: Path, advice: str) -> Any:
-    """Tensors and plain values, mapped from the file."""
-    with reading(file, "a checkpoint of torch"):
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            needed = _NEEDED_CODE.search(str(error))
-            reason = f"it needs the code of {needed[1]}" if needed else "it holds more than tensors and plain values"
-            raise UserError(f"{file}: not loaded: {reason}, which a pickle could abuse{advice}") from None
-
-
-def _check_vectors(vectors: Any, file: Path) -> dict[str, Tensor]:
-    """Gene symbol -> vector, if that is what it is."""
-    if not isinstance(vectors, dict) or not vectors:
-        raise UserError(f"{file}: no dictionary from gene symbols to vectors, but {type(vectors).__name__}")
-    width = None
-    for symbol, vector in vectors.items():
-        if not isinstance(symbol, str):
-            raise UserError(f"{file}: {shown(symbol)} is no gene symbol but {type(symbol).__name__}")
-        if not isinstance(vector, Tensor) or vector.ndim != 1:
-            raise UserError(f"{file}: what it holds for {symbol} is no vector")
-        width = len(vector) if width is None else width
-        if len(vector) != width:
-            raise UserError(f"{file}: the vector of {symbol} has {len(vector)} values, those before have {width}")
-    return vectors
 
 
 def _check_values(tensors: dict[str, Tensor], file: Path) -> None:
