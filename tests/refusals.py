@@ -191,7 +191,6 @@ def torch_file(name: str, value: dict[str, list[float]]) -> Edit:
     """Writes a dictionary of vectors with torch."""
 
     def edit(folder: Path, content: dict[str, Any]) -> None:
-        import torch
 
         torch.save({symbol: torch.tensor(vector) for symbol, vector in value.items()}, folder / name)
 

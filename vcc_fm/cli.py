@@ -92,7 +92,7 @@ def _run_stages(
     from vcc_fm.recipe.read import load_recipe
     from vcc_fm.run.layout import Layout
     from vcc_fm.run.script import sole_writer
-    from vcc_fm.run.stages import run_stage, stages_of
+    from vcc_fm.run.stages import run_stage, stage_named, stages_of
 
     recipe = load_recipe(recipe_path, overrides)
     console = _console(quiet, as_json)
@@ -101,8 +101,7 @@ def _run_stages(
     with redirect_stdout(sys.stderr if as_json else sys.stdout), sole_writer(recipe, console):
         stages = [stage for stage in stages_of(recipe) if only in (None, stage.name)]
         if not stages:
-            asked_by = next(stage.asked_by for stage in STAGES if stage.name == only)
-            raise UserError(f"{recipe_path}: asks for no {only}; {asked_by} does")
+            raise UserError(f"{recipe_path}: asks for no {only}; {stage_named(str(only)).asked_by} does")
         for stage in stages:
             outputs = [str(output.path) for output in stage.outputs(Layout(recipe))]
             ran.append({"stage": stage.name, "ran": run_stage(stage, recipe, console, processes), "outputs": outputs})
@@ -134,7 +133,7 @@ def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
     return command
 
 
-def _launched_command(stage: str | None, help_text: str) -> Callable[..., None]:
+def _launched_command(stage: str, help_text: str) -> Callable[..., None]:
     def command(
         recipe: RecipePath,
         overrides: Overrides = None,
@@ -149,7 +148,22 @@ def _launched_command(stage: str | None, help_text: str) -> Callable[..., None]:
     return command
 
 
-app.command("run")(_launched_command(None, "Run all stages in order; what is already there is kept."))
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="run this stage alone, such as one of your own")
+    ] = None,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run all stages in order; what is already there is kept."""
+    _run_stages(recipe, overrides, quiet, as_json, only, processes)
+
+
 for _stage in STAGES:
     _group = embed_app if _stage.name.startswith("embed ") else app
     _command = _launched_command if _stage.shared else _stage_command
@@ -170,16 +184,19 @@ def plan(
 ) -> None:
     """Say what would run, on what, and what would fail; write nothing. Exit code 2 if something would fail."""
     console = _console(quiet, as_json)
+    from vcc_fm.recipe.read import load_recipe
+
+    # A recipe's plugins bring keys of their own.
+    loaded = None if recipe is None else load_recipe(recipe, overrides)
     if explain_keys:
         _explain(console, as_json)
         return
-    if recipe is None:
+    if loaded is None:
         raise UserError("give a recipe, or --explain for its keys")
-    from vcc_fm.recipe.read import load_recipe
     from vcc_fm.run.plan import make_plan
     from vcc_fm.run.plan_text import print_plan
 
-    made = make_plan(load_recipe(recipe, overrides), processes)
+    made = make_plan(loaded, processes)
     if as_json:
         _print_json(made)
     else:
@@ -303,7 +320,9 @@ def export_obsm(
     source: Annotated[
         str | None, typer.Option(help="which of the recipe's sources; needed where it has several")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="key in obsm; X_state of an SE encoder, else X_pca")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="key in obsm, if not the one that the encoder names (X_state, X_pca)")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,

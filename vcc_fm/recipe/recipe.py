@@ -52,10 +52,13 @@ class Recipe(Section):
         for module in modules:
             try:
                 importlib.import_module(module)
-            except ImportError as error:
+            except ModuleNotFoundError as error:
                 raise ValueError(
                     f"plugins: {module} cannot be imported ({error}); install it, or put its folder on PYTHONPATH"
                 ) from None
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                raise ValueError(f"plugins: {module} fails when it is imported: {said}") from error
         return modules
 
     @field_validator("name")

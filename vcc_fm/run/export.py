@@ -28,15 +28,16 @@ def export_obsm(
 ) -> dict[str, Any]:
     """Copy the h5ad file of a source, with the vectors of its cells in ``obsm``.
 
-    An SE encoder's 10 data set values follow the cell embedding in the same matrix, as ``state emb transform`` writes
-    them. Cells that the recipe left out, or that have no vector, get NaN. Encoder, licence and citation go to ``uns``.
+    Further vectors follow the cell embedding in the same matrix, as ``state emb transform`` writes SE's 10 data set
+    values. Cells that the recipe left out, or that have no vector, get NaN. Encoder, licence and citation go to
+    ``uns``.
 
     Args:
         recipe: its cells are embedded.
         configs: its sources.
         name: of the source; None where there is only one.
         file: the copy; it appears when it is whole.
-        key: of ``obsm`` and ``uns``; None is ``X_state`` of an SE encoder and ``X_pca`` of an expression encoder.
+        key: of ``obsm`` and ``uns``; None is what the encoder names, such as ``X_state`` or ``X_pca``.
         progress: told after every chunk of cells.
 
     Returns:
@@ -51,11 +52,10 @@ def export_obsm(
         raise UserError(
             f"{path}: is a zarr store, and the copy is an h5ad; write it as one first (anndata.read_zarr, write_h5ad)"
         )
-    store = EmbeddingStore(Layout(recipe).cell_embeddings.require())
-    columns = ["embedding"]
-    if store.meta["encoder"] == "state-se":
-        columns.append("dataset_vector")
-    key = key or ("X_state" if store.meta["encoder"] == "state-se" else "X_pca")
+    layout = Layout(recipe)
+    store = EmbeddingStore(layout.cell_embeddings.require())
+    columns = ["embedding", *store.meta["further"]]
+    key = key or layout.cell_encoder.obsm
     row_of = {str(barcode): row for row, barcode in enumerate(store.keys)}
     with AnnDataSource(config) as source:
         prefix = f"{source.name}:" if len(configs) > 1 else ""

@@ -16,7 +16,7 @@ from vcc_fm.ground.files import fingerprint
 from vcc_fm.ground.identity import file_identity, folder_identity
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.embed import SequenceEncoderSettings
-from vcc_fm.recipe.parts import CELL_ENCODERS, PROTEIN_ENCODERS
+from vcc_fm.recipe.parts import BASELINES, CELL_ENCODERS, PRESETS, PROTEIN_ENCODERS
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.run.outputs import Output
@@ -174,15 +174,21 @@ class Layout:
     def calibration(self, fold: int) -> Output:
         """The effect scale that the validation split asks for."""
         predict, score = self.recipe.predict.model_dump(mode="json"), self.recipe.score.model_dump(mode="json")
-        made_from = fingerprint([self._training_fingerprint(fold, "train"), predict, score])
+        made_from = fingerprint([self._training_fingerprint(fold, "train"), predict, score, self._versions])
         return Output("calibrate", self.fold(fold) / "calibration.json", made_from, fold=fold)
+
+    @property
+    def _versions(self) -> list[int]:
+        """Of the code of the baselines."""
+        return [BASELINES[name].version for name in self.recipe.score.baselines]
 
     @cached_property
     def predictions(self) -> Output:
         """All predictions and the truth."""
         recipe = self.recipe
         trained = [self._training_fingerprint(fold, "train") for fold in range(recipe.split.folds)]
-        made_from = fingerprint([trained, recipe.predict.model_dump(mode="json"), recipe.score.baselines])
+        predicted_by = [recipe.score.baselines, self._versions]
+        made_from = fingerprint([trained, recipe.predict.model_dump(mode="json"), *predicted_by])
         baselines = (self.prediction(name) for name in recipe.score.baselines)
         beside = (self.truth, *baselines, self.prediction_record)
         return Output("predict", self.prediction("model"), made_from, beside)
@@ -191,7 +197,9 @@ class Layout:
     def scores(self) -> Output:
         """The score table and the report."""
         path = self.recipe.run_folder / "scores.json"
-        made_from = fingerprint([self.predictions.fingerprint, self.recipe.score.model_dump(mode="json")])
+        score = self.recipe.score
+        version = PRESETS[score.preset].version
+        made_from = fingerprint([self.predictions.fingerprint, score.model_dump(mode="json"), version])
         return Output("score", path, made_from, (path.with_suffix(".csv"), path.with_name("report.html")))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -66,13 +67,15 @@ class Preset(ABC):
     """A table of metrics. A recipe names it under ``score.preset``; it is registered in ``vcc_fm.recipe.parts``.
 
     Attributes:
-        scorer: the package that measures; its version stands in the table.
+        scorer: the installed distribution that measures; its version stands in the table.
+        version: raised whenever the preset would give other numbers by the same scorer.
         metrics: in the order of the columns.
         needed: metrics that must have a scale in a context, else its mean says nothing about a model.
         low, high: the rows that are scaled 0 and 1.
     """
 
     scorer: ClassVar[str]
+    version: ClassVar[int] = 1
     metrics: ClassVar[Mapping[str, Metric]]
     needed: ClassVar[int]
     low: ClassVar[str]
@@ -102,10 +105,13 @@ def preset_named(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its scorer is not installed.
     """
     try:
         preset: Preset = PRESETS[name]()
+        version(preset.scorer)
     except ValueError as error:
         raise UserError(f"score.preset: {error}") from None
+    except PackageNotFoundError:
+        raise UserError(f"score.preset={name}: its scorer is not installed: pip install {preset.scorer}") from None
     return preset

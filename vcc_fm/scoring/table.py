@@ -196,12 +196,12 @@ def read_table(path: Path) -> ScoreTable:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; run the score stage first") from None
+        if "scorer" in content and "metrics" not in content:
+            raise UserError(f"{path}: an older version wrote it; run the score stage again")
         rows, anchors = _frame(content["rows"]), _frame(content["anchors"])
         return ScoreTable(
             rows=rows,
-            means=scaled_means(
-                rows, anchors, content["needed"]
-            ),  # not as stored: an older program averaged over any number of metrics
+            means=scaled_means(rows, anchors, content["needed"]),
             anchors=anchors,
             significant=_frame(content["significant"]),
             notes=content["notes"],

@@ -68,7 +68,7 @@ def embed_cells(
         with whole_folder(final) as partial:
             for file in fitted.iterdir():
                 shutil.copy(file, partial)
-            meta = encoder.describe() | {"cells": cells.fingerprint}
+            meta = encoder.describe() | {"cells": cells.fingerprint, "further": list(encoder.further)}
             chunks = _chunks(cells, work, encoder)
             write_embeddings(partial, "barcode", chunks, encoder.width, fingerprint, meta, further, encoder.dtype)
         work.remove()
