@@ -82,6 +82,12 @@ def test_rooms_import_only_from_lower_floors():
     assert upward(modules()) == []
 
 
+def test_only_the_run_knows_the_whole_recipe():
+    whole = {"vcc_fm.recipe.recipe", "vcc_fm.recipe.read"}
+    knowing = {room(name) for name, others in arrows(modules()).items() if others & whole}
+    assert knowing == {"recipe", "run", "cli"}
+
+
 def test_no_import_runs_in_a_circle():
     # The bare package is left out: its __init__ imports nothing (see above), so that no circle passes through it.
     graph = {name: others - {"vcc_fm"} for name, others in arrows(modules()).items()}
