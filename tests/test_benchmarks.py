@@ -118,6 +118,19 @@ def test_the_page_says_of_each_claim_whether_it_holds(monkeypatch, holds, word):
     assert word in next(line for line in text.splitlines() if line.startswith("| c |"))
 
 
+def test_responses_are_looked_up_and_equal_the_means_over_rows(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import responses
+
+    # Equality is asserted inside.
+    code = responses.main(["--quick", "--json", str(tmp_path / "responses.json")])
+    result = json.loads((tmp_path / "responses.json").read_text())
+    assert ["24 groups" in row["what"] for row in result["rows"]] == [True, True]
+    (claim,) = result["claims"]
+    assert claim["measured"] > 0
+    assert code == (0 if claim["holds"] else 1)
+
+
 def test_without_its_peer_se_measures_memory_and_says_what_it_cannot(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import se

@@ -228,6 +228,82 @@ def test_the_mean_response_is_over_what_was_measured():
     np.testing.assert_array_equal(Responses(groups[:1], ratio[:1], precision[:1]).mean_response("T", "A"), [0.0, 0.0])
 
 
+def random_groups(genes: int = 30) -> Responses:
+    """Groups in no order, A in four contexts, others in fewer; each measured two thirds of the genes."""
+    rng = np.random.default_rng(7)
+    groups = [tuple(name) for name in rng.permutation("HA HB HC HD KA KB KE TA TC LA MG".split())]
+    precision = rng.uniform(0.5, 40.0, (len(groups), genes)) * (rng.random((len(groups), genes)) < 2 / 3)
+    ratio = rng.standard_normal(precision.shape) * (precision > 0)
+    return Responses(
+        groups, ratio.astype(np.float32), precision.astype(np.float32), shrink=lambda effect, variance: effect
+    )
+
+
+@pytest.mark.parametrize("context", ["H", "K", "T", "L", "M", "elsewhere"])
+def test_every_answer_is_its_plain_definition(context):
+    found = random_groups()
+    ratio, precision = found.ratio.astype(np.float64), found.precision.astype(np.float64)
+
+    def pooled(chosen: list[bool]) -> np.ndarray | None:
+        if not any(chosen):
+            return None
+        weight = precision[chosen].sum(axis=0)
+        return (ratio[chosen] * precision[chosen]).sum(axis=0) / np.where(weight > 0, weight, 1.0)
+
+    def single(gene: str) -> np.ndarray | None:
+        there = pooled([group == (context, gene) for group in found.groups])
+        return pooled([label == gene for _, label in found.groups]) if there is None else there
+
+    for label in [*"ABCDEG", "never measured"]:
+        # L has no group but that of A, M none but that of G: without it, the mean is over the other contexts.
+        chosen = [group[0] == context and group[1] != label for group in found.groups]
+        chosen = chosen if any(chosen) else [group[1] != label for group in found.groups]
+        mean = ratio[chosen].sum(axis=0) / np.maximum((precision[chosen] > 0).sum(axis=0), 1)
+        answer = found.mean_response(context, without=label)
+        assert answer.dtype == np.float32
+        np.testing.assert_allclose(answer, mean, rtol=1e-6, atol=1e-7)
+        expected = pooled([group[0] != context and group[1] == label for group in found.groups])
+        answer = found.elsewhere(context, label)
+        assert (answer is None) == (expected is None) == (not found.is_known(context, label))
+        if answer is not None:
+            np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-6)
+        parts = [part for part in map(single, ["A", label]) if part is not None]
+        np.testing.assert_allclose(found.additive(context, ["A", label]), sum(parts), rtol=1e-5, atol=1e-6)
+
+
+def test_subtracting_leaves_no_rounding():
+    groups = [("T", "A"), ("K", "B"), ("H", "B"), ("T", "B"), ("K", "C")]
+    # As float64, (1 + 1e-20) - 1 is not 1e-20 + (1 - 1): of the first gene, which B alone measured, something is left
+    # where summing has another order than subtracting. Of the second a ten-thousandth is left.
+    ratio = np.array([[0, 1e-4], [1, 8.1], [1e-20, 0.3], [-1, 3.7], [0, 3e-4]], np.float32)
+    found = Responses(groups, ratio, (ratio != 0).astype(np.float32))
+    for context, rows in (("T", [0]), ("K", [4]), ("H", [0, 4]), ("elsewhere", [0, 4])):
+        mean = found.mean_response(context, without="B")
+        assert mean[0] == 0
+        assert mean[1] == pytest.approx(ratio[rows, 1].mean(), rel=1e-6)
+    alone = Responses([("K", "A")], np.full((1, 2), 0.3, np.float32), np.ones((1, 2), np.float32))
+    np.testing.assert_array_equal(alone.mean_response("K", without="A"), [0.0, 0.0])
+
+
+def test_a_pool_is_shrunken_once_and_nobody_can_change_it():
+    calls = []
+
+    def counted(effect, variance):
+        calls.append(effect)
+        return effect
+
+    found = replace(random_groups(), shrink=counted)
+    first = found.additive("elsewhere", ["A", "B"])
+    assert len(calls) == 2
+    np.testing.assert_array_equal(found.additive("elsewhere", ["B", "A"]), first)
+    known = found.elsewhere("elsewhere", "A")
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match="read-only"):
+        known[0] = 1.0
+    # Another shrinkage starts anew.
+    assert (replace(found, shrink=lambda effect, _: effect / 2).elsewhere("elsewhere", "A") == known / 2).all()
+
+
 def test_a_combination_is_the_sum_of_its_singles():
     groups = [("K", "A"), ("K", "B"), ("H", "A"), ("H", "C")]
     ratio = np.array([[1.0, 2.0], [-2.0, 1.0], [3.0, 3.0], [0.5, -4.0]], np.float32)

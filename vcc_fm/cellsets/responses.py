@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,10 @@ PSEUDOCOUNT = 0.5
 class Responses:
     """Log ratios of perturbed to expected control counts, one row a training (context, perturbation).
 
+    All groups are gone through once; then an answer costs O(G) times the contexts that measured its perturbation. Only
+    the shrinkage of target genes, beside those of all groups, grows with them: at 2,000 groups a tenth of the time.
+    Each pool of rows is shrunken once, and its answer, which nobody may write into, kept: G x 4 bytes.
+
     Attributes:
         groups: (context, perturbation) of each row.
         ratio: [n, G] float32, natural log; 0 where a gene was not measured.
@@ -34,6 +39,7 @@ class Responses:
     precision: np.ndarray
     own: Mapping[str, np.ndarray] = field(default_factory=dict)
     shrink: Callable[[np.ndarray, np.ndarray], np.ndarray] = shrink_sparse
+    _pooled: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def elsewhere(self, context: str, perturbation: str) -> np.ndarray | None:
         """Shrunken log ratio [G] float32 of ``perturbation`` outside ``context``; None where it was not measured.
@@ -65,10 +71,14 @@ class Responses:
 
         Over those of ``context``, or of all other contexts where it has none; 0 where no group measured a gene.
         """
-        rows = [i for i, (c, p) in enumerate(self.groups) if c == context and p != without]
-        rows = rows or [i for i, (_, p) in enumerate(self.groups) if p != without]
-        known = (self.precision[rows] > 0).sum(axis=0)
-        return self.ratio[rows].sum(axis=0) / np.maximum(known, 1).astype(np.float32)
+        everywhere = self._rows.get(without, [])
+        here = [i for i in everywhere if self.groups[i][0] == context]
+        where, left_out = (context, here) if self._sizes[context] > len(here) else (None, everywhere)
+        total, known = self._sums[where]
+        known = known - (self.precision[left_out] > 0).sum(axis=0)
+        total = total - self.ratio[left_out].sum(axis=0, dtype=np.float64)
+        # Where no other group measured a gene, what subtracting leaves is rounding.
+        return np.where(known > 0, total / np.maximum(known, 1), 0.0).astype(np.float32)
 
     def has_single(self, genes: list[str]) -> bool:
         """Whether :meth:`additive` has an answer."""
@@ -81,6 +91,26 @@ class Responses:
         for row, (_, perturbation) in enumerate(self.groups):
             rows.setdefault(perturbation, []).append(row)
         return rows
+
+    @cached_property
+    def _sizes(self) -> Counter[str]:
+        """Number of groups in each context."""
+        return Counter(context for context, _ in self.groups)
+
+    @cached_property
+    def _sums(self) -> dict[str | None, tuple[np.ndarray, np.ndarray]]:
+        """Of each context, and under None of all: sum of ratios [G] float64, groups that measured a gene [G] int64."""
+        genes = self.ratio.shape[1]
+        sums: dict[str | None, tuple[np.ndarray, np.ndarray]]
+        sums = {context: (np.zeros(genes), np.zeros(genes, np.int64)) for context in self._sizes}
+        # Row by row: no copy of [n, G].
+        for (context, _), ratio, precision in zip(self.groups, self.ratio, self.precision, strict=True):
+            total, known = sums[context]
+            total += ratio
+            known += precision > 0
+        totals, knowns = ([one[part] for one in sums.values()] for part in (0, 1))
+        sums[None] = np.sum(totals, axis=0), np.sum(knowns, axis=0)
+        return sums
 
     @cached_property
     def _own_effects(self) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +127,11 @@ class Responses:
     def _pool(self, rows: list[int], perturbation: str) -> np.ndarray | None:
         if not rows:
             return None
+        if tuple(rows) not in self._pooled:
+            self._pooled[tuple(rows)] = self._shrunken(rows, perturbation)
+        return self._pooled[tuple(rows)]
+
+    def _shrunken(self, rows: list[int], perturbation: str) -> np.ndarray:
         precision = self.precision[rows].sum(axis=0)
         known = precision > 0
         noise = 1.0 / np.where(known, precision, 1.0)
@@ -111,6 +146,7 @@ class Responses:
                 np.concatenate(pair) for pair in zip(self._own_effects, (ratio[own], noise[own]), strict=True)
             )
             shrunken[own] = self.shrink(all_ratio, all_noise)[-own.sum() :]
+        shrunken.setflags(write=False)
         return shrunken
 
 

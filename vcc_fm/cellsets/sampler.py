@@ -101,7 +101,6 @@ class Assembler:
         self._axis = {symbol: i for i, symbol in enumerate(data.cells.genes)}
         self._protein = data.protein_rows
         self._batch_code = np.array([vocabulary.batch(label) for label in data.cells.batches], np.int64)
-        self._responses: dict[tuple[str, str], np.ndarray | None] = {}
 
     def knows(self, context: str, perturbation: str) -> bool:
         """Whether :meth:`response_of` has an answer, without computing it."""
@@ -116,13 +115,10 @@ class Assembler:
         """
         if not self.response:
             return None
-        key = (context, perturbation)
-        if key not in self._responses:
-            known, genes = self.data.responses.elsewhere(context, perturbation), self.data.targets(perturbation)
-            if known is None and len(genes) > 1:
-                known = self.data.responses.additive(context, genes)
-            self._responses[key] = known
-        return self._responses[key]
+        known, genes = self.data.responses.elsewhere(context, perturbation), self.data.targets(perturbation)
+        if known is None and len(genes) > 1:
+            known = self.data.responses.additive(context, genes)
+        return known
 
     def assemble(self, sets: list[CellSet], buffer: np.ndarray | None = None) -> Batch:
         """Read and stack ``sets``; shorter ones are padded and masked.
