@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 NEEDS_STATE = "needs arc-state: pip install -e '.[peers]'"
 
 
+@pytest.mark.slow
 def test_the_loader_writes_rows_and_claims_and_its_exit_code_is_theirs(tmp_path):
     # Started elsewhere, so that nothing is found by luck of the working folder.
     command = [sys.executable, str(ROOT / "benchmarks" / "loader.py"), "--quick", "--cells", "1000"]

@@ -326,6 +326,7 @@ def test_another_checkpoint_makes_other_predictions(checkpoint, tmp_path):
     assert not set(marks[0]) & set(marks[1])
 
 
+@pytest.mark.slow
 def test_a_whole_run_has_a_row_in_the_table(tmp_path):
     geometry = tiny(45)
     names = [f"SIM{number:04d}" for number in range(45, 2, -1)] + ["P1", "P2"]

@@ -132,7 +132,9 @@ def hub(tiny, tmp_path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------- parity
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(one, marks=pytest.mark.slow) if one == "35M" else one for one in SHAPES]
+)
 def test_both_loaders_give_fair_esms_own_vectors_padded_or_not(shape, tmp_path):
     model = fair_model(*SHAPES[shape])
     folder, file = write_hub_folder(model, tmp_path / "hub"), write_pt(model, tmp_path / "esm2.pt")

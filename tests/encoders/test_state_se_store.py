@@ -272,7 +272,9 @@ def test_killed_at_any_moment(large: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "threads"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow), (3, 1)], ids=["1", "2", "3"]
+    ("processes", "threads"),
+    [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1), pytest.param(3, 1, marks=pytest.mark.slow)],
+    ids=["1", "2", "3"],
 )
 def test_any_number_of_processes_makes_the_same_store(
     large: Any, tmp_path: Path, processes: int, threads: int
