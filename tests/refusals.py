@@ -351,7 +351,7 @@ CASES = [
         "not readable as safetensors",
     ),
     Case(SE + "_read_lightning", both(torch_file("f.ckpt", {}), se("f.ckpt")), "no Lightning checkpoint"),
-    Case("ground.errors.reading", both(written("f.ckpt", "text"), se("f.ckpt")), "not readable as a checkpoint"),
+    Case("encoders.torch_file.load_plain", both(written("f.ckpt", "text"), se("f.ckpt")), "cut short, or not written"),
     Case(
         SE + "read_width",
         both(lambda folder, content: save_file({"a": np.ones(2)}, folder / "f.safetensors"), se("f.safetensors")),

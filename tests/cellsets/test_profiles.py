@@ -63,5 +63,5 @@ def test_a_gene_that_no_control_batch_measured_is_rare(tmp_path):
 
 def test_a_context_without_controls_is_refused(tmp_path):
     store = store_of(tmp_path, screen(np.ones((3, 2)), ["K", "K", "H"], "1", [CONTROL, "A", "A"]))
-    with pytest.raises(UserError, match=r"context 'H' has no control cells \('control'\): a prediction starts from"):
+    with pytest.raises(UserError, match=r"no control cells \('control'\) in context H: a prediction starts from"):
         control_log_shares(store)

@@ -104,7 +104,7 @@ def test_training_without_a_vector_is_refused(tiny_run: Recipe, renamed: Callabl
     ):
         build_decoder(recipe.decoder, data, "scratch", 0)
     (problem,) = make_plan(recipe, 1)["problems"]
-    assert f"2 target genes have no protein sequence: {second}, {third}" in problem
+    assert f"2 target genes have no protein vector: {second}, {third}" in problem
 
 
 def test_dropped_perturbations_are_in_no_role(tiny_run: Recipe, renamed: Callable[..., Recipe]) -> None:

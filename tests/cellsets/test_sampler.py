@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of
 
 from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler, Vocabulary, control_sets
-from vcc_fm.ground.errors import UserError
 
 FOLDERS = itertools.count()
 # Each example has a folder of its own; how fast they are drawn says how busy the machine is.
@@ -191,11 +190,6 @@ def test_controls_of_the_context_stand_in_for_a_batch_without_any(tmp_path):
     for one in epoch_of(SetSampler(data, data.split.groups("train"), 4, 0)):
         assert set(one.control_rows) <= set(data.cells.rows(one.context, CONTROL))
         assert len(set(one.control_rows)) == len(one.control_rows)
-
-
-def test_nothing_to_train_on_is_said(data):
-    with pytest.raises(UserError, match="no training group is in the contexts that the recipe names"):
-        SetSampler(data, [], 4, 0)
 
 
 def test_a_batch_holds_what_its_sets_say(data):

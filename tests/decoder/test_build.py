@@ -119,7 +119,7 @@ def test_misspelt_backbones_are_refused() -> None:
 
 
 def test_a_base_that_is_nothing_is_refused(tiny_run: Recipe, data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"decoder.base=.*not a folder or Hub id that transformers can load"):
+    with pytest.raises(UserError, match=r"decoder.base=.*no decoder or backbone that transformers can load"):
         build_decoder(tiny_run.decoder, data, str(tmp_path), 0)
 
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_runs_code_is_refused(
     remote.mkdir()
     (remote / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}')
     (remote / "mine.py").write_text("open('trap-was-sprung', 'w')")
-    with pytest.raises(UserError, match="not a folder or Hub id that transformers can load"):
+    with pytest.raises(UserError, match="no decoder or backbone that transformers can load"):
         build_decoder(tiny_run.decoder, data, str(remote), 0)
     assert not (tmp_path / "trap-was-sprung").exists()
 

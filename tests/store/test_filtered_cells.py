@@ -95,6 +95,7 @@ def test_controls_that_a_filter_took_away_are_missed(tmp_path):
     _, counts, labels, context = a_screen()
     counts[(labels == CONTROL) & (context == "H")] //= 6
     with pytest.raises(
-        UserError, match=r"no control cell \('control'\) of 'H' is left after the filters \(depth below 100"
+        UserError,
+        match=r"after the filters \(depth below 100 UMI.*: no control cells .* in context H.*loosen them",
     ):
         write(tmp_path, screen(counts, context, "1", labels, GENES), "s", minimum_depth=100)

@@ -20,6 +20,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.groups import training_groups
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.losses import SetLosses
@@ -189,7 +190,8 @@ def test_validation_shows_what_the_test_asks_for(tiny: Tiny) -> None:
     assert Situations(1.0, 0.8, 0.2).hidden == pytest.approx(0.75)
     assert Situations(0.5, 0.2, 0.8).hidden == Situations(0.0, 0.0, 1.0).hidden == 0.0
     hiding = replace(data.split, roles={g: "test" if r == "validation" else r for g, r in data.split.roles.items()})
-    found = Situations.of(replace(data, split=hiding), recipe.pretrain, assembler)
+    training = training_groups(hiding, recipe.pretrain, data.cells.contexts, "pretrain")
+    found = Situations.of(replace(data, split=hiding), training, assembler)
     assert (found.training, found.validation, found.test) == (1.0, 0.0, 1.0)
     assert "100% of the test groups have a known response, no validation group" in found.notes(True, 0.3)[0]
     assert "the decoder repeats it" in found.notes(False, 0.3)[1]
@@ -308,7 +310,7 @@ def test_bf16_stays_near_fp32(tiny: Tiny) -> None:
 
 def test_processes_of_the_recipe_are_required(tiny: Tiny) -> None:
     recipe, data = tiny("pretrain.processes=2")
-    with pytest.raises(UserError, match=r"train.processes=2, but 1 take part.*--processes N"):
+    with pytest.raises(UserError, match=r"train.processes=2, but 1 take part.*--processes 2"):
         trained(recipe, data)
 
 
@@ -342,5 +344,5 @@ def test_checkpoints_of_another_recipe_are_not_resumed(tiny: Tiny) -> None:
 
 def test_unknown_training_context_is_refused(tiny: Tiny) -> None:
     recipe, data = tiny("pretrain.contexts=[a, z]")
-    with pytest.raises(UserError, match=r"contexts \['z'\] of the recipe are not among"):
+    with pytest.raises(UserError, match=r"contexts: there is no context z"):
         trained(recipe, data)

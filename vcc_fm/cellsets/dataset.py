@@ -92,7 +92,8 @@ class Dataset:
         }
         counted = {(context, self.cells.control): 1 for context, rows in by_context.items() if len(rows)}
         counted |= {(context, ""): 0 for context in by_context}
-        require_controls(counted, self.cells.control, f"{self.cell_vectors.folder}, cells with a vector")
+        where = f"{self.cell_vectors.folder}, cells with a vector"
+        require_controls(counted, self.cells.control, where, "take another encoder")
         return by_context
 
     def with_vector(self, rows: np.ndarray) -> np.ndarray:

@@ -33,13 +33,16 @@ def looks_like_control(label: str) -> bool:
     return _CONTROL.fullmatch(" ".join(re.findall("[a-z]+", label.lower()))) is not None
 
 
-def require_controls(cells: Mapping[tuple[str, str], int], control: str, where: str) -> None:
+def require_controls(
+    cells: Mapping[tuple[str, str], int], control: str, where: str, do: str = "name the right control label"
+) -> None:
     """Every context has control cells: a prediction starts from them, and nothing is measured without.
 
     Args:
         cells: (context, perturbation) -> number of cells.
         control: label of the control cells.
         where: what holds the cells, for the message.
+        do: the first remedy.
 
     Raises:
         UserError: a context has none.
@@ -48,5 +51,5 @@ def require_controls(cells: Mapping[tuple[str, str], int], control: str, where: 
     if bare:
         raise UserError(
             f"{where}: no control cells ({control!r}) in context {', '.join(bare)}: a prediction starts from them; "
-            "name the right control label, or leave the context out with keep"
+            f"{do}, or leave the context out with keep"
         )

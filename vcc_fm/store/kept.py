@@ -82,7 +82,7 @@ class Kept:
         counted = {(context, control): 1 for context in _contexts(self.rows.codes, self.names, control)}
         # A context that never had any may be embedded; what predicts or scores will refuse it.
         counted |= {(context, ""): 1 for context in (had & kept if counted else kept)}
-        require_controls(counted, control, f"after the filters ({self._told()})")
+        require_controls(counted, control, f"after the filters ({self._told()})", "loosen them")
 
     @staticmethod
     def _few(table: CellTable, cell: np.ndarray, configs: list[SourceConfig], minimum_cells: int) -> np.ndarray:
