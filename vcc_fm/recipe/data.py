@@ -36,19 +36,26 @@ class KnockDownConfig(Section):
     """Whether the target genes of a perturbation went down: cell-load's filter, for each context of a source."""
 
     perturbation: float = Field(
-        0.30, gt=0, description="a perturbation stays if its cells' mean of the target gene is below this x controls'"
+        0.30,
+        gt=0,
+        description="keep a perturbation only if its target gene's mean is below this fraction of the control mean",
     )
     cell: float = Field(
-        0.50, gt=0, description="a cell of such a perturbation stays if its target gene is below this x controls' mean"
+        0.50,
+        gt=0,
+        description="keep a cell of such a perturbation only if its target gene is below this fraction of the "
+        "control mean",
     )
     minimum_cells: PositiveInt = Field(
-        30, description="a perturbation with fewer cells left by the two in a context is dropped there"
+        30, description="drop a perturbation in a context where these two keep fewer cells"
     )
     scale: Literal["linear", "log1p"] = Field(
         "linear", description="what is compared: counts per 10,000 of the cell's depth, or log1p of them"
     )
     unmeasured: Literal["drop", "keep"] = Field(
-        "drop", description="a target gene that the source lacks or no control cell expresses: drop or do not judge"
+        "drop",
+        description="a target gene that the source lacks, or that no control cell expresses: drop its cells, or "
+        "keep them without checking",
     )
 
 
@@ -61,11 +68,14 @@ class QualityConfig(Section):
     guides: list[int] = Field([1], min_length=1, description="numbers of guides with which a cell is kept")
     unassigned: list[str] = Field(
         _UNASSIGNED,
-        description="perturbation labels of cells with no guide or several; capitals do not matter, and _ and - are "
-        "spaces; a control is never one; a list that is given replaces this one",
+        description="labels of cells with no guide or with several, which are dropped; capitals do not matter, and "
+        "_ and - "
+        "count as spaces; a control label is never one; your list replaces this one",
     )
     knock_down: KnockDownConfig | None = Field(
-        None, description="CRISPRi: drop what was not knocked down ({}: with cell-load's thresholds); null: keep all"
+        None,
+        description="CRISPRi: drop perturbations and cells that were not knocked down ({} takes cell-load's "
+        "thresholds); null: keep all",
     )
 
     @model_validator(mode="after")
@@ -90,31 +100,36 @@ class SourceConfig(Section):
         description="what the matrix holds: UMI counts, scaled per cell or not, log1p (base found) or not; verified",
     )
     totals_column: str | None = Field(
-        None, description="obs column with each cell's depth before normalisation, UMI; settles cells with few values"
+        None,
+        description="obs column with each cell's depth before normalisation, UMI; proves the counts of cells with "
+        "few values",
     )
     recovered: Fraction = Field(
-        0.99, description="normalised values: smallest share of cells with proved counts; the others are dropped"
+        0.99,
+        description="normalised values: at least this share of the cells must have proved counts; the others are "
+        "dropped",
     )
     symbols: str = Field("index", description="var column with gene symbols, or `index` for the var index")
     duplicate_genes: Literal["refuse", "sum"] = Field("refuse", description="what to do with a symbol that repeats")
     perturbation_column: str = Field(description="obs column with the perturbation label")
     control: str = Field("non-targeting", description="label of the control cells in that column")
     also_control: list[str] = Field(
-        [], description="further labels that are read as `control`; a * at the end stands for any text (NTC_*)"
+        [], description="more labels that mean `control`; a * at the end stands for any text (NTC_*)"
     )
-    separator: str = Field("+", min_length=1, description="what joins the target genes of a combination")
+    separator: str = Field("+", min_length=1, description="text between the target genes of a combination")
     target_pattern: str | None = Field(
         None,
-        description=r"regular expression of a whole part of a label, with one group, the target gene: (.+)_sg\d+; "
-        "controls, and parts that do not match, are left as they are",
+        description=r"regular expression for each part of a label, with one group that is the target gene: "
+        r"(.+)_sg\d+; "
+        "controls, and parts that do not match, stay as they are",
     )
     context_column: str | None = Field(None, description="obs column with the context (cell line or type)")
-    context: str | None = Field(None, description="context of all cells, when no column holds it")
+    context: str | None = Field(None, description="context of all cells, if no column holds it")
     batch_column: str | None = Field(
         None, description="obs column with the technical batch (gem group, lane, replicate)"
     )
     keep: dict[str, bool | int | str | list[str]] = Field(
-        {}, description="obs column -> value or values; cells with another value are dropped and counted"
+        {}, description="obs column -> the value or values to keep; other cells are dropped and counted"
     )
     quality: QualityConfig = Field(QualityConfig(), description="which cells are good enough")
 
@@ -178,7 +193,7 @@ class DataConfig(Section):
         1, description="perturbations with fewer cells in a context are dropped and counted"
     )
     memory_mb: PositiveInt = Field(
-        1024, description="memory for counts in each process of `prepare`, MB; labels of all cells come on top"
+        1024, description="memory for counts in each process of `prepare`, MB; the labels of all cells need more"
     )
 
     @property

@@ -22,7 +22,7 @@ class ProteinEncoderSettings(Section):
     encoder: str = Field(description="which encoder")
     missing: Literal["refuse", "learned", "drop"] = Field(
         "refuse",
-        description="target gene without a vector: refuse to train, a learned vector of its own, or drop its cells",
+        description="target gene without a vector: refuse to train, learn a vector for it, or drop its cells",
     )
 
 

@@ -22,12 +22,13 @@ class PredictConfig(Section):
     set_size: PositiveInt = Field(64, description="control cells shown to the decoder at once (S)")
     emitter: Literal["paired-controls", "negative-binomial"] = Field(
         "paired-controls",
-        description="what a predicted cell is made of: its control cell's own counts, changed by the predicted ratio, "
-        "or a distribution around the control profile, in which genes are independent",
+        description="how a cell is made: from its control cell's own counts, changed by the predicted ratio; or drawn "
+        "from a distribution around the control profile, gene by gene",
     )
     effect_scale: Literal["validation"] | Annotated[float, Field(ge=0, le=100)] = Field(
         1.0,
-        description="factor on predicted log ratios, the baselines' too: 0 to 100, or chosen on validation",
+        description="factor on predicted log ratios, of the baselines too: 0 to 100, or chosen on the validation "
+        "split",
     )
 
     @model_validator(mode="after")

@@ -47,17 +47,21 @@ class StateSeSettings(CellEncoderSettings):
         description="Hub id, or a folder with model.safetensors, protein_embeddings.pt and config.yaml",
     )
     revision: str | None = Field(None, description="revision of the Hub id; SE-600M's is pinned")
-    heads: PositiveInt | None = Field(None, description="attention heads, where no config.yaml tells")
+    heads: PositiveInt | None = Field(None, description="attention heads, if there is no config.yaml to tell")
     mode: Literal["exact", "compat"] = Field(
-        "exact", description="exact: log1p of counts, same vector in any company; compat: as `state emb transform`"
+        "exact",
+        description="exact: log1p of counts, and a vector does not depend on other cells; compat: as `state emb "
+        "transform`",
     )
     scale_to: float | None = Field(
         None, gt=0, description="depth to which counts are scaled before log1p, UMI; null: not scaled"
     )
     pad_length: int = Field(2048, ge=2, description="tokens of a cell, CLS included")
-    draw: int = Field(0, ge=0, description="seed of ties and of the silent genes that fill a cell up")
+    draw: int = Field(
+        0, ge=0, description="seed that chooses among equal values, and the silent genes that fill a cell up"
+    )
     coverage: Fraction = Field(
-        0.5, description="smallest share of a source's counts in genes that the checkpoint knows"
+        0.5, description="refuse a source of which the checkpoint knows a smaller share of the counts"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic; auto is bfloat16 on a GPU and float32 elsewhere"

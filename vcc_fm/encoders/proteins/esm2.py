@@ -50,13 +50,13 @@ class Esm2Settings(SequenceEncoderSettings):
     )
     revision: str | None = Field(None, description="revision of the Hub id")
     untrained: UntrainedEsm2 | None = Field(
-        None, description="in place of `model`, one that is made here with random weights, to try things out"
+        None, description="use a small model with random weights instead of `model`, to try things out"
     )
     layer: int | None = Field(None, ge=0, description="layer whose output is taken; null means the last")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic; auto is bfloat16 on a GPU and float32 elsewhere"
     )
-    window: PositiveInt = Field(1022, description="longest stretch read at once, residues")
+    window: PositiveInt = Field(1022, description="residues that are read at once, at most")
     overlap: int = Field(256, ge=0, description="residues that neighbouring windows of a long protein share")
     spread: bool = Field(False, description="spread a Hub model's layers over all GPUs, then memory (15B)")
     tokens_per_batch: PositiveInt = Field(4096, description="tokens in a batch, padding included")
