@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -131,6 +131,17 @@ def knock_down(
     except NotCountsError as error:
         reason = f"a value is {error.reason}, beyond the sample from which the matrix was told"
         return KnockDown(reason, perturbations=len(single), not_measured=not_measured)
+    return replace(
+        _told(sums, measured),
+        cells=len(chosen),
+        of_cells=len(useful),
+        perturbations=len(single),
+        not_measured=not_measured,
+    )
+
+
+def _told(sums: _Sums, measured: list[str]) -> KnockDown:
+    """What the sums tell of each perturbation."""
     ratio, few, hardly = sums.judge()
     named = np.array(measured, dtype=object)
     read = sums.cells.sum(axis=1) > 0
@@ -140,12 +151,8 @@ def knock_down(
         for at in judged[np.argsort(-ratio[judged], kind="stable")]
     ]
     return KnockDown(
-        cells=len(chosen),
-        of_cells=len(useful),
-        perturbations=len(single),
         read=int(read.sum()),
         targets=targets,
-        not_measured=not_measured,
         hardly_expressed=sorted(named[read & hardly & ~few]),
         too_few_cells=sorted(named[read & few]),
     )

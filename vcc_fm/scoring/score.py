@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.scoring.inputs import check_pair, check_truth, read_context, read_labels
+from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, read_context, read_labels
 from vcc_fm.scoring.means import scaled_means, uncertain
 from vcc_fm.scoring.preset import ContextScorer, Measured, Preset, preset_named
 from vcc_fm.scoring.table import Entry, ScoreTable
@@ -60,13 +60,8 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
     notes: list[str] = []
     for context in measured.contexts():
         scorer = preset.open(read_context(measured, context), context, control, cache, digest)
-        notes += scorer.notes
-        for entry, labels in zip(entries, predicted, strict=True):
-            values = scorer.measure(read_context(labels, context))
-            rows += _rows(entry.name, entry.kind, context, values, scorer)
-        rows += _rows(preset.low, "baseline", context, _end(scorer, "baseline", "perturbations"), scorer)
-        rows += _rows(preset.high, "ceiling", context, _end(scorer, "replicate", "replicate_perturbations"), scorer)
-        notes += _unsure(context, scorer, preset)
+        rows += _context_rows(entries, predicted, context, scorer, preset)
+        notes += scorer.notes + _unsure(context, scorer, preset)
         scales.append(scorer.anchors.rename_axis("metric").reset_index().assign(context=context))
         counts = pd.Series(scorer.significant, name="significant").rename_axis("perturbation").reset_index()
         significant.append(counts.assign(context=context))
@@ -88,6 +83,18 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
         low=preset.low,
         high=preset.high,
     )
+
+
+def _context_rows(
+    entries: list[Entry], predicted: list[Labels], context: str, scorer: ContextScorer, preset: Preset
+) -> list[dict[str, Any]]:
+    """Of every entry in one context, and of the two ends of the scale."""
+    rows = []
+    for entry, labels in zip(entries, predicted, strict=True):
+        values = scorer.measure(read_context(labels, context))
+        rows += _rows(entry.name, entry.kind, context, values, scorer)
+    rows += _rows(preset.low, "baseline", context, _end(scorer, "baseline", "perturbations"), scorer)
+    return rows + _rows(preset.high, "ceiling", context, _end(scorer, "replicate", "replicate_perturbations"), scorer)
 
 
 def _end(scorer: ContextScorer, value: str, size: str) -> dict[str, Measured]:
