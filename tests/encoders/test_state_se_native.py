@@ -44,6 +44,16 @@ def test_slots_without_tokens_hold_zeros_whatever_the_memory_held(pad: int, monk
         np.testing.assert_array_equal(found, getattr(clean, name))
 
 
+@pytest.mark.parametrize(
+    ("part", "values"), [("indices", [4, 61]), ("indices", [-1, 4]), ("indptr", [0, 3]), ("indptr", [1, 2])]
+)
+def test_native_code_looks_nowhere_else(part: str, values: list[int]) -> None:
+    cell = row([2, 1], [4, 7])
+    setattr(cell, part, np.array(values))
+    with pytest.raises(ValueError, match="ind"):
+        Tokenizer(GENES, 20).tokenize(cell)
+
+
 def test_entries_beside_each_other_for_one_gene_may_be_zeros() -> None:
     tokenizer = Tokenizer(GENES, 40)
     one = tokenizer.tokenize(row([2, 1], [4, 7]))

@@ -164,7 +164,7 @@ def test_a_large_sparse_cell_agrees_with_the_plain_reading() -> None:
 
 
 @pytest.mark.parametrize("size", [63, 64, 65, 127, 128, 129])
-def test_panels_around_a_multiple_of_the_block_agree_with_the_plain_reading(size: int) -> None:
+def test_panels_of_many_sizes_agree_with_the_plain_reading(size: int) -> None:
     vocabulary = [f"GENE{i}" for i in range(size)]
     genes = match_genes([*vocabulary[::-1], *(f"OTHER{i}" for i in range(70))], vocabulary, "m.h5ad")
     for mean in (0.05, 0.8, 9.0):

@@ -184,9 +184,7 @@ class Tokenizer:
                 f"{genes.where}: {len(repeated)} gene names repeat, the first is {genes.columns[repeated[0]]!r}; add "
                 "up their columns (source key `duplicate_genes: sum`) or remove them"
             )
-        # Columns without a gene share spare slots, and not one alone: each write to it would wait for the last.
-        spare = native.first_spare(len(by_gene)) + np.arange(len(genes.columns)) % native.BLOCK
-        self._slot_of_column = spare.astype(np.uint32)
+        self._slot_of_column = np.full(len(genes.columns), -1, np.int32)
         self._slot_of_column[by_gene] = np.arange(len(by_gene))
         self._cls_slot = int(self._slot_of_column[matched[CLS_POSITION]]) if mode == "compat" else -1
 
@@ -200,29 +198,26 @@ class Tokenizer:
         Raises:
             UserError: A value is negative or not finite, no integer (``exact``), or a row names a gene twice.
         """
-        # The native code does not check its indices.
+        # The native code looks up what it is told to, wherever that lies.
         assert rows.shape[1] == len(self.genes.columns)
+        rows.check_format()
         n, most = rows.shape[0], self.pad_length - 1
         tokens = Tokens(
-            np.empty((n, most), np.int32),
-            np.empty((n, most), np.float32),
-            np.empty((n, most), np.int32),
+            np.zeros((n, most), np.int32),
+            np.zeros((n, most), np.float32),
+            np.zeros((n, most), np.int32),
             np.zeros(n, np.int64),
             np.zeros(n, np.float32),
             np.zeros(n, bool),
         )
-        exact = self.mode == "exact"
-        wrong_row = native.tokenize(
+        wrong, row, entry = native.tokenize(
             rows.indptr, rows.indices, rows.data, self._slot_of_column, self._gene_of_slot, self._cls_slot,
-            exact, self.target_sum or 0.0, np.uint64(self.seed),
+            self.mode == "exact", self.target_sum or 0.0, np.uint64(self.seed),
             tokens.ids, tokens.values, tokens.multiplicity, tokens.length, tokens.cls_value,
         )  # fmt: skip
-        if wrong_row >= 0:
-            entries = slice(rows.indptr[wrong_row], rows.indptr[wrong_row + 1])
-            indices, data = rows.indices[entries], rows.data[entries]
-            slots = len(self._gene_of_slot)
-            wrong, entry = native.what_is_wrong(indices, data, self._slot_of_column, slots, exact)
-            self._refuse(wrong, first_row + wrong_row, self.genes.columns[indices[entry]], data[entry])
+        if wrong != native.FINE:
+            entry += rows.indptr[row]
+            self._refuse(wrong, first_row + row, self.genes.columns[rows.indices[entry]], rows.data[entry])
         np.equal(tokens.length, 0, out=tokens.empty)
         return tokens
 
