@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -48,6 +49,14 @@ class Claim:
     def holds(self) -> bool | None:
         """Whether what was measured reaches the target; None where nothing was measured."""
         return None if self.measured is None else self.measured >= self.target
+
+
+def new_parser(description: str, quick: str) -> argparse.ArgumentParser:
+    """What every script takes: ``--quick``, which means ``quick``, and ``--json FILE``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    return parser
 
 
 def rates(works: dict[str, Callable[[int], float]], rounds: int) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import Claim, compare, finish, matmul_peak, rates
+from _measure import Claim, compare, finish, matmul_peak, new_parser, rates
 from esm import FastaBatchedDataset
 from esm.model.esm2 import ESM2
 from rich.console import Console
@@ -66,9 +66,7 @@ PARTS = {
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
-    parser = argparse.ArgumentParser(description="residues per second through ESM2")
-    parser.add_argument("--quick", action="store_true", help="fewer proteins and rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser = new_parser("residues per second through ESM2", "fewer proteins and rounds")
     options = parser.parse_args(arguments)
     if "VCC_FM_DATA" not in os.environ:
         parser.error("VCC_FM_DATA is unset; it names the folder that holds proteins/")

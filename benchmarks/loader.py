@@ -16,7 +16,6 @@ Then the trainer's own loop runs with a decoder of the demo's kind, to see how l
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _loader_peers import CELL_LOAD, CONSECUTIVE, PEERS, SCDATASET, SET_SIZE, SETS, Peer, check
-from _measure import Claim, compare, finish, rates
+from _measure import Claim, compare, finish, new_parser, rates
 from _screen import Screen, Size, write_dense, write_screen
 from rich.console import Console
 
@@ -50,9 +49,7 @@ FILL = "filling a buffer"
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
-    parser = argparse.ArgumentParser(description="cells per second that reach the decoder")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CELLS:,} cells instead of {CELLS:,}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser = new_parser("cells per second that reach the decoder", f"{QUICK_CELLS:,} cells instead of {CELLS:,}")
     parser.add_argument("--cells", type=int, help=f"number of cells, at least {FEWEST_CELLS}")
     options = parser.parse_args(arguments)
     cells = options.cells if options.cells is not None else QUICK_CELLS if options.quick else CELLS

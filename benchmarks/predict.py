@@ -8,7 +8,6 @@ before it.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from _measure import Claim, compare, finish
+from _measure import Claim, compare, finish, new_parser
 from anndata.io import sparse_dataset, write_elem
 from rich.console import Console
 
@@ -32,9 +31,7 @@ ROUNDS = 3
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
-    parser = argparse.ArgumentParser(description="predicted cells into an h5ad: groups per second")
-    parser.add_argument("--quick", action="store_true", help="fewer groups")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser = new_parser("predicted cells into an h5ad: groups per second", "fewer groups")
     options = parser.parse_args(arguments)
     few, many = QUICK_GROUPS if options.quick else GROUPS
     peers = min(few, PEER_GROUPS)

@@ -21,7 +21,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-from _measure import Claim, Row, compare, finish
+from _measure import Claim, Row, compare, finish, new_parser
 from _screen import CONTROL, distinct_genes, write_store
 from anndata.io import write_elem
 from rich.console import Console
@@ -38,9 +38,7 @@ PEER = "anndata.read_h5ad and write_h5ad"
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
-    parser = argparse.ArgumentParser(description="a cell store out of an h5ad: MB per second, and memory")
-    parser.add_argument("--quick", action="store_true", help="fewer cells and rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser = new_parser("a cell store out of an h5ad: MB per second, and memory", "fewer cells and rounds")
     parser.add_argument("--part", nargs=2, metavar=("PART", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.part is not None:

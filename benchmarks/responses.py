@@ -9,14 +9,12 @@ not depend on how many there are: as many of the many groups and of the few take
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-from _measure import Claim, compare, finish
+from _measure import Claim, compare, finish, new_parser
 from rich.console import Console
 
 from vcc_fm.cellsets.responses import Responses
@@ -28,9 +26,7 @@ MEANS = 20
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
-    parser = argparse.ArgumentParser(description="known responses of groups: groups per second")
-    parser.add_argument("--quick", action="store_true", help="fewer groups")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser = new_parser("known responses of groups: groups per second", "fewer groups")
     options = parser.parse_args(arguments)
     few, many = QUICK_GROUPS if options.quick else GROUPS
     console = Console()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import Claim, Row, compare, finish, matmul_peak
+from _measure import Claim, Row, compare, finish, matmul_peak, new_parser
 from _se import (
     HAS_ARC,
     SE_600M,
@@ -56,10 +56,8 @@ Work = Callable[[], tuple[float, ...]]
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
-    parser = argparse.ArgumentParser(description="cells per second through SE, and its memory")
-    parser.add_argument("--quick", action="store_true", help="fewer cells and rounds")
+    parser = new_parser("cells per second through SE, and its memory", "fewer cells and rounds")
     parser.add_argument("--full", action="store_true", help="also SE-600M's geometry on a CPU: minutes, 8 GB")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--part", nargs=2, metavar=("PART", "OF"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.part is not None:

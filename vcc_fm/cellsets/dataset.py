@@ -90,10 +90,9 @@ class Dataset:
         by_context = {
             context: self.with_vector(self.cells.rows(context, self.cells.control)) for context in self.cells.contexts
         }
-        counted = {(context, self.cells.control): 1 for context, rows in by_context.items() if len(rows)}
-        counted |= {(context, ""): 0 for context in by_context}
+        having = [context for context, rows in by_context.items() if len(rows)]
         where = f"{self.cell_vectors.folder}, cells with a vector"
-        require_controls(counted, self.cells.control, where, "take another encoder")
+        require_controls(by_context, having, self.cells.control, where, "take another encoder")
         return by_context
 
     def with_vector(self, rows: np.ndarray) -> np.ndarray:

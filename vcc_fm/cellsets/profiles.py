@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vcc_fm.sources.controls import require_controls
+from vcc_fm.sources.controls import contexts_with, require_controls
 from vcc_fm.store.cells import CellStore
 
 BATCH_PRIOR = 2e5
@@ -29,7 +29,8 @@ def control_log_shares(store: CellStore) -> np.ndarray:
         UserError: a context has no control cells.
     """
     shares = np.zeros((len(store.batches), len(store.genes)))
-    require_controls(store.group_cells, store.control, str(store.folder))
+    having = contexts_with(store.control, store.group_cells)
+    require_controls(store.contexts, having, store.control, str(store.folder))
     groups, control = store.groups, store.control_code
     for code in range(len(store.contexts)):
         batches = np.unique(groups.batch[groups.context == code])

@@ -7,7 +7,7 @@ shrunken effect makes too small. The baselines are given the same chance. Nothin
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def best_scale(means: dict[float, float]) -> float:
 
 def validation_scores(
     data: Dataset,
-    decoder: Path,
+    decoder: Callable[[], Path],
     names: Collection[str],
     preset: str,
     config: PredictConfig,
@@ -55,7 +55,7 @@ def validation_scores(
 
     Args:
         data: one fold.
-        decoder: folder of its decoder.
+        decoder: gives the folder of its decoder.
         names: predictors.
         preset: of the scorer.
         config: says how cells are emitted.

@@ -6,7 +6,7 @@ Each process predicts a run of groups; what is drawn for a cell does not depend 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -34,12 +34,12 @@ class Fold:
 
     Attributes:
         data: cells, vectors and split.
-        decoder: folder of its decoder.
+        decoder: gives the folder of its decoder, after a look at all of its weights.
         scales: factor on the log ratios of each predictor.
     """
 
     data: Dataset
-    decoder: Path
+    decoder: Callable[[], Path]
     scales: dict[str, float]
 
 
@@ -93,7 +93,12 @@ def predict(
 
 
 def make_predictor(
-    name: str, data: Dataset, decoder: Path, groups: Collection[Asked], config: PredictConfig, console: Console
+    name: str,
+    data: Dataset,
+    decoder: Callable[[], Path],
+    groups: Collection[Asked],
+    config: PredictConfig,
+    console: Console,
 ) -> Predictor:
     """The decoder of a fold (``model``) or a baseline, ready to predict ``groups``.
 
@@ -102,7 +107,7 @@ def make_predictor(
     """
     device = process_state().device
     if name == MODEL:
-        return DecoderPredictor(data, decoder, config.set_size, device)
+        return DecoderPredictor(data, decoder(), config.set_size, device)
     baseline = BASELINES[name](data)
     baseline.prepare([(one.context, one.perturbation) for one in groups], device, console)
     return RatioPredictor(data, baseline.log_ratio)

@@ -36,8 +36,8 @@ class SequenceEncoderSettings(ProteinEncoderSettings):
     sha256: Sha256 = Field(None, description="SHA-256 that the file of `fasta` must have (hex)")
 
 
-CELLS = Chosen(CELL_ENCODERS, "expression")
-PROTEINS = Chosen(PROTEIN_ENCODERS, "composition")
+CELLS = Chosen(CELL_ENCODERS, "expression", "embed.cells")
+PROTEINS = Chosen(PROTEIN_ENCODERS, "composition", "embed.proteins")
 
 
 class EmbedConfig(Section):

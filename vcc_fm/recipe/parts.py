@@ -36,16 +36,19 @@ class Parts:
         """All names, in the order in which they were registered."""
         return list(self._parts)
 
-    def __getitem__(self, name: str) -> Any:
-        """The part of that name.
+    def check(self, name: str, key: str) -> None:
+        """Refuse a name that no part has, given under a key of the recipe.
 
         Raises:
-            ValueError: there is none; says which there are.
+            ValueError: says which there are.
         """
         if name not in self._parts:
             near = difflib.get_close_matches(str(name), self.names(), n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names())}"
-            raise ValueError(f"{shown(name)} is no {self.kind} ({hint})")
+            raise ValueError(f"{key}: {shown(name)} is no {self.kind} ({hint})")
+
+    def __getitem__(self, name: str) -> Any:
+        """The part of that name, which is there."""
         part = self._parts[name]
         if isinstance(part, str):
             module, _, attribute = part.partition(":")
@@ -54,10 +57,10 @@ class Parts:
 
 
 class Chosen:
-    """Reads a recipe section whose keys are those of the part that it names under ``encoder``."""
+    """Reads a recipe section, at ``key``, whose own keys are those of the part that it names under ``encoder``."""
 
-    def __init__(self, parts: Parts, default: str):
-        self.parts, self.default = parts, default
+    def __init__(self, parts: Parts, default: str, key: str):
+        self.parts, self.default, self.key = parts, default, key
 
     def __call__(self, value: Any = None) -> Any:
         """The section: of a mapping as read from YAML; what is a section already stays."""
@@ -65,6 +68,7 @@ class Chosen:
         if not isinstance(value, dict):
             return value
         name = self.name_in(value)
+        self.parts.check(name, self.key)
         return self.parts[name].Settings.model_validate({**value, "encoder": name})
 
     def name_in(self, content: dict[str, Any]) -> str:

@@ -55,12 +55,12 @@ class ScoreConfig(Section):
     @field_validator("preset")
     @classmethod
     def _known_preset(cls, name: str) -> str:
-        _ = PRESETS[name]
+        PRESETS.check(name, "score.preset")
         return name
 
     @field_validator("baselines")
     @classmethod
     def _known_baselines(cls, names: list[str]) -> list[str]:
         for name in names:
-            _ = BASELINES[name]
+            BASELINES.check(name, "score.baselines")
         return names

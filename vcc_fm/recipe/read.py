@@ -144,8 +144,7 @@ def _describe(entry: Any, content: dict[str, Any]) -> str:
     if entry["type"] == "missing":
         return f"{where} is missing"
     if entry["type"] == "value_error":
-        said = str(entry["ctx"]["error"])
-        return said if said.startswith((where.split(".")[0], "source ")) else f"{where}: {said}"
+        return str(entry["ctx"]["error"])
     return f"{where}: {entry['msg'].lower()}, found {shown(entry['input'])}"
 
 

@@ -87,6 +87,11 @@ class Recipe(Section):
         return self
 
     @property
+    def phases(self) -> dict[str, TrainConfig]:
+        """The training phases by name, in order."""
+        return ({} if self.pretrain is None else {"pretrain": self.pretrain}) | {"train": self.train}
+
+    @property
     def embeddings_folder(self) -> Path:
         """Where the stores of this recipe are."""
         return expand(self.output) / "embeddings" / self.name

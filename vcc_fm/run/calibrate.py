@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from rich.console import Console
 
@@ -18,10 +19,17 @@ from vcc_fm.run.outputs import Output
 def calibrate(recipe: Recipe, output: Output, console: Console) -> None:
     """Write the effect scales of one fold, and the scores that they were chosen by."""
     fold = output.fold
-    decoder, data = Layout(recipe).decoder(fold, "train").require(content=True), load_dataset(recipe, fold)
+    decoder, data = Layout(recipe).decoder(fold, "train"), load_dataset(recipe, fold)
     names, uns = scaled_predictors(recipe.score.baselines), describe_counts(recipe, data)
     scores, unsure = validation_scores(
-        data, decoder, names, recipe.score.preset, recipe.predict, recipe.seed, uns, console
+        data,
+        partial(decoder.require, content=True),
+        names,
+        recipe.score.preset,
+        recipe.predict,
+        recipe.seed,
+        uns,
+        console,
     )
     if unsure:
         console.print(f"fold {fold}: effect scale 1, the validation groups cannot tell: {unsure}", markup=False)

@@ -18,7 +18,6 @@ from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.parts import BASELINES, CELL_ENCODERS, PRESETS, PROTEIN_ENCODERS
 from vcc_fm.recipe.recipe import Recipe
-from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.run.outputs import Output
 
 SCHEMA = 4
@@ -136,8 +135,8 @@ class Layout:
     @property
     def decoders(self) -> list[Output]:
         """The decoders of all folds and phases, in the order in which they are trained."""
-        phases = (["pretrain"] if self.recipe.pretrain else []) + ["train"]
-        return [self.decoder(fold, phase) for fold in range(self.recipe.split.folds) for phase in phases]
+        folds, phases = range(self.recipe.split.folds), self.recipe.phases
+        return [self.decoder(fold, phase) for fold in folds for phase in phases]
 
     def decoder(self, fold: int, phase: str) -> Output:
         """The decoder that a training phase leaves: ``base`` after pretrain, ``model`` after train."""
@@ -146,8 +145,6 @@ class Layout:
 
     def _training_fingerprint(self, fold: int, phase: str) -> str:
         recipe = self.recipe
-        config = recipe.pretrain if phase == "pretrain" else recipe.train
-        assert config is not None
         stores = [
             self.cell_embeddings.fingerprint,
             self.proteins.fingerprint,
@@ -163,7 +160,8 @@ class Layout:
         elif recipe.decoder.base not in ("scratch", "pretrain"):
             before = folder_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
-        return fingerprint([SCHEMA, stores, decoder, missing, training_keys(config), before, recipe.seed, fold, phase])
+        keys = recipe.phases[phase].model_dump(mode="json", exclude=_SILENT_KEYS)
+        return fingerprint([SCHEMA, stores, decoder, missing, keys, before, recipe.seed, fold, phase])
 
     @property
     def calibrations(self) -> list[Output]:
@@ -201,8 +199,3 @@ class Layout:
         version = PRESETS[score.preset].version
         made_from = fingerprint([self.predictions.fingerprint, score.model_dump(mode="json"), version])
         return Output("score", path, made_from, (path.with_suffix(".csv"), path.with_name("report.html")))
-
-
-def training_keys(config: TrainConfig) -> dict[str, object]:
-    """The keys of a training phase that change what it computes."""
-    return config.model_dump(mode="json", exclude=_SILENT_KEYS)

@@ -55,11 +55,9 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
         for stage in stages_of(recipe)
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        try:
+        configs = list[SourceConfig]()
+        with collected(problems):
             configs = source_configs(recipe, Path(scratch))
-        except UserError as error:
-            problems.append(str(error))
-            configs = []
         plan["missing"] = _missing_files(recipe, configs)
         problems += [entry["problem"] for entry in plan["missing"]]
         if configs and not any(entry["needed_for"] == "cells" for entry in plan["missing"]):
@@ -219,12 +217,11 @@ def _proteins(
 
 def _resources(recipe: Recipe, opened: dict[str, Any], genes: int) -> dict[str, float]:
     """Guesses from sizes alone: what prepare writes, what a prediction holds, what a batch takes."""
-    phases = [phase for phase in (recipe.pretrain, recipe.train) if phase is not None]
     cells, width = opened["cells"], opened["vector_width"] or 0
     return {
         "cell_store_gb": round(cells * genes * DENSITY * 8 / 1e9, 3),
         "cell_embeddings_gb": round(cells * width * 4 / 1e9, 3),
-        "batch_gb_per_process": round(max(_batch_bytes(phase, genes) for phase in phases) / 1e9, 3),
+        "batch_gb_per_process": round(max(_batch_bytes(phase, genes) for phase in recipe.phases.values()) / 1e9, 3),
     }
 
 

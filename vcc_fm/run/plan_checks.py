@@ -9,9 +9,8 @@ from vcc_fm.cellsets.groups import training_groups, validation_groups
 from vcc_fm.cellsets.split import Group, Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
-from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.scoring.inputs import check_groups
-from vcc_fm.sources.controls import require_controls
+from vcc_fm.sources.controls import contexts_with, require_controls
 
 
 @contextmanager
@@ -32,9 +31,9 @@ def check_split(
     contexts = {context for context, _ in cells}
     with collected(problems):
         # A context that the split does not use has a profile too.
-        require_controls(cells, control, "the sources")
+        require_controls(contexts, contexts_with(control, cells), control, "the sources")
     for split in splits:
-        for name, phase in _phases(recipe):
+        for name, phase in recipe.phases.items():
             with collected(problems):
                 training_groups(split, phase, contexts, name)
         if recipe.predict.effect_scale == "validation":
@@ -50,11 +49,6 @@ def check_split(
 
 def check_processes(recipe: Recipe, processes: int, problems: list[str]) -> None:
     """The processes that take part can share the sets of an optimiser step."""
-    for name, phase in _phases(recipe):
+    for name, phase in recipe.phases.items():
         with collected(problems):
             phase.check_processes(processes, name)
-
-
-def _phases(recipe: Recipe) -> list[tuple[str, TrainConfig]]:
-    phases = (("pretrain", recipe.pretrain), ("train", recipe.train))
-    return [(name, phase) for name, phase in phases if phase is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -61,7 +62,7 @@ def _fold(recipe: Recipe, number: int) -> Fold:
         scales = {name: found.get(name, 1.0) for name in names}
     else:
         scales = dict.fromkeys(names, asked)
-    return Fold(load_dataset(recipe, number), layout.decoder(number, "train").require(content=True), scales)
+    return Fold(load_dataset(recipe, number), partial(layout.decoder(number, "train").require, content=True), scales)
 
 
 def _say_emitter(emitted: list[dict[str, Any]], warnings: list[str], console: Console) -> None:

@@ -23,15 +23,13 @@ def train(recipe: Recipe, output: Output, console: Console) -> None:
 def train_on(data: Dataset, recipe: Recipe, output: Output, console: Console) -> None:
     """:func:`train` on the stores and the split ``data``."""
     layout, name = Layout(recipe), output.phase
-    config = recipe.pretrain if name == "pretrain" else recipe.train
-    assert config is not None
     base, untrained = "scratch" if name == "pretrain" else recipe.decoder.base, None
     if base == "pretrain":
         untrained = layout.decoder(output.fold, "pretrain").require(content=True)
         base = str(untrained)
     phase = Phase(
         name,
-        config,
+        recipe.phases[name],
         recipe.decoder,
         str(expand(base)),
         recipe.seed,

@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from vcc_fm.ground.errors import UserError, reading
-from vcc_fm.sources.controls import require_controls
+from vcc_fm.sources.controls import contexts_with, require_controls
 
 COLUMNS = ("context", "perturbation")
 
@@ -84,7 +84,7 @@ def check_groups(cells: Mapping[tuple[str, str], int], control: str, where: str)
         UserError: a context without control cells, or a group of one cell, which cannot be split in halves for the
             replicate.
     """
-    require_controls(cells, control, where)
+    require_controls((context for context, _ in cells), contexts_with(control, cells), control, where)
     single = sorted(f"{label} in {context}" for (context, label), number in cells.items() if number < 2)
     if single:
         raise UserError(

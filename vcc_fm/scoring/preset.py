@@ -108,10 +108,11 @@ def preset_named(name: str) -> Preset:
         UserError: there is none, or its scorer is not installed.
     """
     try:
+        PRESETS.check(name, "score.preset")
         preset: Preset = PRESETS[name]()
         version(preset.scorer)
     except ValueError as error:
-        raise UserError(f"score.preset: {error}") from None
+        raise UserError(str(error)) from None
     except PackageNotFoundError:
         raise UserError(f"score.preset={name}: its scorer is not installed: pip install {preset.scorer}") from None
     return preset

@@ -66,7 +66,8 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
         counts = pd.Series(scorer.significant, name="significant").rename_axis("perturbation").reset_index()
         significant.append(counts.assign(context=context))
 
-    table = pd.DataFrame(rows).assign(scorer=preset.scorer, version=version(preset.scorer))
+    scored_by = version(preset.scorer)
+    table = pd.DataFrame(rows).assign(scorer=preset.scorer, version=scored_by)
     ends = pd.concat(scales, ignore_index=True)
     return ScoreTable(
         rows=table,
@@ -76,7 +77,7 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
         notes=notes,
         preset=preset_name,
         scorer=preset.scorer,
-        version=version(preset.scorer),
+        version=scored_by,
         seconds=time.perf_counter() - started,
         metrics=dict(preset.metrics),
         needed=preset.needed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
 
 from vcc_fm.ground.errors import UserError
 
@@ -34,12 +34,17 @@ def looks_like_control(label: str) -> bool:
 
 
 def require_controls(
-    cells: Mapping[tuple[str, str], int], control: str, where: str, do: str = "name the right control label"
+    contexts: Iterable[str],
+    having: Collection[str],
+    control: str,
+    where: str,
+    do: str = "name the right control label",
 ) -> None:
     """Every context has control cells: a prediction starts from them, and nothing is measured without.
 
     Args:
-        cells: (context, perturbation) -> number of cells.
+        contexts: that need them.
+        having: contexts that have them.
         control: label of the control cells.
         where: what holds the cells, for the message.
         do: the first remedy.
@@ -47,9 +52,14 @@ def require_controls(
     Raises:
         UserError: a context has none.
     """
-    bare = sorted({context for context, _ in cells} - {context for context, label in cells if label == control})
+    bare = sorted(set(contexts).difference(having))
     if bare:
         raise UserError(
             f"{where}: no control cells ({control!r}) in context {', '.join(bare)}: a prediction starts from them; "
             f"{do}, or leave the context out with keep"
         )
+
+
+def contexts_with(label: str, groups: Iterable[tuple[str, str]]) -> set[str]:
+    """The contexts of the (context, perturbation) ``groups`` of one label."""
+    return {context for context, other in groups if other == label}

@@ -79,10 +79,11 @@ class Kept:
         """No filter took the control cells of a context away: a prediction starts from them."""
         had = _contexts(table.codes, table.names, control)
         kept = {self.names["context"][code] for code in np.unique(self.rows.codes["context"])}
-        counted = {(context, control): 1 for context in _contexts(self.rows.codes, self.names, control)}
+        having = _contexts(self.rows.codes, self.names, control)
         # A context that never had any may be embedded; what predicts or scores will refuse it.
-        counted |= {(context, ""): 1 for context in (had & kept if counted else kept)}
-        require_controls(counted, control, f"after the filters ({self._told()})", "loosen them")
+        require_controls(
+            had & kept if having else kept, having, control, f"after the filters ({self._told()})", "loosen them"
+        )
 
     @staticmethod
     def _few(table: CellTable, cell: np.ndarray, configs: list[SourceConfig], minimum_cells: int) -> np.ndarray:

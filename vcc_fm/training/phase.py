@@ -80,8 +80,9 @@ def train_phase(phase: Phase, data: Dataset, work: Path, final: Path, console: C
     decoder.config.recipe_fingerprint = phase.recipe_fingerprint
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
-    situations = Situations.of(data, training_groups(data.split, config, data.cells.contexts, name), assembler)
-    samplers = _samplers(phase, data, situations)
+    training = training_groups(data.split, config, data.cells.contexts, name)
+    situations = Situations.of(data, training, assembler)
+    samplers = _samplers(phase, data, training, situations)
     decoder.config.trained_on_responses |= situations.training > 0
     notes += situations.notes(decoder.config.trained_on_responses, phase.decoder.response_dropout)
     trainer = Trainer(name, config, model, SetLosses(config.loss), *samplers, assembler, work, accelerator, console)
@@ -210,9 +211,10 @@ class Situations:
         return notes
 
 
-def _samplers(phase: Phase, data: Dataset, situations: Situations) -> tuple[SetSampler, SetSampler | None]:
+def _samplers(
+    phase: Phase, data: Dataset, training: list[Group], situations: Situations
+) -> tuple[SetSampler, SetSampler | None]:
     config, seed = phase.config, phase.seed
-    training = training_groups(data.split, config, data.cells.contexts, phase.name)
     # Validation is not narrowed to the phase's contexts: a base is chosen by how well it serves where it will be used.
     validation = data.split.groups("validation")
     dropout = phase.decoder.code_dropout, phase.decoder.response_dropout

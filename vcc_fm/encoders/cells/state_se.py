@@ -85,15 +85,20 @@ class StateSe(CellEncoder):
 
     def __init__(self, settings: StateSeSettings):
         self.settings, self.dtype = settings, settings.store_as
-        self._encoder: StateSeEncoder
+        self._loaded: StateSeEncoder | None = None
         self._tokenizers: list[Tokenizer]
         self._vocabulary: list[dict[str, Any]]
 
     @property
+    def _encoder(self) -> StateSeEncoder:
+        assert self._loaded is not None
+        return self._loaded
+
+    @property
     def width(self) -> int:
         """Length of a cell's vector; without its weights where they are not loaded."""
-        if hasattr(self, "_encoder"):
-            return self._encoder.width
+        if self._loaded is not None:
+            return self._loaded.width
         from vcc_fm.encoders.cells.state_se_weights import read_width
 
         return read_width(str(expand(self.settings.model)), self.settings.revision)
@@ -131,7 +136,7 @@ class StateSe(CellEncoder):
                 soft_wrap=True,
             )
         bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and state.device.type == "cuda")
-        self._encoder = StateSeEncoder(
+        encoder = self._loaded = StateSeEncoder(
             checkpoint,
             cells.genes,
             SeSettings(settings.mode, settings.pad_length, settings.scale_to, settings.draw),
@@ -140,7 +145,7 @@ class StateSe(CellEncoder):
             settings.batch_cells,
         )
         self._tokenizers = [
-            self._encoder.tokenizer(mask, f"source {source['name']}")
+            encoder.tokenizer(mask, f"source {source['name']}")
             for mask, source in zip(cells.measured_by_source, cells.meta["sources"], strict=True)
         ]
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from vcc_fm.encoders.proteins.encoder import JSON, Known, VectorTable
 from vcc_fm.ground.errors import UserError, reading
-from vcc_fm.ground.files import sha256_file
+from vcc_fm.ground.files import sha256_file, whole_file
 from vcc_fm.ground.identity import file_identity
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.embed import ProteinEncoderSettings
@@ -109,7 +108,7 @@ def write_pt(path: Path, symbols: Sequence[str], vectors: NDArray[np.float32]) -
     """Write protein vectors as a dictionary that ``torch.load`` reads with its defaults.
 
     Each vector is stored on its own, so that a user who keeps one of them does not keep them all. The file is whole or
-    absent: it is written under a temporary name, flushed and renamed.
+    absent.
 
     Args:
         path: the file to write, replaced where it exists.
@@ -121,13 +120,5 @@ def write_pt(path: Path, symbols: Sequence[str], vectors: NDArray[np.float32]) -
     # torch warns at an array that it could not write to, such as a mapped one, though saving only reads.
     rows = np.require(vectors, np.float32, ["C", "W"])
     table = {str(symbol): torch.from_numpy(row) for symbol, row in zip(symbols, rows, strict=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        torch.save(table, file)
