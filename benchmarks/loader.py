@@ -32,8 +32,9 @@ from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.training.accelerator import make_accelerator
 from vcc_fm.training.checkpoint import read_log
-from vcc_fm.training.loop import Trainer, make_accelerator
+from vcc_fm.training.loop import Trainer
 
 GENES, NONZEROS = 18_080, 3_000
 CELLS, QUICK_CELLS, FEWEST_CELLS = 20_000, 4_000, 1_000

@@ -23,7 +23,7 @@ from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import load_dataset
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.plan_text import print_plan
-from vcc_fm.training.phase import count_parameters
+from vcc_fm.training.accelerator import count_parameters
 
 LLAMA = TINY["decoder"]["backbone"]
 

@@ -70,8 +70,8 @@ def test_genes_contexts_and_batches_are_matched_by_name(tiny_run: Recipe, data: 
     moved, _ = adopt(base, tiny_run.decoder, data)
     genes = data.cells.genes
     assert torch.equal(moved.head.mean_response[5], base.head.mean_response[base.config.genes.index(genes[5])])
-    assert torch.equal(moved.head.gene_factor[1], base.head.gene_factor[-2])
-    assert moved.head.gene_factor[0].abs().sum() == 0, "a gene that the base never saw starts from its protein alone"
+    assert torch.equal(moved.gene_factors.free[1], base.gene_factors.free[-2])
+    assert moved.gene_factors.free[0].abs().sum() == 0, "a gene that the base never saw starts from its protein alone"
     assert torch.equal(moved.context_code.weight[2], base.context_code.weight[2])
     assert moved.context_code.weight[1].abs().sum() == 0
     assert torch.equal(moved.head.log_dispersion, torch.from_numpy(data.dispersion).log().float())
@@ -84,9 +84,9 @@ def test_other_vectors_start_their_reader_anew(tiny_run: Recipe, data: Dataset) 
     assert notes == ["the base read other protein vectors: what reads them starts anew and is trained"]
     state, before = moved.state_dict(), base.state_dict()
     assert not torch.equal(state["target_projection.0.weight"], before["target_projection.0.weight"])
-    assert not torch.equal(state["head.gene_projection.weight"], before["head.gene_projection.weight"])
+    assert not torch.equal(state["gene_factors.projection.weight"], before["gene_factors.projection.weight"])
     assert torch.equal(state["cell_projection.0.weight"], before["cell_projection.0.weight"])
-    assert torch.equal(state["head.gene_factor"], before["head.gene_factor"])
+    assert torch.equal(state["gene_factors.free"], before["gene_factors.free"])
 
 
 def test_a_cell_width_that_differs_can_be_adopted(tiny_run: Recipe, data: Dataset) -> None:

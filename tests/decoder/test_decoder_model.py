@@ -41,7 +41,7 @@ def make_decoder(kind: str = "llama", **keys: Any) -> PerturbationDecoder:
         for parameter in decoder.parameters():
             if parameter.ndim > 1 or parameter.abs().sum() == 0:
                 parameter.normal_(std=0.3)
-        decoder.head.gene_vector_GV.normal_()
+        decoder.gene_factors.vector_GV.normal_()
     return decoder
 
 
@@ -162,11 +162,11 @@ def test_every_input_is_used(field: str) -> None:
 @torch.no_grad()
 def test_a_gene_never_seen_is_predicted_from_its_protein() -> None:
     decoder, batch = make_decoder(), make_batch()
-    decoder.head.gene_factor[3] = 0.0
+    decoder.gene_factors.free[3] = 0.0
     decoder.head.mean_response[3] = 0.0
     batch = replace(batch, response_BG=torch.zeros_like(batch.response_BG))
     assert decoder(batch).delta_BSG[..., 3].abs().max() > 1e-3
-    decoder.head.gene_vector_GV[3] = 0.0
+    decoder.gene_factors.vector_GV[3] = 0.0
     assert decoder(batch).delta_BSG[..., 3].abs().max() == 0.0
 
 

@@ -10,8 +10,17 @@ import scipy.stats
 import torch
 from test_decoder_model import CELLS, SETS, make_batch, make_decoder, set_alone, with_log_shares
 
+from vcc_fm.decoder import losses
 from vcc_fm.decoder.count_head import CountDistribution
-from vcc_fm.decoder.losses import SMALLEST_MEAN, SetLosses, _energy, _noise, negative_binomial_nll, set_losses
+from vcc_fm.decoder.losses import (
+    SMALLEST_MEAN,
+    SetLosses,
+    _energy,
+    _Likelihood,
+    _noise,
+    negative_binomial_nll,
+    set_losses,
+)
 from vcc_fm.recipe.train import LossWeights
 from vcc_fm.training.loop import mean_loss
 
@@ -67,8 +76,8 @@ def test_a_gene_that_was_not_measured_has_no_loss_and_no_gradient() -> None:
     counts = batch.counts_BSG.clone()
     counts[:, :, 5] = 0
     batch = replace(with_log_shares(batch, torch.log_softmax(unmeasured, -1)), counts_BSG=counts)
-    losses = SetLosses(LossWeights())
-    loss = mean_loss(losses(decoder, batch), losses)
+    objective = SetLosses(LossWeights())
+    loss = mean_loss(objective(decoder, batch), objective)
     loss.backward()
     assert torch.isfinite(loss)
     assert decoder.head.mean_response.grad is not None
@@ -126,3 +135,48 @@ def test_noise_belongs_to_a_set() -> None:
 def test_weights_weigh() -> None:
     terms = {"likelihood": torch.tensor([1.0, 3.0]), "energy": torch.tensor([1.0, 1.0]), "delta": torch.ones(2)}
     assert mean_loss(terms, SetLosses(LossWeights(likelihood=2.0, energy=0.5, delta=0.0))).item() == pytest.approx(4.5)
+
+
+def test_the_likelihood_has_the_gradient_of_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.poisson(torch.rand(3, 4, 6, generator=generator).double() * 3.0, generator=generator)
+    measured = torch.ones(3, 4, 6, dtype=torch.bool)
+    measured[:, :, 2] = measured[1, 3] = False
+    counts[~measured] = 0.0
+    ratio, dispersion = (
+        0.5 + torch.rand(3, 6, generator=generator).double(),
+        torch.rand(6, generator=generator).double(),
+    )
+    logits = torch.randn(3, 4, 6, generator=generator).double().requires_grad_()
+    depth = counts.sum(-1, keepdim=True)
+
+    def terms(log_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _Likelihood.apply(log_share, counts, depth, measured, ratio, dispersion)
+
+    def plain(log_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        expected = depth * torch.where(measured, log_share, -torch.inf).exp()
+        law = torch.distributions.NegativeBinomial(
+            1.0 / dispersion, logits=(dispersion * (expected * ratio[:, None] + SMALLEST_MEAN)).log()
+        )
+        return -(law.log_prob(counts) * measured).sum((1, 2)), expected.sum(1)
+
+    assert torch.autograd.gradcheck(terms, logits)
+    found, wanted = terms(logits), plain(logits)
+    weights = [torch.randn(value.shape, generator=generator).double() for value in found]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad(values, logits, weights)[0] for values in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    # However many sets are worked on at a time.
+    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", 1)
+    assert torch.equal(torch.autograd.grad(terms(logits), logits, weights)[0], gradients[0])
+
+
+def test_a_term_of_weight_zero_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed(*_: object) -> torch.Tensor:
+        raise AssertionError("the energy distance was computed")
+
+    monkeypatch.setattr(losses, "_energy", computed)
+    assert list(SetLosses(LossWeights(energy=0.0))(make_decoder(), make_batch())) == ["likelihood", "delta"]
+    with pytest.raises(AssertionError, match="energy distance"):
+        SetLosses(LossWeights())(make_decoder(), make_batch())

@@ -29,6 +29,7 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.training import loop
+from vcc_fm.training.accelerator import make_accelerator
 from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.phase import Situations
 
@@ -83,7 +84,7 @@ def test_two_processes_equal_one(tiny: Tiny, tiny_recipe: Path, tmp_path: Path) 
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in done.stdout
+    assert "pretrain: DDP, 2 process(es) on cpu; a step is 8 sets, up to 48 cells;" in done.stdout
     two = load_file(output / "runs" / "tiny" / "base" / "model.safetensors")
     assert_close(one, two, 2e-5)
     adapted = load_file(output / "runs" / "tiny" / "model" / "model.safetensors")
@@ -234,7 +235,7 @@ def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny
     losses = SetLosses(recipe.train.loss)
     trainer = loop.Trainer(
         "train", recipe.train, model, losses, sampler, None, assembler, recipe.run_folder / "probe",
-        loop.make_accelerator(recipe.train, recipe.run_folder / "probe"), QUIET,
+        make_accelerator(recipe.train, recipe.run_folder / "probe"), QUIET,
     )  # fmt: skip
     batch = trainer._micro_batch(0)
     for _ in range(2):  # the first step moves an adapter's B from zero, the second its A

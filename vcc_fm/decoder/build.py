@@ -100,10 +100,17 @@ def load_decoder(base: str | Path, revision: str | None = None) -> PerturbationD
 def _load(kind: type[Any], base: str, revision: str | None) -> Any:
     """Weights as safetensors only, code of this program only: a checkpoint from elsewhere must not run any."""
     try:
-        model = kind.from_pretrained(base, revision=revision, use_safetensors=True, trust_remote_code=False)
+        model, found = kind.from_pretrained(
+            base, revision=revision, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"{base}: its weights cannot be loaded (safetensors only): {said}") from None
+    # transformers fills them with whatever is in memory, and goes on.
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{base}: its weights lack {len(missing)} tensors, such as {missing[0]}; take another checkpoint"
+        )
     if wrong := not_finite(model):
         raise UserError(f"{base}: {len(wrong)} tensors are not finite, such as {wrong[0]}; take another checkpoint")
     return model
@@ -146,21 +153,21 @@ def _new(config: PerturbationDecoderConfig) -> PerturbationDecoder:
 def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
     """What is known before training: size of the vectors, proteins of the gene axis, dispersion of control cells."""
     position = data.protein_rows
-    head = decoder.head
+    genes = decoder.gene_factors
     with torch.no_grad():
         decoder.protein_scaling.fit(data.protein_vectors.vectors)
         decoder.cell_scaling.fit(data.some_control_vectors)
-        gene_GV = decoder.protein_scaling.mean.expand_as(head.gene_vector_GV).clone()
+        gene_GV = decoder.protein_scaling.mean.expand_as(genes.vector_GV).clone()
         for gene, symbol in enumerate(data.cells.genes):
             if symbol in position:
                 gene_GV[gene] = torch.from_numpy(data.protein_vectors.vectors[position[symbol]].copy())
-        head.gene_vector_GV.copy_(decoder.protein_scaling(gene_GV))
-        head.log_dispersion.copy_(torch.from_numpy(data.dispersion).log())
+        genes.vector_GV.copy_(decoder.protein_scaling(gene_GV))
+        decoder.head.log_dispersion.copy_(torch.from_numpy(data.dispersion).log())
 
 
 READERS = {
     "cell": ("cell_scaling.", "cell_projection."),
-    "protein": ("protein_scaling.", "target_projection.", "head.gene_projection."),
+    "protein": ("protein_scaling.", "target_projection.", "gene_factors.projection."),
 }
 """What of a decoder reads the vectors of an encoder, and means nothing to another encoder's."""
 
@@ -197,13 +204,13 @@ def adopt(
         "context_code.weight": (["", *base.config.contexts], ["", *config.contexts]),
         "batch_code.weight": (["", *base.config.batches], ["", *config.batches]),
         "learned_target.weight": (["", *base.config.learned_targets], ["", *config.learned_targets]),
-        "head.gene_factor": (base.config.genes, config.genes),
+        "gene_factors.free": (base.config.genes, config.genes),
         "head.mean_response": (base.config.genes, config.genes),
     }
     # What is known of this dataset's own genes is not taken from another's.
-    own = ("head.gene_vector_GV", "head.log_dispersion")
+    own = ("gene_factors.vector_GV", "head.log_dispersion")
     state = decoder.state_dict()
-    state["head.gene_factor"].zero_()
+    state["gene_factors.free"].zero_()
     for name, value in base.state_dict().items():
         if name in own or name.startswith(anew):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,9 +11,10 @@ from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 
 
-@dataclass(frozen=True)
-class CountDistribution:
+class CountDistribution(NamedTuple):
     """Negative-binomial counts given a cell's depth: mean ``depth x share``, variance ``mean + dispersion x mean^2``.
+
+    A tuple, because ZeRO-3 and FSDP look for tensors in what a module returns, and not in a dataclass.
 
     Attributes:
         log_share_BSG: natural log of each gene's expected share of a cell's counts; -inf where not measured.
@@ -26,6 +27,27 @@ class CountDistribution:
     dispersion_G: torch.Tensor
 
 
+class GeneFactors(nn.Module):
+    """Factors ``f_g`` of the genes: free for genes seen in training, plus a linear function of the protein vector.
+
+    A gene that was never seen so has a factor too. A module of its own, because two others use the factors: where
+    parameters are sharded they exist only within the ``forward`` of the module that owns them.
+    """
+
+    vector_GV: torch.Tensor
+
+    def __init__(self, genes: int, protein_width: int, rank: int):
+        super().__init__()
+        self.free = nn.Parameter(torch.randn(genes, rank) / rank**0.5)
+        self.projection = nn.Linear(protein_width, rank, bias=False)
+        self.register_buffer("vector_GV", torch.zeros(genes, protein_width))
+
+    def forward(self, response_BG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors [G, R], and responses seen through them, [B, R]."""
+        factors_GR = self.free + self.projection(self.vector_GV)
+        return factors_GR, response_BG @ factors_GR / response_BG.shape[1] ** 0.5
+
+
 class CountHead(nn.Module):
     """Log share = log control share + delta, normalised over the measured genes.
 
@@ -33,22 +55,17 @@ class CountHead(nn.Module):
 
     - what the same perturbation did in other contexts, times a gate (one without evidence to the contrary),
     - the mean response of the training perturbations, times an amplitude (one where no response is known, else zero),
-    - set- and cell-level terms ``f_g . z``, with gene factors ``f_g`` that are free for genes seen in training plus a
-      linear function of the gene's protein vector, so that a gene that was never seen has a factor too,
+    - set- and cell-level terms ``f_g . z``, with the gene factors of :class:`GeneFactors`,
     - a shift of the target genes themselves (the knock-down, or the activation).
 
     Every term but the first starts at zero: an untrained head repeats the other contexts' response.
     """
 
-    gene_vector_GV: torch.Tensor
     log_dispersion: torch.Tensor
 
     def __init__(self, config: PerturbationDecoderConfig, width: int):
         super().__init__()
         genes, rank = len(config.genes), config.gene_rank
-        self.gene_factor = nn.Parameter(torch.randn(genes, rank) / rank**0.5)
-        self.gene_projection = nn.Linear(config.protein_width, rank, bias=False)
-        self.register_buffer("gene_vector_GV", torch.zeros(genes, config.protein_width))
         self.mean_response = nn.Parameter(torch.zeros(genes))
         # Of the control cells, not trained: a likelihood would raise it to cover what the mean gets wrong, and cells
         # drawn with it would hide effects from a rank test.
@@ -61,18 +78,11 @@ class CountHead(nn.Module):
         for layer in (self.set_term, self.gates):
             nn.init.zeros_(layer.bias)
 
-    def factors(self) -> torch.Tensor:
-        """Gene factors [G, R]."""
-        return self.gene_factor + self.gene_projection(self.gene_vector_GV)
-
-    def response_token(self, response_BG: torch.Tensor) -> torch.Tensor:
-        """A response [B, G] seen through the gene factors, [B, R]."""
-        return response_BG @ self.factors() / response_BG.shape[1] ** 0.5
-
     def forward(
         self,
         set_state_BD: torch.Tensor,
         cell_state_BSD: torch.Tensor,
+        factors_GR: torch.Tensor,
         batch: Batch,
         effect_scale: float,
         trained_on_responses: bool = True,
@@ -82,6 +92,7 @@ class CountHead(nn.Module):
         Args:
             set_state_BD: hidden states of the set tokens.
             cell_state_BSD: hidden states of the control cells.
+            factors_GR: gene factors.
             batch: the sets.
             effect_scale: factor on delta.
             trained_on_responses: False where no training set had a known response: what was learned is then a guess at
@@ -97,7 +108,7 @@ class CountHead(nn.Module):
         delta_BG = (known_B * (1.0 + gate_B))[:, None] * batch.response_BG
         delta_BG = delta_BG + (1.0 - known_B + amplitude_B)[:, None] * self.mean_response
         delta_BG = delta_BG + self._own_genes(batch) * self_B[:, None]
-        delta_BSG = effect_scale * (delta_BG[:, None] + z_BSR @ self.factors().T)
+        delta_BSG = effect_scale * (delta_BG[:, None] + z_BSR @ factors_GR.T)
         log_share_BSG = torch.log_softmax(batch.log_share_BSG + delta_BSG, dim=-1)
         return CountDistribution(log_share_BSG, delta_BSG, self.log_dispersion.exp())
 

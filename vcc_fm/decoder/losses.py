@@ -6,8 +6,12 @@ over micro-batches and devices.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.count_head import CountDistribution
@@ -16,6 +20,8 @@ from vcc_fm.recipe.train import LossWeights
 CELL_TARGET_SUM = 1e4
 SMALLEST_MEAN = 1e-8
 """Added to every expected count, so that a gene that is not measured (a share of zero) has a finite logarithm."""
+VALUES_AT_A_TIME = 2**20
+"""How many values of [B, S, G] the likelihood works on at a time."""
 BULK_TARGET_SUM = 5e4
 """Depth to which a pseudobulk is scaled before log1p, as the VCC 2026 scorer does (cell-eval2, preset vcc2026)."""
 
@@ -24,39 +30,21 @@ class SetLosses:
     """What a phase minimises: the terms of a decoder on a batch, and their weights.
 
     Attributes:
-        weights: name of a term -> its weight.
+        weights: name of a term -> its weight; a term of weight 0 is not computed.
     """
 
     def __init__(self, weights: LossWeights):
-        self.weights: dict[str, float] = weights.model_dump()
+        self.weights: dict[str, float] = {name: weight for name, weight in weights.model_dump().items() if weight > 0}
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """See :func:`set_losses`."""
-        return set_losses(model(batch), batch)
+        return set_losses(model(batch), batch, self.weights)
 
 
-def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood, nats, of counts under NB(mean, variance = mean + dispersion x mean^2); same shape.
-
-    The mean must be above zero.
-
-    With r = 1 / dispersion: -log p = lgamma(r) + lgamma(y + 1) - lgamma(y + r) - r log(r / (r + mu))
-    - y log(mu / (r + mu)).
-    """
-    r = 1.0 / dispersion
-    log_total = torch.log(r + mean)
-    return (
-        torch.lgamma(r)
-        + torch.lgamma(counts + 1.0)
-        - torch.lgamma(counts + r)
-        - r * (torch.log(r) - log_total)
-        - counts * torch.log(mean)
-        + counts * log_total
-    )
-
-
-def set_losses(predicted: CountDistribution, batch: Batch) -> dict[str, torch.Tensor]:
-    """Loss terms of each set, [B] each, unweighted.
+def set_losses(
+    predicted: CountDistribution, batch: Batch, terms: Collection[str] = tuple(LossWeights.model_fields)
+) -> dict[str, torch.Tensor]:
+    """Loss terms of each set, [B] each, unweighted; only those named in ``terms``.
 
     - ``likelihood``: mean over real cells and measured genes of the negative log-likelihood of the measured counts,
       given each measured cell's own depth. The mean is the predicted share times what the likelihood makes of control
@@ -70,30 +58,143 @@ def set_losses(predicted: CountDistribution, batch: Batch) -> dict[str, torch.Te
     assert batch.counts_BSG is not None
     counts_BSG = batch.counts_BSG
     measured_BSG = torch.isfinite(batch.log_share_BSG) & batch.cell_mask_BS[..., None]
-    share_BSG = torch.where(measured_BSG, predicted.log_share_BSG, -torch.inf).exp()
     depth_BS1 = counts_BSG.sum(-1, keepdim=True)
-
-    mean_BSG = depth_BS1 * share_BSG * batch.null_ratio_BG[:, None] + SMALLEST_MEAN
-    nll_BSG = negative_binomial_nll(counts_BSG, mean_BSG, predicted.dispersion_G)
-    likelihood_B = (nll_BSG * measured_BSG).sum((1, 2)) / measured_BSG.sum((1, 2))
-
     genes_B = measured_BSG.any(1).sum(-1)
-    bulk_real_BG = counts_BSG.sum(1) / depth_BS1.sum(1)
-    bulk_BG = (depth_BS1 * share_BSG).sum(1) / depth_BS1.sum(1)
-    error_BG = torch.log1p(BULK_TARGET_SUM * bulk_BG) - torch.log1p(BULK_TARGET_SUM * bulk_real_BG)
-    delta_B = error_BG.square().sum(-1) / genes_B
+    losses: dict[str, torch.Tensor] = {}
+    if "likelihood" in terms or "delta" in terms:
+        nll_B, expected_BG = _Likelihood.apply(
+            predicted.log_share_BSG, counts_BSG, depth_BS1, measured_BSG, batch.null_ratio_BG, predicted.dispersion_G
+        )
+        losses["likelihood"] = nll_B / measured_BSG.sum((1, 2))
+        total_B1 = depth_BS1.sum(1)
+        found_BG, wanted_BG = expected_BG / total_B1, counts_BSG.sum(1) / total_B1
+        error_BG = torch.log1p(BULK_TARGET_SUM * found_BG) - torch.log1p(BULK_TARGET_SUM * wanted_BG)
+        losses["delta"] = error_BG.square().sum(-1) / genes_B
+    if "energy" in terms:
 
-    sample_BSG = _sample(share_BSG, predicted.dispersion_G, batch)
-    real_BSG = torch.log1p(CELL_TARGET_SUM * counts_BSG / depth_BS1.clamp(min=1.0))
-    energy_B = _energy(sample_BSG, real_BSG, batch.cell_mask_BS) / genes_B.sqrt()
-    return {"likelihood": likelihood_B, "energy": energy_B, "delta": delta_B}
+        def energy(log_share_BSG: torch.Tensor, part: slice) -> torch.Tensor:
+            share_BSG = torch.where(measured_BSG[part], log_share_BSG, -torch.inf).exp()
+            depth_BS, noise_seed_B = batch.control_depth_BS[part], batch.noise_seed_B[part]
+            sample_BSG = _sample(share_BSG, predicted.dispersion_G, depth_BS, noise_seed_B)
+            real_BSG = torch.log1p(CELL_TARGET_SUM * counts_BSG[part] / depth_BS1[part].clamp(min=1.0))
+            return _energy(sample_BSG, real_BSG, batch.cell_mask_BS[part])
+
+        losses["energy"] = _SetBySet.apply(predicted.log_share_BSG, energy) / genes_B.sqrt()
+    return {name: losses[name] for name in terms}
 
 
-def _sample(share_BSG: torch.Tensor, dispersion_G: torch.Tensor, batch: Batch) -> torch.Tensor:
+class _Likelihood(torch.autograd.Function):
+    """Negative log-likelihood of each set, and the counts that it expects of each gene, from log shares.
+
+    The gradient is in closed form, so that of all arrays [B, S, G] only the log shares are kept for it. With
+    mean mu = depth x share x ratio + floor, dispersion alpha and count y:
+
+        d nll / d log share = (mu - y) / (1 + alpha mu) x (mu - floor) / mu
+        d expected / d log share = depth x share
+
+    Dispersions have no gradient: they are not trained. A few sets are worked on at a time, in what memory they need.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        log_share_BSG: torch.Tensor,
+        counts_BSG: torch.Tensor,
+        depth_BS1: torch.Tensor,
+        measured_BSG: torch.Tensor,
+        ratio_BG: torch.Tensor,
+        dispersion_G: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums over cells: of the negative log-likelihood, nats [B]; of the expected counts [B, G]."""
+        ctx.save_for_backward(log_share_BSG, counts_BSG, depth_BS1, measured_BSG, ratio_BG, dispersion_G)
+        nll, expected = [], []
+        for part in _parts(log_share_BSG):
+            expected_BSG = _expected(log_share_BSG[part], depth_BS1[part], measured_BSG[part])
+            expected.append(expected_BSG.sum(1))
+            mean_BSG = expected_BSG.mul_(ratio_BG[part][:, None]).add_(SMALLEST_MEAN)
+            nll_BSG = negative_binomial_nll(counts_BSG[part], mean_BSG, dispersion_G)
+            nll.append(nll_BSG.mul_(measured_BSG[part]).sum((1, 2)))
+        return torch.cat(nll), torch.cat(expected)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, nll_B: torch.Tensor, expected_BG: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of the log shares."""
+        log_share_BSG, counts_BSG, depth_BS1, measured_BSG, ratio_BG, dispersion_G = ctx.saved_tensors
+        gradient_BSG = torch.empty_like(log_share_BSG)
+        for part in _parts(log_share_BSG):
+            share_BSG = _expected(log_share_BSG[part], depth_BS1[part], measured_BSG[part])
+            plain_BSG = share_BSG * ratio_BG[part][:, None]
+            mean_BSG = plain_BSG + SMALLEST_MEAN
+            slope_BSG = (mean_BSG - counts_BSG[part]).div_(mean_BSG * (1.0 + dispersion_G * mean_BSG)).mul_(plain_BSG)
+            slope_BSG.mul_(nll_B[part][:, None, None])
+            gradient_BSG[part] = slope_BSG.add_(share_BSG.mul_(expected_BG[part][:, None]))
+        return gradient_BSG, None, None, None, None, None
+
+
+class _SetBySet(torch.autograd.Function):
+    """A term of each set [B] and its gradient, a few sets at a time: of what leads to it only the gradient is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, log_share_BSG: torch.Tensor, term: Callable[[torch.Tensor, slice], torch.Tensor]
+    ) -> torch.Tensor:
+        """``term`` of log shares and of which sets they are."""
+        trains = ctx.needs_input_grad[0]
+        gradient_BSG = torch.empty_like(log_share_BSG) if trains else None
+        found = []
+        for part in _parts(log_share_BSG):
+            with torch.set_grad_enabled(trains):
+                here_BSG = log_share_BSG[part].detach().requires_grad_(trains)
+                found_B = term(here_BSG, part)
+                if gradient_BSG is not None:
+                    (gradient_BSG[part],) = torch.autograd.grad(found_B.sum(), here_BSG)
+            found.append(found_B.detach())
+        ctx.save_for_backward(gradient_BSG)
+        return torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream_B: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The gradient of the log shares."""
+        (gradient_BSG,) = ctx.saved_tensors
+        return gradient_BSG * upstream_B[:, None, None], None
+
+
+def _parts(like_BSG: torch.Tensor) -> list[slice]:
+    """Sets to work on at a time."""
+    sets, cells, genes = like_BSG.shape
+    step = max(1, VALUES_AT_A_TIME // (cells * genes))
+    return [slice(start, start + step) for start in range(0, sets, step)]
+
+
+def _expected(log_share_BSG: torch.Tensor, depth_BS1: torch.Tensor, measured_BSG: torch.Tensor) -> torch.Tensor:
+    """Expected counts; zero where a gene is not measured, or a cell is not real."""
+    return torch.where(measured_BSG, log_share_BSG, -torch.inf).exp_().mul_(depth_BS1)
+
+
+def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, nats, of counts under NB(mean, variance = mean + dispersion x mean^2); same shape.
+
+    The mean must be above zero; ``dispersion`` has the last dimension of ``counts``.
+
+    With r = 1 / dispersion: -log p = r log(1 + mu / r) + y log((r + mu) / mu) + lgamma(r) + lgamma(y + 1)
+    - lgamma(y + r), of which only the first term is not zero where y is.
+    """
+    nll = torch.log1p(dispersion * mean).div_(dispersion)
+    seen_N = counts.flatten().nonzero()[:, 0]
+    y, mu, r = counts.flatten()[seen_N], mean.flatten()[seen_N], 1.0 / dispersion[seen_N % len(dispersion)]
+    more = y * ((r + mu) / mu).log() + torch.lgamma(r) + torch.lgamma(y + 1.0) - torch.lgamma(y + r)
+    return nll.flatten().index_add(0, seen_N, more).view_as(nll)
+
+
+def _sample(
+    share_BSG: torch.Tensor, dispersion_G: torch.Tensor, depth_BS: torch.Tensor, noise_seed_B: torch.Tensor
+) -> torch.Tensor:
     """Cells drawn around the predicted shares at the control cells' depths, log1p CP10k, differentiable."""
-    depth_BS1 = batch.control_depth_BS[..., None]
+    depth_BS1 = depth_BS[..., None]
     mean_BSG = depth_BS1 * share_BSG
-    noise_BSG = torch.stack([_noise(seed, mean_BSG[0]) for seed in batch.noise_seed_B.tolist()])
+    noise_BSG = torch.stack([_noise(seed, mean_BSG[0]) for seed in noise_seed_B.tolist()])
     drawn_BSG = mean_BSG + (mean_BSG + dispersion_G * mean_BSG.square() + 1e-12).sqrt() * noise_BSG
     return torch.log1p(CELL_TARGET_SUM * torch.relu(drawn_BSG) / depth_BS1)
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.config import PerturbationDecoderConfig
-from vcc_fm.decoder.count_head import CountDistribution, CountHead
+from vcc_fm.decoder.count_head import CountDistribution, CountHead, GeneFactors
 from vcc_fm.decoder.scaling import VectorScaling
 
 
@@ -17,6 +17,9 @@ class PerturbationDecoder(PreTrainedModel):
 
     Token order: set, response, P target genes, S control cells. The set token carries the context's learned code. No
     token has a position and attention is not causal, so that the order of cells and of targets does not matter.
+
+    Attributes:
+        bf16_backbone: whether the backbone computes in bfloat16; everything around it stays in float32.
     """
 
     config_class = PerturbationDecoderConfig
@@ -26,6 +29,7 @@ class PerturbationDecoder(PreTrainedModel):
 
     def __init__(self, config: PerturbationDecoderConfig):
         super().__init__(config)
+        self.bf16_backbone = False
         backbone_config = config.backbone_config()
         width = backbone_config.hidden_size
         self.backbone = AutoModel.from_config(backbone_config, attn_implementation="sdpa")
@@ -42,6 +46,7 @@ class PerturbationDecoder(PreTrainedModel):
         self.target_projection = _projection(config.protein_width, width)
         self.response_projection = nn.Linear(config.gene_rank, width)
         self.token_norm = nn.LayerNorm(width)
+        self.gene_factors = GeneFactors(len(config.genes), config.protein_width, config.gene_rank)
         self.head = CountHead(config, width)
         for table in (self.context_code, self.batch_code, self.learned_target):
             nn.init.zeros_(table.weight)
@@ -55,12 +60,17 @@ class PerturbationDecoder(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every module above is initialised where it is made, the backbone by its own class."""
 
-    def tokens(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token vectors [B, 2 + P + S, D] and which of them are real [B, 2 + P + S] bool."""
+    def tokens(self, batch: Batch, response_BR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token vectors [B, 2 + P + S, D] and which of them are real [B, 2 + P + S] bool.
+
+        Args:
+            batch: B cell sets.
+            response_BR: their responses, seen through the gene factors.
+        """
         sets = len(batch)
         set_D, no_response_D = self.special_token(torch.arange(2, device=batch.context_code_B.device))
         set_B1D = (set_D + self.context_code(batch.context_code_B))[:, None]
-        response_BD = self.response_projection(self.head.response_token(batch.response_BG))
+        response_BD = self.response_projection(response_BR)
         response_BD = torch.where(batch.response_known_B[:, None], response_BD, no_response_D)
         target_BPV = self.protein_scaling(batch.target_vector_BPV)
         # A target gene without a protein vector is the average one, and has a learned vector of its own.
@@ -82,23 +92,21 @@ class PerturbationDecoder(PreTrainedModel):
             batch: B cell sets.
             effect_scale: factor on the log ratio to the control profile; 0 predicts the control profile itself.
         """
-        with torch.autocast(batch.cells_BSE.device.type, enabled=False):
-            tokens_BLD, real_BL = self.tokens(batch)
+        factors_GR, response_BR = self.gene_factors(batch.response_BG)
+        tokens_BLD, real_BL = self.tokens(batch, response_BR)
         # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways. The
         # smallest bfloat16 is a float32 as well, so that autocast does not turn it into an infinity.
         hidden = torch.finfo(torch.bfloat16).min
         mask_BL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(~real_BL, hidden)
         mask_B1LL = mask_BL[:, None, None].expand(-1, 1, real_BL.shape[1], -1)
         position_BL = torch.zeros_like(real_BL, dtype=torch.long)
-        hidden_BLD = self.backbone(
-            inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL
-        ).last_hidden_state
-        with torch.autocast(batch.cells_BSE.device.type, enabled=False):
-            hidden_BLD = hidden_BLD.float()
-            cells = batch.cells_BSE.shape[1]
-            return self.head(
-                hidden_BLD[:, 0], hidden_BLD[:, -cells:], batch, effect_scale, self.config.trained_on_responses
-            )
+        with torch.autocast(batch.cells_BSE.device.type, torch.bfloat16, enabled=self.bf16_backbone):
+            hidden_BLD = self.backbone(
+                inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL
+            ).last_hidden_state
+        hidden_BLD, cells = hidden_BLD.float(), batch.cells_BSE.shape[1]
+        trained = self.config.trained_on_responses
+        return self.head(hidden_BLD[:, 0], hidden_BLD[:, -cells:], factors_GR, batch, effect_scale, trained)
 
 
 def _projection(inputs: int, width: int) -> nn.Sequential:

@@ -63,6 +63,11 @@ class TrainConfig(Section):
             )
         return self
 
+    def micro_batches(self, processes: int) -> tuple[int, int]:
+        """How the sets of a step are shared: (sets that a process takes at a time, how many times a step)."""
+        micro = self.micro_sets or self.batch_sets // processes
+        return micro, self.batch_sets // (processes * micro)
+
     def check_processes(self, processes: int, name: str) -> None:
         """Refuse a number of processes that cannot share the sets of an optimiser step.
 

@@ -86,7 +86,7 @@ def _built(
     from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, unfit
     from vcc_fm.decoder.lora import add_adapters
     from vcc_fm.decoder.model import PerturbationDecoder
-    from vcc_fm.training.phase import count_parameters
+    from vcc_fm.training.accelerator import count_parameters
 
     base = recipe.decoder.base
     try:

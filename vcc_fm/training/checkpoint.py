@@ -85,25 +85,35 @@ class Checkpoints:
         return progress, passed_over
 
     def save_best(self, model: nn.Module, step: int) -> str:
-        """Keep the trainable weights of ``model`` as the best; all processes call it. The file's SHA-256."""
+        """Keep the trainable weights of ``model`` as the best; all processes call it. The file's SHA-256.
+
+        Raises:
+            UserError: a weight is not finite; nothing is written.
+        """
+        # Together, because each process may hold a part of them only.
         weights = self.accelerator.get_state_dict(model)
-        digest = [""]
+        found: list[Any] = ["", []]
         if self.accelerator.is_main_process:
             trainable = {
                 name for name, value in self.accelerator.unwrap_model(model).named_parameters() if value.requires_grad
             }
             kept = {name: weights[name].contiguous().cpu() for name in sorted(trainable)}
-            final = self._best(step)
-            with whole_file(final) as partial:
-                save_file(kept, partial)
-                digest = [sha256_file(partial)]
-            named = {final} | {self._best(best) for path in self._newest_first() for best in _best_steps(path)}
-            for old in set(self.folder.glob("best-*.safetensors")) - named:
-                old.unlink()
-        return broadcast_object_list(digest)[0]
+            found[1] = [name for name, value in kept.items() if not torch.isfinite(value).all()]
+            if not found[1]:
+                final = self._best(step)
+                with whole_file(final) as partial:
+                    save_file(kept, partial)
+                    found[0] = sha256_file(partial)
+                named = {final} | {self._best(best) for path in self._newest_first() for best in _best_steps(path)}
+                for old in set(self.folder.glob("best-*.safetensors")) - named:
+                    old.unlink()
+        digest, wrong = broadcast_object_list(found)
+        if wrong:
+            raise UserError(f"{len(wrong)} tensors are not finite, such as {wrong[0]}; the model is not saved")
+        return digest
 
-    def load_best(self, model: nn.Module, step: int, sha256: str) -> None:
-        """Put the best weights, those after ``step``, into an unwrapped model.
+    def best(self, step: int, sha256: str) -> Path:
+        """The file of the best weights, those after ``step``.
 
         Raises:
             UserError: the file is gone, or its content has changed.
@@ -114,11 +124,7 @@ class Checkpoints:
                 f"{file}: the best weights of this phase are missing or damaged; remove {self.folder.parent} and "
                 "train again"
             )
-        best = load_file(file)
-        with torch.no_grad():
-            parameters = dict(model.named_parameters())
-            for name, value in best.items():
-                parameters[name].copy_(value)
+        return file
 
     def _best(self, step: int) -> Path:
         return self.folder / f"best-{step:08d}.safetensors"
@@ -157,6 +163,16 @@ def _step_of(path: Path) -> int:
     match = _STEP.match(path.name)
     assert match is not None
     return int(match.group(1))
+
+
+def load_trained(model: nn.Module, file: Path) -> None:
+    """Put trained weights, the file of :meth:`Checkpoints.best`, into a model that is as it was before training."""
+    weights = load_file(file)
+    parameters = dict(model.named_parameters())
+    assert weights.keys() == {name for name, value in parameters.items() if value.requires_grad}
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
 
 
 def save_decoder(model: nn.Module, folder: Path, extra: dict[str, Any]) -> None:

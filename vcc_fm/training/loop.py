@@ -12,41 +12,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
 from rich.console import Console
 from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.processes import leave_a_core_to_the_loader
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
 from vcc_fm.training.tracking import TrainingLog, peak_memory_gb
-
-
-def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> Accelerator:
-    """An accelerator whose accumulation makes ``batch_sets`` sets a step on however many processes there are.
-
-    Raises:
-        UserError: the number of processes is not the recipe's, or the sets cannot be shared evenly.
-    """
-    leave_a_core_to_the_loader()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir=folder,
-    )
-    world = accelerator.num_processes
-    config.check_processes(world, name)
-    micro = config.micro_sets or config.batch_sets // world
-    steps = config.batch_sets // (world * micro)
-    plugin = GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False, sync_each_batch=False)
-    # The number of processes, and with it the accumulation, is known only once an accelerator exists.
-    accelerator.gradient_state.plugin_kwargs.update(plugin.to_kwargs() | {"num_steps": steps})
-    return accelerator
-
 
 SHORTEST_WARMUP = 20
 """Steps of warm-up at the least. Adam's first steps move every weight by the whole rate, whatever its gradient, and
@@ -128,9 +103,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.selection: Selection | None = None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, accelerator)
-        world = accelerator.num_processes
-        self._micro = config.micro_sets or config.batch_sets // world
-        self._accumulation = config.batch_sets // (world * self._micro)
+        self._micro, self._accumulation = config.micro_batches(accelerator.num_processes)
         # One batch is in use, `prefetch` wait, one is being made: a buffer is written again when its batch is done.
         shape = (self._micro, config.set_size, len(assembler.data.cells.genes))
         self._buffers: list[np.ndarray | None] = [None]
@@ -144,8 +117,15 @@ class Trainer:
         sets = self.training.step(step, self.config.batch_sets, slice(start, start + self._micro))
         return self.assembler.assemble(sets, self._buffers[number % len(self._buffers)])
 
-    def run(self) -> nn.Module:
-        """Train from the newest checkpoint, or from the start, to the end; the model with its best weights."""
+    def run(self) -> Path:
+        """Train from the newest checkpoint, or from the start, to the end; the file of the trained weights.
+
+        Its tensors, named as the model's parameters, are all that trained: the best ones, or, where nothing validates,
+        the last ones.
+
+        Raises:
+            UserError: a loss, a gradient or a weight is not finite, or the best weights are damaged.
+        """
         found, passed_over = self.checkpoints.resume()
         progress = found or {"step": 0, "selection": None}
         first = progress["step"]
@@ -165,10 +145,11 @@ class Trainer:
         finally:
             loader.close()
             log.close()
-        model = self.accelerator.unwrap_model(self.model)
-        if self.selection is not None:
-            self.checkpoints.load_best(model, self.selection.best_step, self.selection.best_sha256)
-        return model
+        if self.selection is None:
+            step, digest = self.config.steps, self.checkpoints.save_best(self.model, self.config.steps)
+        else:
+            step, digest = self.selection.best_step, self.selection.best_sha256
+        return self.checkpoints.best(step, digest)
 
     def _steps(self, first: int, loader: Prefetcher, log: TrainingLog) -> None:
         config, batches = self.config, iter(loader)
@@ -254,13 +235,16 @@ class Trainer:
         self.model.eval()
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self._micro
         sets = min(len(sampler), self.config.eval_sets)
-        mine = [sampler[i] for i in range(sets)][rank::world]
         sums = torch.zeros(1 + len(self.losses.weights), device=self.accelerator.device)
-        for start in range(0, len(mine), size):
-            batch = self.assembler.assemble(mine[start : start + size]).to(self.accelerator.device)
+        # Sharded parameters come together in each forward: every process makes as many, the last ones perhaps over
+        # sets that it counts zero times.
+        for start in range(0, sets, world * size):
+            mine = range(start + rank, min(start + world * size, sets), world)
+            batch = self.assembler.assemble([sampler[i] for i in mine or range(1)]).to(self.accelerator.device)
             terms = self.losses(self.accelerator.unwrap_model(self.model), batch)
-            totals = (terms[name].sum().to(sums) for name in self.losses.weights)
-            sums += torch.stack([torch.tensor(float(len(batch))).to(sums), *totals])
+            if mine:
+                totals = (terms[name].sum().to(sums) for name in self.losses.weights)
+                sums += torch.stack([torch.tensor(float(len(batch))).to(sums), *totals])
         sums = self.accelerator.reduce(sums, "sum")
         means: dict[str, float] = dict(zip(self.losses.weights, (sums[1:] / sums[0]).tolist(), strict=True))
         self.model.train()

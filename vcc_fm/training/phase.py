@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
@@ -16,15 +16,15 @@ from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.groups import training_groups
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.cellsets.split import Group
-from vcc_fm.decoder.build import build_decoder, not_finite, vocabulary_of
+from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.train import TrainConfig
-from vcc_fm.training.checkpoint import save_decoder
-from vcc_fm.training.loop import Selection, Trainer, make_accelerator
+from vcc_fm.training.accelerator import count_parameters, engine_of, forget_accelerator, make_accelerator
+from vcc_fm.training.checkpoint import load_trained, save_decoder
+from vcc_fm.training.loop import Selection, Trainer
 
 
 @dataclass(frozen=True)
@@ -74,35 +74,62 @@ def train_phase(phase: Phase, data: Dataset, work: Path, final: Path, console: C
     _claim(work, phase.fingerprint, accelerator)
     if config.tracker != "none":
         accelerator.init_trackers(f"{phase.run}-{name}")
-    model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed)
-    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(decoder, PerturbationDecoder)
-    decoder.config.recipe_fingerprint = phase.recipe_fingerprint
+    model, notes = _decoder(phase, data)
+    decoder = _inner(model)
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
     training = training_groups(data.split, config, data.cells.contexts, name)
     situations = Situations.of(data, training, assembler)
     samplers = _samplers(phase, data, training, situations)
     decoder.config.trained_on_responses |= situations.training > 0
-    notes += situations.notes(decoder.config.trained_on_responses, phase.decoder.response_dropout)
-    trainer = Trainer(name, config, model, SetLosses(config.loss), *samplers, assembler, work, accelerator, console)
+    trained_on_responses = decoder.config.trained_on_responses
+    notes += situations.notes(trained_on_responses, phase.decoder.response_dropout)
     if accelerator.is_main_process:
-        total, trainable = count_parameters(model)
-        console.print(f"{name}: {trainable:,} of {total:,} parameters train, {accelerator.num_processes} process(es)")
+        console.print(_first_line(name, config, accelerator, model), highlight=False, soft_wrap=True)
         for note in notes + _scarce_controls(samplers[0]):
             console.print(f"note: {note}", markup=False, soft_wrap=True)
-    trained = trainer.run()
-    if wrong := not_finite(trained):
-        raise UserError(f"{name}: {len(wrong)} tensors are not finite, such as {wrong[0]}; the model is not saved")
+    trainer = Trainer(name, config, model, SetLosses(config.loss), *samplers, assembler, work, accelerator, console)
+    del model, decoder
+    weights = trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        # Built again, because what was trained may be spread over the processes.
+        trained, _ = _decoder(phase, data)
+        _inner(trained).config.trained_on_responses = trained_on_responses
+        load_trained(trained, weights)
         _save(phase, data, trainer.selection, trained, final, console)
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
     for tracker in accelerator.trackers:
         tracker.finish()
-    # The next phase may ask for another precision, which one shared state cannot hold.
-    AcceleratorState._reset_state()
+    forget_accelerator()
+
+
+def _decoder(phase: Phase, data: Dataset) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
+    """The model as it is before training, and notes."""
+    model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed)
+    decoder = _inner(model)
+    decoder.config.recipe_fingerprint = phase.recipe_fingerprint
+    decoder.bf16_backbone = phase.config.precision == "bf16"
+    return model, notes
+
+
+def _inner(model: PerturbationDecoder | PeftModel) -> PerturbationDecoder:
+    """The decoder itself, without its adapters' wrapping."""
+    decoder = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(decoder, PerturbationDecoder)
+    return decoder
+
+
+def _first_line(name: str, config: TrainConfig, accelerator: Accelerator, model: nn.Module) -> str:
+    """What trains, on what, and how much at a time."""
+    world, device = accelerator.num_processes, accelerator.device
+    total, trainable = count_parameters(model)
+    here = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return (
+        f"{name}: {engine_of(accelerator)}, {world} process(es) on {here}; a step is {config.batch_sets} sets, up to "
+        f"{config.batch_sets * config.set_size:,} cells; {trainable:,} of {total:,} parameters train"
+    )
 
 
 def _scarce_controls(sampler: SetSampler) -> list[str]:
@@ -140,12 +167,6 @@ def _save(
             console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
     with whole_folder(final) as partial:
         save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(total, trainable) number of parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:

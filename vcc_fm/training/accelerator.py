@@ -1,0 +1,155 @@
+"""The engine that training runs on: one process, DistributedDataParallel, DeepSpeed's ZeRO, or FSDP.
+
+The launcher says how the work is shared. The recipe says what the numbers depend on: batch, accumulation, clipping and
+precision. Where both speak of the same thing and differ, and where another engine runs than was asked for, the run
+ends: a month of GPUs must not be spent on what nobody asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
+from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.processes import leave_a_core_to_the_loader, process_state
+from vcc_fm.recipe.train import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate.utils import DeepSpeedPlugin
+
+
+def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> Accelerator:
+    """An accelerator for a training phase, whose steps take ``batch_sets`` sets on however many processes there are.
+
+    Args:
+        config: of the phase.
+        folder: of its trackers.
+        name: of the phase, which is its section in the recipe.
+
+    Raises:
+        UserError: the number of processes is not the recipe's, or cannot share the sets evenly; the launcher and the
+            recipe contradict each other; or the engine that was asked for cannot be had here.
+    """
+    leave_a_core_to_the_loader()
+    state = process_state()
+    config.check_processes(state.num_processes, name)
+    _, accumulation = config.micro_batches(state.num_processes)
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+    if asked not in ("no", config.precision):
+        raise UserError(
+            f"the launcher asks for mixed_precision: {asked}, the recipe for {name}.precision={config.precision}; "
+            "leave it to the recipe: mixed_precision: 'no'"
+        )
+    accelerator = Accelerator(
+        # Not Accelerate's, which DeepSpeed turns into a model that is bfloat16 all through: the decoder itself runs
+        # its backbone in that precision.
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulation, sync_with_dataloader=False, sync_each_batch=False
+        ),
+        deepspeed_plugin=_deepspeed(config, state.num_processes, name) if _asks("DEEPSPEED") else None,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=folder,
+    )
+    if _asks("DEEPSPEED"):
+        # Models are built whole, by the same code as on one process: `from_pretrained` would cut them at once.
+        unset_hf_deepspeed_config()
+    _check_engine(accelerator)
+    return accelerator
+
+
+def forget_accelerator() -> None:
+    """Let the next phase ask for another precision and accumulation, which one shared state cannot hold."""
+    AcceleratorState._reset_state()
+
+
+def engine_of(accelerator: Accelerator) -> str:
+    """What trains, as messages and checkpoints call it: ``one process``, ``DDP``, ``ZeRO-2``, ``FSDP2``."""
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
+    if kind == DistributedType.FSDP:
+        return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
+    return "DDP" if accelerator.num_processes > 1 else "one process"
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(total, trainable) number of parameters; ``model`` is whole, so before an engine shards it."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def _asks(engine: str) -> bool:
+    """Whether the launcher asks for an engine; it says so in the environment."""
+    return bool(parse_flag_from_env(f"ACCELERATE_USE_{engine}"))
+
+
+def _deepspeed(config: TrainConfig, processes: int, name: str) -> DeepSpeedPlugin:
+    """DeepSpeed as the launcher configures it, with what the recipe decides.
+
+    Raises:
+        UserError: the launcher's file decides it too, and otherwise.
+    """
+    from accelerate.utils import DeepSpeedPlugin
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    plugin = DeepSpeedPlugin(zero3_init_flag=False, zero3_save_16bit_model=True)
+    settings: dict[str, Any] = plugin.deepspeed_config
+    micro, accumulation = config.micro_batches(processes)
+    decided: dict[str, tuple[Any, str]] = {
+        "train_micro_batch_size_per_gpu": (micro, "micro_sets"),
+        "gradient_accumulation_steps": (accumulation, "batch_sets"),
+        "train_batch_size": (config.batch_sets, "batch_sets"),
+        "gradient_clipping": (config.clip or 0.0, "clip"),
+    }
+    # One step is what Accelerate fills in where a file says nothing.
+    silent = {"gradient_accumulation_steps": 1}
+    for key, (value, field) in decided.items():
+        if settings.get(key, "auto") not in ("auto", value, silent.get(key, "auto")):
+            raise UserError(
+                f"the DeepSpeed config says {key}: {settings[key]}, the recipe {value} ({name}.{field}); leave it to "
+                f"the recipe: remove {key}, or write auto"
+            )
+        settings[key] = value
+    for key in ("bf16", "fp16", "optimizer", "scheduler"):
+        if key in settings and (
+            key in ("optimizer", "scheduler") or settings[key].get("enabled") not in (False, "auto")
+        ):
+            raise UserError(f"the DeepSpeed config has a section {key}, which the recipe decides; remove it")
+    settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    plugin.gradient_accumulation_steps = accumulation
+    return plugin
+
+
+def _check_engine(accelerator: Accelerator) -> None:
+    """Compare the engine with what the launcher asked for.
+
+    Raises:
+        UserError: it is another one, with other processes, or one that was not found to work.
+    """
+    engine, here = engine_of(accelerator), accelerator.device.type
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted != accelerator.num_processes:
+        raise UserError(f"{wanted} processes were launched, but {engine} runs on {accelerator.num_processes}")
+    if _asks("DEEPSPEED") and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise UserError(
+            f"the launcher asks for DeepSpeed, but {engine} runs on {here}; set use_cpu: false (DeepSpeed also works "
+            "without a GPU), or distributed_type: MULTI_GPU"
+        )
+    if _asks("FSDP") and accelerator.distributed_type != DistributedType.FSDP:
+        raise UserError(
+            f"the launcher asks for FSDP, but {engine} runs on {here}: Accelerate has FSDP on GPUs only; use "
+            "distributed_type: DEEPSPEED, or MULTI_GPU"
+        )
+    if engine == "FSDP1":
+        raise UserError("the launcher asks for FSDP in version 1; set fsdp_version: 2")
+    if _asks("MEGATRON_LM"):
+        raise UserError("the launcher asks for Megatron-LM, which is not supported; use distributed_type: DEEPSPEED")
