@@ -20,76 +20,60 @@ class Groups:
 
     perturbations: int
     combinations: int
-    contexts: dict[str, int]
-    """Context -> cells."""
+    contexts: dict[str, int]  # context -> cells
     groups: int
-    cells_per_group: list[int]
-    """Least, median and most."""
-    few: int
-    """Groups of fewer than ``FEW`` cells."""
-    fewest: dict[str, int]
+    cells_per_group: list[int]  # least, median and most
+    few: int  # groups of fewer than ``FEW`` cells
     control_cells: int
     batches: int
-    controls_per_batch: list[int]
-    """Least, median and most."""
+    controls_per_batch: list[int]  # least, median and most
     batches_without_control: list[str]
     contexts_without_control: list[str]
-    dropped: dict[str, int]
-    """Reason -> cells without a label."""
+    guides: dict[str, dict[int, int]]  # column with numbers of guides -> numbers that are worth keeping -> cells
+    dropped: dict[str, int]  # reason -> cells without a label
     repairs: dict[str, int]
 
 
-def count_groups(labels: Labels, control: str, separator: str) -> Groups:
+def count_groups(labels: Labels, control: str, separator: str, guides: pd.DataFrame) -> Groups:
     """Count cells.
 
     Args:
         labels: as a recipe reads them.
         control: label of the control.
         separator: what joins the parts of a combination.
+        guides: [cells of the file] columns with numbers of guides.
     """
-    cells = labels.cells
-    is_control = (cells["perturbation"] == control).to_numpy()
-    perturbed = cells[~is_control]
-    sizes = perturbed.groupby(["context", "perturbation"], observed=True).size().sort_values(kind="stable")
-    names = perturbed["perturbation"].unique()
-    batches = cells.assign(control=is_control).groupby(["context", "batch"], observed=True)["control"].sum()
-    contexts = cells.assign(control=is_control).groupby("context", observed=True)["control"].agg(["size", "sum"])
-    one_context = len(contexts) == 1
-    empty = batches.index[batches == 0].to_frame()
-    without = list(empty["batch"] if one_context else empty["batch"] + " (" + empty["context"] + ")")
-    lonely = [str(context) for context in contexts.index[contexts["sum"] == 0]]
-    few = int((sizes < FEW).sum())
-    smallest = sizes.index[:5].to_frame()
+    cells = labels.cells.assign(control=labels.cells["perturbation"] == control)
+    sizes = cells[~cells["control"]].groupby(["context", "perturbation"], observed=True).size()
+    names = sizes.index.unique("perturbation")
+    batches = cells.groupby(["context", "batch"], observed=True)["control"].sum()
+    contexts = cells.groupby("context", observed=True)["control"].agg(["size", "sum"])
+    without = batches.index[batches == 0]
+    kept = {str(name): _numbers_to_keep(guides[name], labels, control, separator) for name in guides.columns}
     return Groups(
         perturbations=len(names),
         combinations=sum(separator in name for name in names),
         contexts={str(name): int(n) for name, n in contexts["size"].items()},
         groups=len(sizes),
         cells_per_group=_range(sizes.to_numpy()),
-        few=few,
-        fewest=dict(
-            zip(smallest["perturbation"] + " in " + smallest["context"], sizes.iloc[:5].tolist(), strict=True)
-        ),
-        control_cells=int(is_control.sum()),
+        few=int((sizes < FEW).sum()),
+        control_cells=int(cells["control"].sum()),
         batches=len(batches),
         controls_per_batch=_range(batches.to_numpy()),
-        batches_without_control=without,
-        contexts_without_control=lonely,
+        batches_without_control=[
+            batch if len(contexts) == 1 else f"{batch} ({context})" for context, batch in without
+        ],
+        contexts_without_control=contexts.index[contexts["sum"] == 0].tolist(),
+        guides={name: numbers for name, numbers in kept.items() if numbers},
         dropped=labels.dropped,
         repairs=labels.repairs,
     )
 
 
-def numbers_to_keep(column: pd.Series, labels: Labels, control: str, separator: str) -> dict[int, int]:
+def _numbers_to_keep(column: pd.Series, labels: Labels, control: str, separator: str) -> dict[int, int]:
     """The numbers of guides that cells of each kind mostly have -> cells of all kinds; empty where all cells do.
 
     A kind is the control, or perturbations of as many target genes: where numbers are of targets, a control has 0.
-
-    Args:
-        column: [cells of the file] numbers of guides.
-        labels: as a recipe reads them.
-        control: label of the control.
-        separator: what joins the parts of a combination.
     """
     perturbation = labels.cells["perturbation"]
     parts = (perturbation.str.count(re.escape(separator)) + 1).where(perturbation != control, 0).to_numpy()

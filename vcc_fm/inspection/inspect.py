@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand
-from vcc_fm.inspection.genes import GeneFacts, read_genes
-from vcc_fm.inspection.groups import Groups, count_groups, numbers_to_keep
-from vcc_fm.inspection.labels import LabelFacts, possible_depths, read_obs
-from vcc_fm.inspection.names import known_names, transposed
-from vcc_fm.inspection.problems import Remarks, tell_genes, tell_groups, tell_labels, tell_matrices, tell_roles
+from vcc_fm.inspection.genes import known_names, read_genes
+from vcc_fm.inspection.groups import count_groups
+from vcc_fm.inspection.inspection import Inspection
+from vcc_fm.inspection.labels import possible_depths, read_obs, transposed
+from vcc_fm.inspection.problems import tell_genes, tell_groups, tell_labels, tell_matrices, tell_roles
 from vcc_fm.inspection.recipe import recipe_lines, source_keys, worth_reading
-from vcc_fm.inspection.roles import Roles, find_roles
+from vcc_fm.inspection.roles import find_roles
 from vcc_fm.inspection.targets import KnockDown, knock_down
 from vcc_fm.inspection.values import ENOUGH, MatrixFacts, Progress, look
 from vcc_fm.recipe.data import SourceConfig
@@ -36,47 +35,14 @@ from vcc_fm.sources.proof import Reading
 
 _AS_DEEP = 0.95
 
-
-@dataclass(frozen=True)
-class Inspection:
-    """What is in a file."""
-
-    path: str
-    bytes: int
-    cells: int
-    every_value: bool
-    """Whether every value was read, or a sample of cells."""
-    matrices: list[MatrixFacts]
-    unreadable: dict[str, str]
-    """Matrices that cannot be read -> why."""
-    read: str | None
-    """The matrix to read."""
-    genes: GeneFacts
-    labels: LabelFacts
-    perturbation: str | None
-    control: str | None
-    also_control: list[str]
-    """Further labels that are read as the control."""
-    roles: Roles
-    """Columns that may be the context and the batch, and why."""
-    context: str | None
-    """Column of obs."""
-    batch: str | None
-    """Column of obs."""
-    groups: Groups | None
-    targets: KnockDown | None
-    problems: list[str]
-    """What a reader has to decide or to mend."""
-    notes: list[str]
-    """What does no harm with the suggested lines."""
-    recipe: str | None
-    """Lines for a recipe; None where there is nothing to suggest."""
-    tried: bool
-    """Whether the file was opened with these lines, and its values verified on a sample of cells."""
+Progresses = Callable[[str], Progress]
+"""Gives, for the name of a work, what is told (rows done, rows)."""
 
 
-@dataclass(frozen=True)
-class _Opened:
+class _Opened(NamedTuple):
+    """A matrix that can be read, with its table of genes."""
+
+    facts: MatrixFacts
     matrix: Matrix
     reading: Reading | float | None
     var: pd.DataFrame
@@ -87,7 +53,7 @@ def inspect_file(
     perturbation: str | None = None,
     control: str | None = None,
     every_value: bool = False,
-    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+    progress: Progresses = lambda what: lambda done, total: None,
 ) -> Inspection:
     """Tell what is in an h5ad file.
 
@@ -96,116 +62,72 @@ def inspect_file(
         perturbation: obs column with the perturbation label, where the guess is to be overruled.
         control: label of the control cells in it, likewise.
         every_value: read all values of all matrices, rather than a sample of cells.
-        progress: gives, for the name of a work, what is told (rows done, rows); only for ``every_value``.
+        progress: told of the reading of every value.
 
     Raises:
         UserError: the file is missing, damaged or no h5ad, it has no cells, none of its matrices can be read, or it
             has no such column or label.
     """
     path = expand(str(path))
-    where = str(path)
-    told = Remarks()
+    telling = progress if every_value else None
     with ExitStack() as stack:
-        if path.is_file() and path.suffix != ".zip" and not h5py.is_hdf5(path):
-            raise UserError(f"{where}: no HDF5 file; give an h5ad file, or a zarr store (a folder, or its .zip)")
-        file = stack.enter_context(open_file(path, where, None))
-        names = _matrices(file, where)
-        # A column that is cut short is found when the file is opened with the suggested lines.
-        obs = read_table(file, "obs", set(), where)
-        if not len(obs):
-            raise UserError(f"{where}: no cells: obs has no rows; get a file that has")
-        facts, opened, unreadable = _look_at(file, names, obs, where, stack, progress if every_value else None)
+        file, obs = _open(path, stack)
+        opened, unreadable = _look_at(file, obs, str(path), stack, telling)
+        facts = [one.facts for one in opened]
         chosen = choose(facts)
-        used = opened[(chosen or facts[0]).name]
-        genes = read_genes(used.var, where)
-        known = known_names(used.var, genes)
-        labels = read_obs(obs, known, perturbation)
-        keys = source_keys(path, chosen, genes, labels, perturbation, control)
-        cells, roles = None, Roles()
-        told.problems.extend(f"{name}: {why.removeprefix(f'{where}, {name}: ')}" for name, why in unreadable.items())
-        tell_matrices(facts, chosen, told)
-        if transposed(obs, used.var, known):
-            told.problems.append(
+        used = next((one for one in opened if one.facts is chosen), opened[0])
+        genes = read_genes(used.var, str(path))
+        labels = read_obs(obs, known_names(used.var, genes), perturbation)
+        read = chosen.name if chosen else None
+        found = Inspection(str(path), bytes_of(path), len(obs), every_value, facts, unreadable, read, genes, labels)
+        keys = source_keys(found, perturbation, control)
+        tell_matrices(found)
+        if transposed(obs, used.var):
+            found.problems.append(
                 f"the file is transposed: obs holds genes ({obs.index[0]}, …), var holds cells ({used.var.index[0]}, "
                 "…); write it again as adata.T"
             )
-        else:
-            tell_genes(genes, told)
-            tell_labels(labels, control, genes.symbols is not None or genes.incomplete is not None, told)
-            asked = perturbation is not None or control is not None
-            alone = keys | {"context": keys["name"]}
-            cells = _labelled(obs, alone, where, told, asked)
-            read = None if cells is None else (cells, keys["control"])
-            roles = find_roles(obs, labels.contexts, labels.batches, labels.further, read)
-            tell_roles(roles, told)
-            keys = alone if roles.context is None else keys | {"context_column": roles.context}
-            keys |= {} if roles.batch is None else {"batch_column": roles.batch}
-            cells = None if cells is None else _labelled(obs, keys, where, told, asked)
-        groups = targets = None
-        guides = {}
+            return found
+        tell_genes(found)
+        tell_labels(found, control)
+        cells = _read_cells(obs, found, keys, perturbation is not None or control is not None)
         if cells is not None:
-            groups = count_groups(cells, keys["control"], keys["separator"])
-            tell_groups(groups, told)
-            guides = {
-                column: numbers_to_keep(obs[column], cells, keys["control"], keys["separator"])
-                for column in labels.numbers_of_guides
-            }
-            targets = _targets(used, chosen, genes, cells, keys, progress if every_value else None)
-    tried = suggested = False
-    if chosen is not None and cells is not None and worth_reading(chosen):
-        tried = chosen.told and genes.symbols is not None and _is_read(keys, told)
-        suggested = tried or not chosen.told
-    guides = {column: numbers for column, numbers in guides.items() if numbers}
-    return Inspection(
-        path=where,
-        bytes=bytes_of(path),
-        cells=len(obs),
-        every_value=every_value,
-        matrices=facts,
-        unreadable=unreadable,
-        read=chosen.name if chosen else None,
-        genes=genes,
-        labels=labels,
-        perturbation=keys.get("perturbation_column"),
-        control=keys.get("control"),
-        also_control=keys.get("also_control", []),
-        roles=roles,
-        context=roles.context,
-        batch=roles.batch,
-        groups=groups,
-        targets=targets,
-        problems=told.problems,
-        notes=told.notes,
-        recipe=recipe_lines(keys, chosen, labels, roles, groups, guides) if suggested else None,
-        tried=tried,
-    )
+            found.groups = count_groups(cells, keys["control"], keys["separator"], obs[labels.numbers_of_guides])
+            tell_groups(found)
+            found.targets = _targets(used, found, cells, keys, telling)
+    if cells is not None and chosen is not None and worth_reading(chosen):
+        found.tried = chosen.told and genes.symbols is not None and _is_read(keys, found)
+        if found.tried or not chosen.told:
+            found.recipe = recipe_lines(found, keys)
+    return found
 
 
-def _matrices(file: File, where: str) -> list[str]:
-    """Names of the matrices of a file that is AnnData."""
+def _open(path: Path, stack: ExitStack) -> tuple[File, pd.DataFrame]:
+    """The file, until the stack is closed, and its table of cells."""
+    where = str(path)
+    if path.is_file() and path.suffix != ".zip" and not h5py.is_hdf5(path):
+        raise UserError(f"{where}: no HDF5 file; give an h5ad file, or a zarr store (a folder, or its .zip)")
+    file = stack.enter_context(open_file(path, where, None))
     if "obs" not in file and "matrix" in file:
         raise UserError(f"{where}: a 10x file: read it with sc.read_10x_h5, add labels to obs, then write_h5ad")
-    names = matrices(file)
-    if not names:
+    if not matrices(file):
         raise UserError(f"{where}: has no matrix (X, raw, layers); get the file with counts")
-    locate(file, names[0], where)
-    return names
+    locate(file, matrices(file)[0], where)  # refuses what is no AnnData
+    # A column that is cut short is found when the file is opened with the suggested lines.
+    obs = read_table(file, "obs", set(), where)
+    if not len(obs):
+        raise UserError(f"{where}: no cells: obs has no rows; get a file that has")
+    return file, obs
 
 
 def _look_at(
-    file: File,
-    names: list[str],
-    obs: pd.DataFrame,
-    where: str,
-    stack: ExitStack,
-    progress: Callable[[str], Progress] | None,
-) -> tuple[list[MatrixFacts], dict[str, _Opened], dict[str, str]]:
-    """What each matrix holds, the matrices as opened, and why others cannot be read."""
+    file: File, obs: pd.DataFrame, where: str, stack: ExitStack, progress: Progresses | None
+) -> tuple[list[_Opened], dict[str, str]]:
+    """The matrices, and why others cannot be read."""
     totals = possible_depths(obs)
-    facts: list[MatrixFacts] = []
-    opened: dict[str, _Opened] = {}
+    opened: list[_Opened] = []
     unreadable: dict[str, str] = {}
-    for name in names:
+    for name in matrices(file):
         try:
             stored, table = locate(file, name, where)
             var = read_table(file, table, set(), where)
@@ -215,17 +137,15 @@ def _look_at(
                     f"{where}, {name}: cut short or damaged (shape {matrix.shape}, obs and var have {len(obs)} "
                     f"and {len(var)} rows)"
                 )
-            found, reading = look(
-                name, stored, matrix, (obs.index, var.index), totals, None if progress is None else progress(name)
-            )
+            telling = None if progress is None else progress(name)
+            facts, reading = look(name, stored, matrix, (obs.index, var.index), totals, telling)
         except UserError as error:
             unreadable[name] = str(error)
-            continue
-        facts.append(found)
-        opened[name] = _Opened(matrix, reading, var)
-    if not facts:
-        raise UserError(unreadable[names[0]])
-    return facts, opened, unreadable
+        else:
+            opened.append(_Opened(facts, matrix, reading, var))
+    if not opened:
+        raise UserError(next(iter(unreadable.values())))
+    return opened, unreadable
 
 
 def choose(facts: list[MatrixFacts]) -> MatrixFacts | None:
@@ -247,37 +167,44 @@ def choose(facts: list[MatrixFacts]) -> MatrixFacts | None:
         short = depths.get(one.name, deepest) < _AS_DEEP * deepest
         return one.found is None, bool(one.doubts), short, place, -one.proved, -one.genes
 
-    possible = [one for one in facts if one.found is not None or not one.told]
-    return min(possible, key=rank) if possible else None
+    return min((one for one in facts if one.found is not None or not one.told), key=rank, default=None)
 
 
-def _labelled(obs: pd.DataFrame, keys: dict[str, Any], where: str, told: Remarks, asked: bool) -> Labels | None:
-    """The labels as a recipe would read them; None where perturbation or control are not known, or cannot be read."""
+def _read_cells(obs: pd.DataFrame, found: Inspection, keys: dict[str, Any], asked: bool) -> Labels | None:
+    """The labels as a recipe would read them; adds context and batch to what is found and to the keys."""
+    cells = _labelled(obs, found, keys | {"context": keys["name"]}, asked)
+    labels = found.labels
+    read = None if cells is None else (cells, keys["control"])
+    found.roles = find_roles(obs, labels.contexts, labels.batches, labels.further, read)
+    tell_roles(found)
+    found.context, found.batch = found.roles.context, found.roles.batch
+    keys |= {"context": keys["name"]} if found.context is None else {"context_column": found.context}
+    keys |= {} if found.batch is None else {"batch_column": found.batch}
+    return None if cells is None else _labelled(obs, found, keys, asked)
+
+
+def _labelled(obs: pd.DataFrame, found: Inspection, keys: dict[str, Any], asked: bool) -> Labels | None:
+    """The labels with these keys; None where perturbation or control are not known, or cannot be read."""
     # A column that is not there is refused below, whether a control is known or not.
     if not {"perturbation_column", "control"} <= keys.keys() and keys.get("perturbation_column") in {None, *obs}:
         return None
     try:
-        return read_labels(obs, SourceConfig(**keys), where)
+        return read_labels(obs, SourceConfig(**keys), found.path)
     except UserError as error:
         if asked:
             raise
-        told.problems.append(str(error).removeprefix(f"{where}: "))
+        found.problems.append(str(error).removeprefix(f"{found.path}: "))
         return None
 
 
 def _targets(
-    used: _Opened,
-    chosen: MatrixFacts | None,
-    genes: GeneFacts,
-    labels: Labels,
-    keys: dict[str, Any],
-    progress: Callable[[str], Progress] | None,
+    used: _Opened, found: Inspection, labels: Labels, keys: dict[str, Any], progress: Progresses | None
 ) -> KnockDown:
-    if chosen is None or used.reading is None:
-        return KnockDown("the scale of the values is not known" + (": see --all" if chosen else ""))
-    if genes.symbols is None:
+    if used.reading is None:
+        return KnockDown("the scale of the values is not known" + (": see --all" if found.chosen else ""))
+    if found.genes.symbols is None:
         return KnockDown("the genes have no symbols")
-    named = gene_columns(used.var, genes.symbols, "sum", chosen.name)
+    named = gene_columns(used.var, found.genes.symbols, "sum", used.facts.name)
     return knock_down(
         used.matrix,
         used.reading,
@@ -287,16 +214,16 @@ def _targets(
         labels.rows,
         keys["control"],
         keys["separator"],
-        used.matrix.shape[1] if chosen.encoding == "dense" else chosen.values_per_cell,
+        used.facts.genes if used.facts.encoding == "dense" else used.facts.values_per_cell,
         None if progress is None else progress("knock-down"),
     )
 
 
-def _is_read(keys: dict[str, Any], told: Remarks) -> bool:
+def _is_read(keys: dict[str, Any], found: Inspection) -> bool:
     """Whether the file opens with these keys."""
     try:
         AnnDataSource(SourceConfig(**keys)).close()
     except UserError as error:
-        told.problems.append(f"with all that is known, the file is still refused: {error}")
+        found.problems.append(f"with all that is known, the file is still refused: {error}")
         return False
     return True

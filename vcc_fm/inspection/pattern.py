@@ -22,10 +22,8 @@ class Pattern(NamedTuple):
     """What reads labels."""
 
     pattern: str
-    separator: str
-    """What joins the parts of combinations."""
-    genes: float
-    """Share of the labels of which every part is a gene then."""
+    separator: str  # what joins the parts of combinations
+    genes: float  # share of the labels of which every part is a gene then
 
 
 def find_pattern(

@@ -40,13 +40,10 @@ class Role:
     """A column of obs that may be the context or the batch."""
 
     column: str
-    kind: str
-    """What its values are: cell lines, cell types, donors, batches."""
+    kind: str  # what its values are: cell lines, cell types, donors, batches
     levels: int
-    without_control: int | None
-    """Levels in which no cell is a control; None where the controls are not known."""
-    stranded: float
-    """Share of the perturbed cells that are in these."""
+    without_control: int | None  # levels in which no cell is a control; None where the controls are not known
+    stranded: float  # share of the perturbed cells that are in these
 
     @property
     def fits(self) -> bool:
@@ -71,8 +68,7 @@ class Roles:
 
     contexts: list[Role] = field(default_factory=list)
     batches: list[Role] = field(default_factory=list)
-    further: list[str] = field(default_factory=list)
-    """Columns in which the cells of a perturbation and context differ, and which may make one context several."""
+    further: list[str] = field(default_factory=list)  # may make one context several: cells of one group differ
 
     @property
     def context(self) -> str | None:
@@ -124,37 +120,35 @@ def find_roles(
         is_control = (labels.cells["perturbation"] == control).to_numpy()
         # With hardly any perturbation, several donors are more use than the one cell type that they share.
         few = labels.cells["perturbation"].nunique() - 1 <= FEW_PERTURBATIONS
-    found = [_role(obs[name], name, _kind(name), None, is_control) for name in contexts]
+    found = [_role(obs[name], _kind(name), None, is_control) for name in contexts]
     found.sort(key=lambda one: (not one.fits, few and one.levels == 1))
     taken = next((one.column for one in found if one.fits), None)
     inside = None if taken is None else pd.factorize(obs[taken])[0]
-    tried = [_role(obs[name], name, "batches", inside, is_control) for name in batches if name != taken]
+    tried = [_role(obs[name], "batches", inside, is_control) for name in batches if name != taken]
     tried.sort(key=lambda one: not one.fits)
     if read is not None:
-        group = pd.factorize(read[0].cells["perturbation"])[0] * np.int64(len(obs)) + (0 if inside is None else inside)
+        group = pd.factorize(labels.cells["perturbation"])[0] * np.int64(len(obs)) + (0 if inside is None else inside)
         further = [name for name in further if name != taken and _splits(obs[name], group)]
     return Roles(found, tried, further)
 
 
 def _splits(column: pd.Series, group: np.ndarray) -> bool:
     """Whether cells of one group differ in a column."""
-    values = pd.factorize(column.astype(object))[0]
-    pairs = pd.DataFrame({"group": group, "values": values}).drop_duplicates()
+    pairs = pd.DataFrame({"group": group, "value": pd.factorize(column.astype(object))[0]}).drop_duplicates()
     return bool(pairs["group"].duplicated().any())
 
 
-def _role(column: pd.Series, name: str, kind: str, inside: np.ndarray | None, is_control: np.ndarray | None) -> Role:
+def _role(column: pd.Series, kind: str, inside: np.ndarray | None, is_control: np.ndarray | None) -> Role:
     codes = pd.factorize(column.astype(object))[0]
     levels = int(codes.max()) + 1
+    if is_control is None:
+        return Role(str(column.name), kind, levels, None, 0.0)
     if inside is not None:
         codes = pd.factorize(codes + np.int64(levels) * inside)[0]
-    if is_control is None:
-        return Role(name, kind, levels, None, 0.0)
     controls = np.bincount(codes[is_control], minlength=codes.max() + 1)
     stranded = (controls == 0)[codes[~is_control]]
-    return Role(
-        name, kind, len(controls), int((controls == 0).sum()), float(stranded.mean()) if len(stranded) else 0.0
-    )
+    share = float(stranded.mean()) if len(stranded) else 0.0
+    return Role(str(column.name), kind, len(controls), int((controls == 0).sum()), share)
 
 
 def _kind(name: str) -> str:

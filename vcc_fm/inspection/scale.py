@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.sources.matrix import Block
-from vcc_fm.sources.proof import FACTOR, FEW, PROVED, Reading, Totals
+from vcc_fm.sources.proof import FACTOR, FEW, PROVED, Reading, ScaledValues, Totals
 from vcc_fm.sources.reading import TotalsError, find_reading
 from vcc_fm.sources.scaled import fit
 from vcc_fm.sources.values import AmbiguousError, NotCountsError, check, decide, describe
@@ -25,16 +25,16 @@ class TotalsFacts:
 
     column: str
     use: Totals
-    proved: float
-    """Share of the cells whose counts are proved with it."""
+    proved: float  # share of the cells whose counts are proved with it
 
 
 class Told(NamedTuple):
     """What a sample of cells is."""
 
-    reading: Reading | float | None
-    """How the values give counts: the base of a log (0 for none), or as scaled cells; None where they give none."""
+    reading: Reading | float | None  # base of the log of counts (0 for none), or as scaled cells; None: no counts
     sentence: str
+    totals: str | None = None  # the column of depths that the reading uses: it tells more than the values alone
+    tried: tuple[TotalsFacts, ...] = ()  # the columns that can be the depths, the best first
 
 
 def tell(block: Block, genes: int, whole: bool) -> Told:
@@ -50,14 +50,12 @@ def tell(block: Block, genes: int, whole: bool) -> Told:
         return Told(None, "no value above zero" + ("" if whole else " in the columns looked at"))
     try:
         scale, base = decide(values, ("counts", "log1p-counts"))
+        return Told(base, "raw counts" if scale == "counts" else "log1p of raw counts")
     except AmbiguousError as error:
-        if values.dtype == np.float16:  # anything fits
-            return Told(None, describe(values, block.indptr, genes))
-        return Told(None, f"log1p of counts, as it seems, but they cannot be had back: {error.reason}")
+        if values.dtype != np.float16:  # in float16 anything fits
+            return Told(None, f"log1p of counts, as it seems, but they cannot be had back: {error.reason}")
     except NotCountsError:
         pass
-    else:
-        return Told(base, "raw counts" if scale == "counts" else "log1p of raw counts")
     try:
         check(values)
     except NotCountsError:
@@ -68,49 +66,44 @@ def tell(block: Block, genes: int, whole: bool) -> Told:
     return Told(reading, "scaled counts" if reading else describe(values, block.indptr, genes))
 
 
-def try_totals(
-    block: Block, rows: np.ndarray, reading: Reading | float | None, totals: dict[str, np.ndarray]
-) -> tuple[list[TotalsFacts], tuple[str, Reading] | None]:
-    """Find which columns can be the depths of scaled cells.
+def with_totals(told: Told, block: Block, rows: np.ndarray, totals: dict[str, np.ndarray]) -> Told:
+    """Find which columns can be the depths of scaled cells, and whether one tells more than the values alone.
 
     Args:
+        told: of these cells, without depths.
         block: whole cells.
         rows: [cells] int64, where they are in the file.
-        reading: how they are read without depths.
         totals: column -> [all cells of the file] int64, UMI.
-
-    Returns:
-        The columns that can be, best first; and the one that tells more than the values alone, with the reading then.
     """
-    if not isinstance(reading, Reading):
-        return [], None
-    alone = fit(block.data, block.indptr, reading, None)
-    proved = alone.code == PROVED
+    if not isinstance(told.reading, Reading):
+        return told
+    alone = fit(block.data, block.indptr, told.reading, None)
+    proved = float((alone.code == PROVED).mean())
     read = np.flatnonzero((alone.unit > 0) & np.isin(alone.code, (PROVED, FEW, FACTOR)))
     tried: list[tuple[TotalsFacts, Reading]] = []
     for column, depths in totals.items():
         known = depths[rows]
         if not len(read) or (known[read] >= alone.depth[read]).mean() < _MOST:
             continue  # no depth is below the counts that were seen; trying costs far more than this
+        scale: ScaledValues = "log-normalised" if told.reading.base else "normalised"
         try:
-            found = find_reading(
-                block.data, block.indptr, ("log-normalised" if reading.base else "normalised",), known
-            )
+            found = find_reading(block.data, block.indptr, (scale,), known)
         except TotalsError:
             continue
         # Any large number bounds a depth; one that does not rise with it knows nothing of it.
         if found is not None and (found.totals != "bound" or _correlation(known[read], alone.unit[read]) < -_ALIKE):
             cells = fit(block.data, block.indptr, found, known)
             tried.append((TotalsFacts(column, found.totals, float((cells.code == PROVED).mean())), found))
+    if not tried:
+        return told
     # Where two prove as much, depths that equal the cells' own say more than those that only bound them.
     tried.sort(key=lambda one: (-one[0].proved, ("exact", "sum", "bound", "none").index(one[0].use)))
-    facts = [one for one, _ in tried]
-    if facts and (facts[0].proved > proved.mean() or (facts[0].use != "bound" and facts[0].proved == proved.mean())):
-        return facts, (facts[0].column, tried[0][1])
-    return facts, None
+    facts, (best, reading) = tuple(one for one, _ in tried), tried[0]
+    if best.proved > proved or (best.use != "bound" and best.proved == proved):
+        return told._replace(reading=reading, totals=best.column, tried=facts)
+    return told._replace(tried=facts)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Rank correlation (Spearman)."""
-    ranks = pd.DataFrame({"one": one, "other": other}).rank()
-    return float(ranks["one"].corr(ranks["other"]))
+    return float(pd.Series(one).rank().corr(pd.Series(other).rank()))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.inspection.values import Progress
+from vcc_fm.inspection.values import Progress, per_cell
 from vcc_fm.sources.matrix import Block, Matrix
 from vcc_fm.sources.proof import Reading
 from vcc_fm.sources.quality import TargetGenes
@@ -36,28 +36,21 @@ class TargetFacts:
 
     perturbation: str
     cells: int
-    ratio: float
-    """Mean depth-normalised expression of the target gene in its cells, over that in control cells of its contexts."""
+    ratio: float  # of mean depth-normalised expression of the target gene, to controls of its contexts
 
 
 @dataclass(frozen=True)
 class KnockDown:
     """All perturbations of one target gene."""
 
-    reason: str | None = None
-    """Why nothing is told; the rest is empty then."""
-    cells: int = 0
-    """Cells that were read, controls among them."""
+    reason: str | None = None  # why nothing is told; the rest is empty then
+    cells: int = 0  # cells that were read, controls among them
     of_cells: int = 0
-    perturbations: int = 0
-    """Of one target gene."""
-    read: int = 0
-    """Of these, how many have a target that was measured, and cells in the sample."""
-    targets: list[TargetFacts] = field(default_factory=list)
-    """Those that can be judged, the highest ratio first."""
+    perturbations: int = 0  # of one target gene
+    read: int = 0  # of these, how many have a target that was measured, and cells in the sample
+    targets: list[TargetFacts] = field(default_factory=list)  # those that can be judged, the highest ratio first
     not_measured: list[str] = field(default_factory=list)
-    hardly_expressed: list[str] = field(default_factory=list)
-    """The target is seen in so few of the cells read that a ratio says nothing."""
+    hardly_expressed: list[str] = field(default_factory=list)  # seen in too few of the cells read
     too_few_cells: list[str] = field(default_factory=list)
 
     @property
@@ -99,66 +92,39 @@ def knock_down(
         values_per_cell: of the matrix, to bound what is read of it.
         progress: told (rows done, rows); all cells are read where it is given, a sample where not.
     """
-    labels = pd.Index(cells["perturbation"].unique())
-    single = [label for label in labels if label != control and separator not in label]
-    position = pd.Index(genes).get_indexer(pd.Index(single))
-    not_measured = sorted(label for label, at in zip(single, position, strict=True) if at < 0)
-    measured = [label for label, at in zip(single, position, strict=True) if at >= 0]
+    single = [label for label in cells["perturbation"].unique() if label != control and separator not in label]
+    known = set(genes)
+    measured = [label for label in single if label in known]
+    nothing = KnockDown(perturbations=len(single), not_measured=sorted(set(single) - known))
     if not measured:
-        return KnockDown("no target gene is in the matrix", perturbations=len(single), not_measured=not_measured)
+        return replace(nothing, reason="no target gene is in the matrix")
     code = pd.Index([control, *measured]).get_indexer(pd.Index(cells["perturbation"]))
     context, names = pd.factorize(cells["context"])
     with_control = np.isin(context, np.unique(context[code == 0]))
     useful = np.flatnonzero((code >= 0) & with_control)
+    chosen = useful
     if progress is None:
         limit = int(min(SAMPLE_CELLS, SAMPLE_VALUES / max(values_per_cell, 1.0)))
         chosen = useful[_sample(rows[useful], code[useful], context[useful], limit)]
-    else:
-        chosen = useful
     sums = _Sums(control, measured, len(names), genes)
     done = 0
     try:
-        for part, block in _read(matrix, rows[chosen]):
-            which = chosen[done : done + len(part)]
+        for block in _read(matrix, rows[chosen]):
+            which = chosen[done : done + len(block.indptr) - 1]
             expression = sp.csr_matrix(
-                (linear(block, reading), columns[block.indices], block.indptr), (len(part), len(genes))
+                (_linear(block, reading), columns[block.indices], block.indptr), (len(which), len(genes))
             )
             expression.sum_duplicates()
             sums.add(expression, code[which], context[which])
-            done += len(part)
+            done += len(which)
             if progress is not None:
                 progress(done, len(chosen))
     except NotCountsError as error:
-        reason = f"a value is {error.reason}, beyond the sample from which the matrix was told"
-        return KnockDown(reason, perturbations=len(single), not_measured=not_measured)
-    return replace(
-        _told(sums, measured),
-        cells=len(chosen),
-        of_cells=len(useful),
-        perturbations=len(single),
-        not_measured=not_measured,
-    )
+        return replace(nothing, reason=f"a value is {error.reason}, beyond the sample from which the matrix was told")
+    return sums.judge(replace(nothing, cells=len(chosen), of_cells=len(useful)))
 
 
-def _told(sums: _Sums, measured: list[str]) -> KnockDown:
-    """What the sums tell of each perturbation."""
-    ratio, few, hardly = sums.judge()
-    named = np.array(measured, dtype=object)
-    read = sums.cells.sum(axis=1) > 0
-    judged = np.flatnonzero(read & ~few & ~hardly)
-    targets = [
-        TargetFacts(str(named[at]), int(sums.cells[at].sum()), float(ratio[at]))
-        for at in judged[np.argsort(-ratio[judged], kind="stable")]
-    ]
-    return KnockDown(
-        read=int(read.sum()),
-        targets=targets,
-        hardly_expressed=sorted(named[read & hardly & ~few]),
-        too_few_cells=sorted(named[read & few]),
-    )
-
-
-def linear(block: Block, reading: Reading | float) -> np.ndarray:
+def _linear(block: Block, reading: Reading | float) -> np.ndarray:
     """Depth-normalised expression of each value of a block, float64, in a unit common to the cells.
 
     Counts are divided by the cell's sum; scaled cells are so already, whatever part of the genes the matrix holds.
@@ -173,44 +139,51 @@ def linear(block: Block, reading: Reading | float) -> np.ndarray:
         values = np.expm1(values * math.log(base))
     if isinstance(reading, Reading):
         return values
-    cell = np.repeat(np.arange(len(block.indptr) - 1), np.diff(block.indptr))
-    depth = np.bincount(cell, weights=values, minlength=len(block.indptr) - 1)
-    return values / np.maximum(depth, 1.0)[cell]
+    depth = np.maximum(per_cell(values, block.indptr), 1.0)
+    return values / np.repeat(depth, np.diff(block.indptr))
 
 
 class _Sums:
     """Expression of the target genes, added up over control cells by context, and over each perturbation's cells."""
 
     def __init__(self, control: str, labels: list[str], contexts: int, genes: np.ndarray) -> None:
+        self._labels = np.array(labels, dtype=object)
         self._targets = TargetGenes([control, *labels], control, _NO_COMBINATIONS, genes, "given")
-        column = self._targets.index[1:, 0]  # place of each label's target
-        self._place, self._contexts = column, contexts
-        self.cells, self._own = np.zeros((len(labels), contexts)), np.zeros(len(labels))
         shape = (contexts, len(self._targets.columns))
         self._controls, self._sum, self._seen = np.zeros(contexts), np.zeros(shape), np.zeros(shape)
+        self._cells, self._own = np.zeros((contexts, len(labels))), np.zeros(len(labels))
 
     def add(self, expression: sp.csr_matrix, code: np.ndarray, context: np.ndarray) -> None:
         """Add cells [m, G]; ``code`` [m] is 0 for a control, else 1 + position of the label."""
         control = code == 0
         for sums, values in ((self._sum, expression), (self._seen, (expression != 0).astype(np.float64))):
-            found = self._targets.control_sums(values[control], context[control], self._contexts)
+            found = self._targets.control_sums(values[control], context[control], len(self._controls))
             sums += found.expression
         self._controls += found.cells
-        np.add.at(self.cells, (code[~control] - 1, context[~control]), 1)
+        np.add.at(self._cells, (context[~control], code[~control] - 1), 1)
         own = self._targets.measure(expression[~control], code[~control])[:, 0]
         self._own += np.bincount(code[~control] - 1, weights=own, minlength=len(self._own))
 
-    def judge(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ratio of each perturbation, and whether it has too few cells, or a target that is hardly expressed."""
+    def judge(self, known: KnockDown) -> KnockDown:
+        """Add what the sums tell of each perturbation."""
+        target = self._targets.index[1:, 0]  # of each label
         controls = np.maximum(self._controls, 1.0)[:, None]
-        sums, seen = self._sum[:, self._place], self._seen[:, self._place]
-        expected = (self.cells.T * sums / controls).sum(axis=0)
-        expected_seen = (self.cells.T * seen / controls).sum(axis=0)
-        seen = ((self.cells.T > 0) * seen).sum(axis=0)
-        few = self.cells.sum(axis=1) < _LEAST_EXPECTED
-        hardly = (expected_seen < _LEAST_EXPECTED) | (seen < _LEAST_SEEN)
-        ratio = np.divide(self._own, expected, out=np.full(len(self._own), np.nan), where=expected > 0)
-        return ratio, few, hardly
+        sums, seen = self._sum[:, target], self._seen[:, target]
+        expected = (self._cells * sums / controls).sum(axis=0)
+        expected_seen = (self._cells * seen / controls).sum(axis=0)
+        cells = self._cells.sum(axis=0)
+        few = cells < _LEAST_EXPECTED
+        hardly = (expected_seen < _LEAST_EXPECTED) | (((self._cells > 0) * seen).sum(axis=0) < _LEAST_SEEN)
+        ratio = np.divide(self._own, expected, out=np.full(len(cells), np.nan), where=expected > 0)
+        judged = np.flatnonzero(~few & ~hardly)
+        targets = [TargetFacts(str(self._labels[at]), int(cells[at]), float(ratio[at])) for at in judged]
+        return replace(
+            known,
+            read=int((cells > 0).sum()),
+            targets=sorted(targets, key=lambda one: -one.ratio),
+            hardly_expressed=sorted(self._labels[hardly & ~few]),
+            too_few_cells=sorted(self._labels[(cells > 0) & few]),
+        )
 
 
 def _sample(rows: np.ndarray, code: np.ndarray, context: np.ndarray, limit: int) -> np.ndarray:
@@ -240,10 +213,10 @@ def _sample(rows: np.ndarray, code: np.ndarray, context: np.ndarray, limit: int)
     return np.flatnonzero(chosen)
 
 
-def _read(matrix: Matrix, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Block]]:
+def _read(matrix: Matrix, rows: np.ndarray) -> Iterator[Block]:
     """The cells at ``rows``, ascending, some hundreds at a time."""
     gaps = np.flatnonzero(np.diff(rows) > _GAP) + 1
     for span in np.split(rows, gaps):
         for start in range(0, len(span), _ROWS_AT_A_TIME):
             part = span[start : start + _ROWS_AT_A_TIME]
-            yield part, matrix.block(int(part[0]), int(part[-1]) + 1).take(part - part[0])
+            yield matrix.block(int(part[0]), int(part[-1]) + 1).take(part - part[0])

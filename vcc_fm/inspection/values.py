@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vcc_fm.ground.words import many
-from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, try_totals
+from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, with_totals
 from vcc_fm.sources.evidence import CountEvidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.integers import Integers
 from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, DenseMatrix, Matrix, whole_cells
@@ -33,41 +33,31 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 class MatrixFacts:
     """What one matrix holds."""
 
-    name: str
-    """As a recipe writes it: X, raw, layers/NAME."""
-    encoding: str
-    """CSR, CSC or dense."""
-    stored: str
-    """dtype."""
+    name: str  # as a recipe writes it: X, raw, layers/NAME
+    encoding: str  # CSR, CSC or dense
+    stored: str  # dtype
     cells: int
     genes: int
-    bytes: int
-    """Size in memory, as stored."""
-    looked_at: int
-    """Number of cells that the following was told from."""
-    values_per_cell: float
-    """Mean number of non-zero values."""
-    found: str | None
-    """What ``values`` of a recipe is to be; None where nothing is proved."""
-    told: bool
-    """False for a large matrix by column that may hold scaled cells: some columns do not tell."""
+    looked_at: int  # number of cells that the following was told from
+    values_per_cell: float  # mean number of non-zero values
+    found: str | None  # what ``values`` of a recipe is to be; None where nothing is proved
+    told: bool  # false for a large matrix by column that may hold scaled cells: some columns do not tell
     sentence: str
-    spoiled: str | None
-    """What keeps nearly counts, or raw cells among others, from being read."""
+    spoiled: str | None  # what keeps nearly counts, or raw cells among others, from being read
     evidence: dict[str, Any] | None
-    proved: float
-    """Share of the cells whose counts are proved, with ``totals`` where that is given; 0 where nothing is found."""
+    proved: float  # share of the cells whose counts are proved, with ``totals`` if given; 0 if none are found
     totals_tried: list[TotalsFacts]
-    totals: str | None
-    """The obs column that is worth giving as ``totals_column``."""
+    totals: str | None  # the obs column that is worth giving as ``totals_column``
     doubts: list[str]
-    depth: dict[str, float] | None
-    """Percentiles of a cell's counts (UMI), or of the sum of its stored values where there are no counts."""
+    depth: dict[str, float] | None  # percentiles of a cell's counts (UMI), or else of the sum of its stored values
     genes_per_cell: dict[str, float] | None
-    empty_cells: int
-    """Cells without a value."""
-    empty_of: int
-    """Of so many: all of a CSR matrix, else those looked at."""
+    empty_cells: int  # cells without a value
+    empty_of: int  # of so many: all of a CSR matrix, else those looked at
+
+    @property
+    def lost(self) -> int:
+        """About how many cells of the file have no proved counts."""
+        return round((1 - self.proved) * self.cells)
 
 
 class _Tally:
@@ -77,11 +67,10 @@ class _Tally:
         self.reading = reading
         self.evidence = no_evidence(reading)
         self.integers = Integers()
-        self.cells = self.stored = self.missing = self.negative = 0
+        self.cells = self.stored = self.missing = 0
         self.lowest, self.highest = np.inf, -np.inf
-        self._depth: list[np.ndarray] = []
-        self._genes: list[np.ndarray] = []
-        self._least: list[np.ndarray] = []
+        self.depth: list[np.ndarray] = []  # sum of each cell
+        self.genes: list[np.ndarray] = []  # number of non-zero values of each cell
 
     def add(self, rows: np.ndarray, block: Block, totals: np.ndarray | None) -> None:
         """Add the cells at ``rows`` ([cells] int64), with their depths ([cells] int64) where the reading uses them.
@@ -94,40 +83,25 @@ class _Tally:
         self.cells += len(block.indptr) - 1
         self.stored += int(np.count_nonzero(values))
         self.missing += len(values) - len(finite)
-        self.negative += int((finite < 0).sum())
         if len(finite):
             self.lowest = min(self.lowest, float(finite.min()))
             self.highest = max(self.highest, float(finite.max()))
-        self._genes.append(_per_cell(values != 0, block.indptr))
-        if not isinstance(self.reading, float):
-            self.integers.add(rows, block)
+        self.genes.append(per_cell(values != 0, block.indptr))
         if isinstance(self.reading, Reading):
             check(values)
             cells = fit(values, block.indptr, self.reading, totals)
             assert isinstance(self.evidence, ScaledEvidence)
             self.evidence.add(cells, totals)
-            self._depth.append(cells.depth[(cells.code == PROVED) & (cells.unit > 0)])
+            self.depth.append(cells.depth[(cells.code == PROVED) & (cells.unit > 0)])
         elif self.reading is None:
-            self._depth.append(_per_cell(values, block.indptr))
+            self.depth.append(per_cell(values, block.indptr))
         else:
             counts, residual = recover(values, self.reading)
             assert isinstance(self.evidence, CountEvidence)
             self.evidence.add(len(block.indptr) - 1, values, counts, residual)
-            self._depth.append(_per_cell(counts, block.indptr))
-            filled = np.flatnonzero(np.diff(block.indptr))
-            if len(filled):
-                above = np.where(counts > 0, counts, np.iinfo(np.int32).max)
-                self._least.append(np.minimum.reduceat(above, block.indptr[filled]))
-
-    @property
-    def depth(self) -> np.ndarray:
-        """Sum of each cell."""
-        return np.concatenate([*self._depth, np.zeros(0)])
-
-    @property
-    def genes(self) -> np.ndarray:
-        """Number of non-zero values of each cell."""
-        return np.concatenate([*self._genes, np.zeros(0)])
+            self.depth.append(per_cell(counts, block.indptr))
+            block = block._replace(data=counts)
+        self.integers.add(rows, block)
 
     @property
     def share(self) -> float:
@@ -136,16 +110,22 @@ class _Tally:
             return self.evidence.share
         return 0.0 if self.reading is None else 1.0
 
+    def spoiled(self, names: tuple[pd.Index, pd.Index]) -> str | None:
+        """What few values keep cells from being read as counts, in words; None where the reading stands."""
+        if isinstance(self.reading, float) or (self.share >= ENOUGH and not self.integers.mostly_whole):
+            return None
+        return self.integers.said(*names)
+
     def doubts(self) -> list[str]:
         """What speaks against counts although every value is one."""
-        depth, least = self.depth, np.concatenate([*self._least, np.zeros(0)])
-        if self.reading != 0.0 or isinstance(self.reading, Reading) or len(least) < 20:
+        depth = np.concatenate(self.depth)
+        if self.reading != 0.0 or self.integers.cells < 20:
             return []
         if self.highest == 1:
             return ["no value is above 1: counts made binary, or of a few genes only; compare with another matrix"]
         if depth.std() < 0.01 * depth.mean():
             return ["integers, but all cells add up to nearly the same: rounded after normalisation, so no counts"]
-        if (least > 1).mean() > 0.5:
+        if not self.integers.mostly_whole:  # whole cells hold a 1
             return ["integers, but most cells hold no 1: multiples of counts, or rounded values, rather than counts"]
         return []
 
@@ -174,77 +154,75 @@ def look(
     Raises:
         UserError: the file is damaged.
     """
-    kept = stored if isinstance(matrix, DenseMatrix) else stored["data"]
-    cells, genes = matrix.shape
+    dense = isinstance(matrix, DenseMatrix)
+    kept = stored if dense else stored["data"]
     n_stored = int(np.prod(kept.shape))
-    by_column = isinstance(matrix, CscMatrix)
-    by_row = isinstance(matrix, CsrMatrix)
-    whole = not by_column or progress is not None or n_stored <= _TURNED_VALUES
-    rows = spread(cells, SAMPLE_CELLS, _NEIGHBOURS if isinstance(matrix, DenseMatrix) else 1)
-    block = whole_cells(matrix, rows) if whole and len(rows) else matrix.sample(rows) if len(rows) else _nothing()
-    told = tell(block, genes, whole)
-    tried, best = try_totals(block, rows, told.reading, totals)
-    reading = told.reading if best is None else best[1]
-    column = None if best is None else best[0]
-    tally, error = _tally([(rows, block)], reading, totals.get(column or ""))
-    assert error is None
-    spoiled = None
-    if whole and not isinstance(reading, float) and (tally.share < ENOUGH or tally.integers.mostly_whole):
-        spoiled = tally.integers.said(*names)
-    if progress is not None and spoiled is None:
-        tally, error = _tally(_every(matrix, progress), reading, totals.get(column or ""))
-        # Of many cells a few may be wrong where the sample has none; and what is told is told of all.
-        tried = [TotalsFacts(one.column, one.use, tally.share) for one in tried if one.column == column]
-        if error is not None:
-            spoiled = f"{told.sentence}, in the sample; {error}"
-        elif not isinstance(reading, float) and tally.share < ENOUGH:
-            spoiled = tally.integers.said(*names)
-    if spoiled is not None:
-        told, reading, tried, column = Told(None, spoiled), None, [], None
-        tally, _ = _tally([(rows, block)] if progress is None else _every(matrix, progress), None, None)
-        spoiled = tally.integers.said(*names) or spoiled
-        told = Told(None, spoiled)
+    whole = not isinstance(matrix, CscMatrix) or progress is not None or n_stored <= _TURNED_VALUES
+    told, tally, spoiled = _read(matrix, whole, names, totals, progress)
     found, evidence, sentence = _explained(told, tally)
-    lengths = np.diff(stored["indptr"][:]) if by_row else tally.genes
+    by_row = isinstance(matrix, CsrMatrix)
+    lengths = np.diff(stored["indptr"][:]) if by_row else np.concatenate(tally.genes)
     facts = MatrixFacts(
         name=name,
-        encoding="dense" if isinstance(matrix, DenseMatrix) else "CSC" if by_column else "CSR",
+        encoding="dense" if dense else "CSR" if by_row else "CSC",
         stored=str(kept.dtype),
-        cells=cells,
-        genes=genes,
-        bytes=n_stored * kept.dtype.itemsize + (0 if isinstance(matrix, DenseMatrix) else n_stored * 4),
+        cells=matrix.shape[0],
+        genes=matrix.shape[1],
         looked_at=tally.cells,
-        values_per_cell=tally.stored / max(tally.cells, 1) if whole else n_stored / max(cells, 1),
+        values_per_cell=tally.stored / tally.cells if whole else n_stored / matrix.shape[0],
         found=found,
         told=told.sentence != BY_COLUMN,
         sentence=sentence,
         spoiled=spoiled,
         evidence=evidence,
         proved=tally.share if found else 0.0,
-        totals_tried=tried,
-        totals=column,
+        totals_tried=list(told.tried),
+        totals=told.totals,
         doubts=tally.doubts() if whole else [],
-        depth=_percentiles(tally.depth) if whole and not tally.missing and not tally.negative else None,
+        depth=_percentiles(tally.depth) if whole and not tally.missing and tally.lowest >= 0 else None,
         genes_per_cell=_percentiles(tally.genes) if whole and found else None,
         empty_cells=int((lengths == 0).sum()) if whole else 0,
-        empty_of=cells if by_row else tally.cells,
+        empty_of=len(lengths),
     )
-    return facts, reading
+    return facts, told.reading
 
 
-def spread(cells: int, number: int, neighbours: int) -> np.ndarray:
-    """Rows of up to ``number`` cells spread over ``cells``, in runs of ``neighbours``; [n] int64, sorted."""
-    if cells <= number:
+def _read(
+    matrix: Matrix,
+    whole: bool,
+    names: tuple[pd.Index, pd.Index],
+    totals: dict[str, np.ndarray],
+    progress: Progress | None,
+) -> tuple[Told, _Tally, str | None]:
+    """What a sample of cells is told to be, what was read of it or of all cells, and what spoils the reading."""
+    rows = _spread(matrix.shape[0], _NEIGHBOURS if isinstance(matrix, DenseMatrix) else 1)
+    sample = [(rows, whole_cells(matrix, rows) if whole else matrix.sample(rows))]
+    told = with_totals(tell(sample[0][1], matrix.shape[1], whole), sample[0][1], rows, totals)
+    tally, _ = _tally(sample, told.reading, totals.get(told.totals or ""))
+    spoiled = tally.spoiled(names) if whole else None
+    if progress is not None and spoiled is None:
+        tally, error = _tally(_every(matrix, progress), told.reading, totals.get(told.totals or ""))
+        # Of many cells a few may be wrong where the sample has none; and what is told is told of all.
+        told = told._replace(
+            tried=tuple(replace(one, proved=tally.share) for one in told.tried if one.column == told.totals)
+        )
+        spoiled = tally.spoiled(names) if error is None else f"{told.sentence}, in the sample; {error}"
+    if spoiled is not None:
+        tally, _ = _tally(sample if progress is None else _every(matrix, progress), None, None)
+        spoiled = tally.integers.said(*names) or spoiled
+        told = Told(None, spoiled)
+    return told, tally, spoiled
+
+
+def _spread(cells: int, neighbours: int) -> np.ndarray:
+    """Rows of up to ``SAMPLE_CELLS`` cells spread over a file, in runs of ``neighbours``; [n] int64, sorted."""
+    if cells <= SAMPLE_CELLS:
         return np.arange(cells, dtype=np.int64)
-    starts = np.linspace(0, cells - neighbours, number // neighbours).astype(np.int64)
+    starts = np.linspace(0, cells - neighbours, SAMPLE_CELLS // neighbours).astype(np.int64)
     return np.unique((starts[:, None] + np.arange(neighbours)).ravel())
 
 
-def _nothing() -> Block:
-    return Block(np.zeros(0), np.zeros(0, np.int64), np.zeros(1, np.int64))
-
-
-def _every(matrix: Matrix, progress: Progress) -> Iterable[tuple[np.ndarray, Block]]:
+def _every(matrix: Matrix, progress: Progress) -> Iterator[tuple[np.ndarray, Block]]:
     for start, stop in matrix.ranges(VALUES_AT_A_TIME):
         yield np.arange(start, stop), matrix.block(start, stop)
         progress(stop, matrix.shape[0])
@@ -260,55 +238,42 @@ def _tally(
             tally.add(rows, block, None if totals is None else totals[rows])
         except NotCountsError as error:
             row = rows[int(np.searchsorted(block.indptr, error.position, side="right")) - 1]
-            return tally, (
-                f"row {row}, column {block.indices[error.position]} holds {block.data[error.position]:.9g}: "
-                f"{error.reason}"
-            )
+            column, value = block.indices[error.position], block.data[error.position]
+            return tally, f"row {row}, column {column} holds {value:.9g}: {error.reason}"
     return tally, None
 
 
 def _explained(told: Told, tally: _Tally) -> tuple[str | None, dict[str, Any] | None, str]:
     """What was found, the evidence, and both in a sentence."""
     if told.reading is None:
-        said = told.sentence
+        said = [told.sentence]
         if tally.missing:
-            said += f"; missing or infinite: {tally.missing:,} of {many(tally.missing + tally.stored, 'value')}"
-        if tally.negative:
-            said += f"; negative: {tally.negative:,}"
+            said.append(f"missing or infinite: {tally.missing:,} of {many(tally.missing + tally.stored, 'value')}")
         if np.isfinite(tally.lowest) and tally.stored:
-            said += f"; values from {tally.lowest:.4g} to {tally.highest:.4g}"
-        return None, None, said
-    if isinstance(tally.evidence, ScaledEvidence):
-        evidence = tally.evidence.summary()
-        said = evidence["sentence"]
-        for reason, number in evidence["cells_unproved"].items():
-            said += f"; {number} not: {reason.partition(': ')[2]}"
-        return (
-            evidence["found"],
-            evidence,
-            said
-            + (f"; largest residual {evidence['largest_residual']:.1g}, largest count {evidence['largest_count']:,}"),
-        )
-    assert not isinstance(told.reading, Reading)
+            said.append(f"values from {tally.lowest:.4g} to {tally.highest:.4g}")
+        return None, None, "; ".join(said)
     evidence = tally.evidence.summary()
+    residual, largest = evidence["largest_residual"], f"largest count {evidence['largest_count']:,}"
+    if isinstance(told.reading, Reading):
+        said = [evidence["sentence"]]
+        said += [f"{number} not: {why.partition(': ')[2]}" for why, number in evidence["cells_unproved"].items()]
+        return evidence["found"], evidence, "; ".join([*said, f"largest residual {residual:.1g}, {largest}"])
     base = BASE_NAMES.get(told.reading)
-    said = told.sentence + (f", to base {base}: each of " if base else ": each of ")
-    said += f"{many(evidence['n_values'], 'value')} " + ("gives an integer back" if base else "is an integer")
-    if evidence["largest_residual"]:
-        said += f" (to {evidence['largest_residual']:.1g})"
-    said += f"; largest count {evidence['largest_count']:,}"
-    return "log1p-counts" if base else "counts", evidence | {"base": base}, said
+    scale = f"{told.sentence}, to base {base}" if base else told.sentence
+    each = f"each of {many(evidence['n_values'], 'value')} " + ("gives an integer back" if base else "is an integer")
+    each += f" (to {residual:.1g})" if residual else ""
+    return "log1p-counts" if base else "counts", evidence | {"base": base}, f"{scale}: {each}; {largest}"
 
 
-def _per_cell(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """[cells] float64, sum of the values of each cell."""
+def per_cell(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """[cells] float64, sum of the values [n] of each cell, which starts at ``indptr`` ([cells + 1]) in them."""
     cells = len(indptr) - 1
     return np.bincount(np.repeat(np.arange(cells), np.diff(indptr)), weights=values, minlength=cells)
 
 
-def _percentiles(numbers: np.ndarray) -> dict[str, float] | None:
+def _percentiles(parts: list[np.ndarray]) -> dict[str, float] | None:
+    numbers = np.concatenate(parts)
     if not len(numbers):
         return None
-    return {
-        str(at): float(value) for at, value in zip(_PERCENTILES, np.percentile(numbers, _PERCENTILES), strict=True)
-    }
+    values = np.percentile(numbers, _PERCENTILES).tolist()
+    return dict(zip(map(str, _PERCENTILES), values, strict=True))
