@@ -132,6 +132,7 @@ def test_responses_are_looked_up_and_equal_the_means_over_rows(tmp_path, monkeyp
     assert code == (0 if claim["holds"] else 1)
 
 
+@pytest.mark.slow
 def test_without_its_peer_se_measures_memory_and_says_what_it_cannot(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import se

@@ -224,6 +224,7 @@ def kill_after(process: Any, recipe: Path, text: str, delay: float, log: str = "
     return running
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_and_run_again_end_like_one_that_is_not(finished, tmp_path):
     _, expected = finished
     recipe, rng = write_recipe(tmp_path), random.Random(0)
@@ -254,6 +255,7 @@ def test_a_whole_run_killed_twenty_times_ends_like_one_that_is_not(tmp_path):
     pd.testing.assert_frame_equal(*tables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["train 3/6 validation", "predict ─"])
 def test_a_run_killed_while_it_replaces_the_outputs_of_another_recipe_leaves_no_mixture(finished, tmp_path, text):
     source, expected = finished
@@ -267,6 +269,7 @@ def test_a_run_killed_while_it_replaces_the_outputs_of_another_recipe_leaves_no_
     assert results(recipe) == expected
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_recipe_end_well_and_alike_and_the_second_says_that_it_waits(finished, tmp_path):
     _, expected = finished
     recipe = write_recipe(tmp_path)
@@ -283,6 +286,7 @@ def test_two_runs_of_one_recipe_end_well_and_alike_and_the_second_says_that_it_w
     assert second.count("done before") == 6
 
 
+@pytest.mark.slow
 def test_two_recipes_of_one_name_take_turns_and_leave_no_mixture(finished, tmp_path):
     recipe = write_recipe(tmp_path)
     processes = [start(recipe, f"seed={seed}", log=f"seed{seed}") for seed in (0, 1)]
@@ -316,6 +320,7 @@ def embedded(finished: tuple[Path, Any], tmp_path: Path) -> Path:
     return recipe
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(embedded):
     ended = vcc_fm("train", embedded, "--processes", 2, "--json")
     assert ended.returncode == 0, ended.stderr

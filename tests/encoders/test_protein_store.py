@@ -139,6 +139,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proteins"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["vcc_fm.encoders.proteins.embed"])

@@ -247,6 +247,7 @@ def test_a_stop_while_the_store_is_written_loses_no_vector(
     assert contents(final) == whole
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(large: Any, tmp_path: Path) -> None:
     path, _, whole = large
     processes = multiprocessing.get_context("forkserver")
@@ -468,6 +469,7 @@ def test_compat_does_not_scale() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- a whole recipe
+@pytest.mark.slow
 def test_a_decoder_trains_on_it_and_is_scored(tmp_path: Path) -> None:
     """The simulator's genes, of which the checkpoint knows all but ten, in another order."""
     geometry = SeGeometry(width=32, hidden=32, layers=2, heads=2, output=16, token_dim=24, genes=60, datasets=3)
