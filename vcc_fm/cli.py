@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.exceptions import TyperException
 
-from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.errors import UserError, obey_signals
 from vcc_fm.run.table import STAGES
 
 app = typer.Typer(
@@ -49,9 +48,8 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: exit code 0, 2 for a user's error, 1 for a fault."""
-    # As Ctrl-C does, by an exception: temporary files and worker processes go with this one.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Entry point: exit code 0, 2 for a user's error, 75 for one that goes on when it is run again, 1 for a fault."""
+    obey_signals()
     try:
         # Typer returns the code of an `Exit` rather than raising it where it is not the last frame itself.
         code = app(standalone_mode=False)

@@ -60,6 +60,10 @@ class PerturbationDecoder(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every module above is initialised where it is made, the backbone by its own class."""
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Of the backbone; FSDP asks for them."""
+        return self.backbone.get_input_embeddings()
+
     def tokens(self, batch: Batch, response_BR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Token vectors [B, 2 + P + S, D] and which of them are real [B, 2 + P + S] bool.
 

@@ -1,13 +1,16 @@
-"""The two ways a command ends badly, and the one way in which a file from outside is refused.
+"""The ways a command ends badly, and the one way in which a file from outside is refused.
 
-A :class:`UserError` is something its reader can mend (exit code 2, one or two lines, no traceback);
-anything else is a fault of the program (exit code 1).
+A :class:`UserError` is something its reader can mend (exit code 2, one or two lines, no traceback). After
+:class:`TryAgain` the same command goes on where it stopped (exit code 75, for schedulers that start it again).
+Anything else is a fault of the program (exit code 1).
 """
 
 from __future__ import annotations
 
 import os
 import reprlib
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +32,20 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__("\n".join(_cut(_printable(line), _LONGEST) for line in message.split("\n")))
+
+
+TRY_AGAIN = 75
+"""Exit code of a command that did not finish and goes on when it is run again (``EX_TEMPFAIL`` of sysexits.h)."""
+
+
+class TryAgain(Exception):
+    """Work stopped, on request or because another process is gone, and goes on when it is run again."""
+
+
+def obey_signals() -> None:
+    """End at SIGTERM and SIGUSR1 by an exception, as at Ctrl-C: temporary files and worker processes go too."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def shown(value: object) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import PartialState
@@ -27,7 +31,7 @@ def process_state() -> PartialState:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not here)
     # One process may work alone for hours (on a large file, on a slow disk), which is no fault of the others that
-    # wait; one that has died is noticed by whoever launched it.
+    # wait; one that is gone is noticed by its silence (ground/peers.py).
     return PartialState(cpu=cpu, **({"timeout": PATIENCE} if several else {}))
 
 
@@ -42,3 +46,24 @@ def leave_a_core_to_the_loader() -> None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         peers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, cores // peers - 1))
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within it SIGTERM and SIGUSR1, by which schedulers announce the end, are noted and not obeyed.
+
+    Yields:
+        A function that says whether one of them has come.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

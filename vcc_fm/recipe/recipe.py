@@ -21,7 +21,7 @@ from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.embed import EmbedConfig
 from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.predict import PredictConfig, ScoreConfig
-from vcc_fm.recipe.section import Section
+from vcc_fm.recipe.section import PositiveFloat, Section
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.recipe.train import TrainConfig
 
@@ -37,6 +37,9 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, description="seed of everything random")
     output: str = Field(".", description="folder that holds embeddings/ and runs/")
+    lost_after: PositiveFloat = Field(
+        300.0, description="seconds of silence after which a process that shares the work is taken for lost"
+    )
     data: DataConfig = Field(description="which cells there are")
     embed: EmbedConfig = Field(EmbedConfig(), description="the frozen encoders")
     split: SplitConfig = Field(description="what is held out")

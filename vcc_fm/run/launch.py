@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
-from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.errors import TRY_AGAIN, TryAgain, UserError
 from vcc_fm.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves, and to say why, after one process failed."""
+TIME_TO_SAVE = 30.0
+"""Seconds that the processes have to end by themselves, and to save their work, after this one was told to end."""
 
 
 def launch(name: str, program: Sequence[str], recipe: Recipe, processes: int, console: Console) -> None:
@@ -42,6 +44,7 @@ def launch(name: str, program: Sequence[str], recipe: Recipe, processes: int, co
 
     Raises:
         UserError: a process ended by a user's error, or was killed.
+        TryAgain: the processes stopped where they can go on.
         RuntimeError: a process ended by a fault.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,6 +67,9 @@ def launch(name: str, program: Sequence[str], recipe: Recipe, processes: int, co
         ]
         try:
             codes = _wait(workers)
+        except SystemExit:  # SIGTERM, or its like
+            _judge(name, _stop(workers), said)
+            raise
         finally:
             for worker in workers:
                 worker.kill()
@@ -104,16 +110,29 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> list[int]:
     return [code or 0 for code in codes]
 
 
+def _stop(workers: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Tell all to end, and wait until they have; their exit codes, 0 for one that had to be killed."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + TIME_TO_SAVE
+    while None in (codes := [worker.poll() for worker in workers]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # A process that knows of no saving is ended by the signal itself, as was asked.
+    return [max(0, code or 0) for code in codes]
+
+
 def _judge(name: str, codes: list[int], said: Sequence[TextIO]) -> None:
     if codes[0] == 2:
         raise UserError(f"{name} stopped; its message stands above")
-    wrong = next((rank for wanted in (2, 1) for rank, code in enumerate(codes) if code == wanted), None)
+    wrong = next((rank for wanted in (2, TRY_AGAIN, 1) for rank, code in enumerate(codes) if code == wanted), None)
     text = ""
     if wrong:
         said[wrong - 1].seek(0)
         text = said[wrong - 1].read().strip()
     if 2 in codes:
         raise UserError(text.rpartition("error: ")[2])
+    if TRY_AGAIN in codes:
+        raise TryAgain(f"{name} stopped" if codes[0] == TRY_AGAIN else text.rpartition("error: ")[2])
     killed = next((code for code in codes if code < 0), None)
     if killed is not None:
         raise UserError(

@@ -9,10 +9,10 @@ import argparse
 import errno
 import os
 import re
-import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.errors import TRY_AGAIN, TryAgain, UserError, obey_signals
 from vcc_fm.ground.files import one_writer
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
@@ -54,9 +54,15 @@ def storage_problem(error: BaseException) -> str | None:
 
 
 def fail(error: BaseException, debug: bool) -> NoReturn:
-    """Say on stderr what went wrong, with a traceback if asked, and exit: 2 for a user's error, 1 for a fault."""
+    """Say on stderr what went wrong, with a traceback if asked, and exit.
+
+    The code is 2 for a user's error, 75 where the same command goes on when it is run again, 1 for a fault.
+    """
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, TryAgain):
+        print_error(f"{error}; run the same command again to go on")
+        sys.exit(TRY_AGAIN)
     if isinstance(error, UserError):
         print_error(str(error))
         sys.exit(2)
@@ -109,7 +115,7 @@ def _writer(note: os.PathLike[str]) -> str:
 def script_main(
     description: str | None, begin: Callable[[Recipe], None], action: Callable[[Recipe, Console], None]
 ) -> int:
-    """Run ``action`` on the recipe named on the command line; 0. A user's error exits with 2, a fault with 1.
+    """Run ``action`` on the recipe named on the command line; 0, or exits as :func:`fail` says.
 
     Only the first process prints, errors excepted: these may be of one process alone.
 
@@ -119,6 +125,7 @@ def script_main(
         action: called in each of them.
     """
     # Imported here, because the command line shares this module's messages and need not wait for torch.
+    from vcc_fm.ground.peers import Peers, lost_connection
     from vcc_fm.ground.processes import process_state
 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,22 +135,27 @@ def script_main(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.launched:
-        _end_with_launcher()
-    # As Ctrl-C does, by an exception: temporary files and worker processes go with this one.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    state = None
+    end_with_launcher(arguments.launched)
+    obey_signals()
+    state = peers = None
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         begin(recipe)
         state = process_state()
         console = Console(quiet=arguments.quiet or not state.is_main_process)
         with ExitStack() as stack:
+            if state.num_processes > 1:
+                peers = stack.enter_context(Peers(state.process_index, state.num_processes, recipe.lost_after))
             if state.is_main_process and not arguments.launched:
                 patience = A_DAY if state.num_processes == 1 else PATIENCE_OF_PEERS
                 stack.enter_context(sole_writer(recipe, console, patience))
             state.wait_for_everyone()
-            action(recipe, console)
+            try:
+                action(recipe, console)
+            except RuntimeError as error:
+                if peers is None or not lost_connection(error):
+                    raise
+                raise TryAgain(peers.lost() or f"the connection to another process broke ({error})") from error
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - the last frame: a fault is shown in one line and has its own exit code
@@ -154,13 +166,26 @@ def script_main(
     return 0
 
 
-def _end_with_launcher() -> None:
-    """End this process when the one that launched it, which holds the lock, is gone: its end closes our stdin."""
+def end_with_launcher(launched: bool) -> None:
+    """End this process when the one that launched it is gone.
 
-    def watch() -> None:
+    Args:
+        launched: whether it was `vcc-fm`, whose end closes our stdin; `accelerate launch` and torchrun tell by their
+            environment that they started us, and by our parent's number that they are gone.
+    """
+
+    def closed() -> None:
         # Not through sys.stdin, whose lock the interpreter would wait for at its end.
         while os.read(0, 1):
             continue
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def orphaned(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(TRY_AGAIN)
+
+    if launched:
+        threading.Thread(target=closed, daemon=True).start()
+    elif {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        threading.Thread(target=orphaned, args=[os.getppid()], daemon=True).start()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
 from torch import nn
@@ -48,6 +49,10 @@ def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> 
             f"the launcher asks for mixed_precision: {asked}, the recipe for {name}.precision={config.precision}; "
             "leave it to the recipe: mixed_precision: 'no'"
         )
+    # It builds the model anew without memory, and does not know of buffers.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if _asks("MEGATRON_LM"):
+        raise UserError("the launcher asks for Megatron-LM, which is not supported; use distributed_type: DEEPSPEED")
     accelerator = Accelerator(
         # Not Accelerate's, which DeepSpeed turns into a model that is bfloat16 all through: the decoder itself runs
         # its backbone in that precision.
@@ -68,6 +73,9 @@ def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> 
 
 def forget_accelerator() -> None:
     """Let the next phase ask for another precision and accumulation, which one shared state cannot hold."""
+    if PartialState().distributed_type == DistributedType.FSDP:
+        # Accelerate writes it there, and then does not find its way from it to FSDP a second time.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     AcceleratorState._reset_state()
 
 
@@ -98,10 +106,19 @@ def _deepspeed(config: TrainConfig, processes: int, name: str) -> DeepSpeedPlugi
     Raises:
         UserError: the launcher's file decides it too, and otherwise.
     """
+    import deepspeed.ops  # type: ignore[import-untyped]
     from accelerate.utils import DeepSpeedPlugin
 
+    if process_state().device.type == "cpu":
+        # DeepSpeed would compile an operator of its own at its first sum over processes. That takes minutes, and a run
+        # that is killed meanwhile leaves a lock that every later run waits for.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    plugin = DeepSpeedPlugin(zero3_init_flag=False, zero3_save_16bit_model=True)
+    try:
+        plugin = DeepSpeedPlugin(zero3_init_flag=False, zero3_save_16bit_model=True)
+    except ValueError as error:  # the launcher's configuration and a DeepSpeed file say the same thing
+        raise UserError(" ".join(str(error).split())) from None
     settings: dict[str, Any] = plugin.deepspeed_config
     micro, accumulation = config.micro_batches(processes)
     decided: dict[str, tuple[Any, str]] = {
@@ -151,5 +168,3 @@ def _check_engine(accelerator: Accelerator) -> None:
         )
     if engine == "FSDP1":
         raise UserError("the launcher asks for FSDP in version 1; set fsdp_version: 2")
-    if _asks("MEGATRON_LM"):
-        raise UserError("the launcher asks for Megatron-LM, which is not supported; use distributed_type: DEEPSPEED")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,8 @@ from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
-from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.errors import TryAgain, UserError
+from vcc_fm.ground.processes import stop_requests
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
@@ -125,6 +126,7 @@ class Trainer:
 
         Raises:
             UserError: a loss, a gradient or a weight is not finite, or the best weights are damaged.
+            TryAgain: this process, or another, was asked to stop (SIGTERM, SIGUSR1); a checkpoint was written.
         """
         found, passed_over = self.checkpoints.resume()
         progress = found or {"step": 0, "selection": None}
@@ -139,9 +141,10 @@ class Trainer:
         numbers = range(first * self._accumulation, self.config.steps * self._accumulation)
         loader = Prefetcher(self._micro_batch, numbers, self.config.prefetch, self.accelerator.device)
         try:
-            if first == 0:
-                self._look(0, log)
-            self._steps(first, loader, log)
+            with stop_requests() as asked:
+                if first == 0:
+                    self._look(0, log)
+                self._steps(first, loader, log, asked)
         finally:
             loader.close()
             log.close()
@@ -151,7 +154,7 @@ class Trainer:
             step, digest = self.selection.best_step, self.selection.best_sha256
         return self.checkpoints.best(step, digest)
 
-    def _steps(self, first: int, loader: Prefetcher, log: TrainingLog) -> None:
+    def _steps(self, first: int, loader: Prefetcher, log: TrainingLog, asked: Callable[[], bool]) -> None:
         config, batches = self.config, iter(loader)
         window = _Window(loader, self.losses)
         self.model.train()
@@ -168,15 +171,26 @@ class Trainer:
             if done % config.eval_every == 0 or done == config.steps:
                 self._look(done, log)
                 window = _Window(loader, self.losses)
-            if done % config.checkpoint_every == 0 or done == config.steps:
+            stops = self._agreed(asked()) and done < config.steps
+            if stops or done % config.checkpoint_every == 0 or done == config.steps:
                 self.checkpoints.save(done, {"selection": self.selection and asdict(self.selection)})
                 window = _Window(loader, self.losses)
+            if stops:
+                raise TryAgain(f"{self.phase} stopped after step {done}, of which there is a checkpoint")
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether any process was asked to stop; a scheduler need not tell all of them."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        told = torch.tensor(float(asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, "sum") > 0)
 
     def _optimise(self, step: int, batches: Iterator[Batch], window: _Window) -> None:
         """Optimiser step ``step`` (from 0), over all its micro-batches.
 
         Raises:
-            UserError: its gradient is not finite. The weights are as before.
+            UserError: its gradient is not finite. The weights are as before, but under DeepSpeed, which takes the step
+                together with the backward pass.
         """
         for _ in range(self._accumulation):
             batch = next(batches)
@@ -187,12 +201,14 @@ class Trainer:
                 self.accelerator.backward(mean_loss(terms, self.losses))
                 if self.accelerator.sync_gradients:
                     # Over all micro-batches and processes: what is not finite anywhere is not finite here.
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
-                    if not torch.isfinite(norm):
+                    norm = float(
+                        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+                    )
+                    if not math.isfinite(norm):
                         share = self._micro * self._accumulation
                         first = self.accelerator.process_index * share
                         sets = self.training.step(step, self.config.batch_sets, slice(first, first + share))
-                        raise self._not_finite(f"step {step + 1}: the gradient's norm is {float(norm)}", sets)
+                        raise self._not_finite(f"step {step + 1}: the gradient's norm is {norm}", sets)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             window.add(terms, batch)
