@@ -361,7 +361,7 @@ CASES = [
     Case(SOURCES + "fasta._entries", written("p.fasta", "MKV"), "not FASTA"),
     Case(SOURCES + "fasta._parse", written("p.fasta", ">G0\nMK1V\n"), "none of the 1 proteins can be used"),
     Case(
-        SOURCES + "fasta._main_organism",
+        SOURCES + "fasta._of_other_organisms",
         written("p.fasta", "".join(f">sp|P0{i}|A Protein OX={i} GN=G{i}\nMKV\n" for i in range(4))),
         "proteins of 4 organisms",
     ),

@@ -151,7 +151,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "sources.download.check_sha256": (1, 0, ""),
     "sources.download.fetch": (0, 1, "machine"),
     "sources.fasta._entries": (1, 0, ""),
-    "sources.fasta._main_organism": (1, 0, ""),
+    "sources.fasta._of_other_organisms": (1, 0, ""),
     "sources.fasta._parse": (1, 0, ""),
     "sources.genes.gene_axis": (2, 0, ""),
     "sources.genes.gene_columns": (4, 0, ""),
