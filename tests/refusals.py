@@ -391,7 +391,8 @@ CASES = [
     Case(
         SOURCES + "genes.gene_axis", both(written("a.txt", "Z"), keys(data__genes="FOLDER/a.txt")), "none of its genes"
     ),
-    Case(SOURCES + "genes.gene_columns", source(symbols="none"), "var has no column 'none'"),
+    Case(SOURCES + "genes._text", source(symbols="none"), "var has no column 'none'"),
+    Case(SOURCES + "genes.gene_columns", screen(lambda t: setattr(t, "var_names", GENES[:1] * 20)), "repeats 1 gene"),
     # ------------------------------------------------------------------------------------------------------ labels
     Case(SOURCES + "labels.read_labels", source(perturbation_column="taget"), "did you mean 'target'?"),
     Case(SOURCES + "labels._keep", source(keep={"line": "z"}), "no cell has"),
@@ -403,9 +404,8 @@ CASES = [
     ),
     Case(SOURCES + "labels._text", labelled("line", ["x", None] * 40), "has no value in 40"),
     Case(SOURCES + "perturbations.read_perturbations", source(control="none"), "has no control label 'none'"),
-    Case(
-        "store.cell_table.unified_labels", two_sources("NT", G0="non-targeting"), "'non-targeting' is a perturbation"
-    ),
+    Case(SOURCES + "perturbations._check_texts", source(also_control=["none"]), "has no label 'none' (also_control)"),
+    Case("store.cell_table._unified_labels", two_sources("NT", "_", G0="G1+G2"), "which joins target genes in"),
     Case("store.cell_table._check_controls", two_sources("NT", G0="G1+non-targeting"), "the control of source 's'"),
     # ----------------------------------------------------------------------------------------------------- the file
     Case("ground.errors.reading", written("s.h5ad", "text"), "not readable as HDF5"),

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.sources.genes import axis_columns, gene_axis, gene_columns, measured_mask
+from vcc_fm.sources.genes import axis_columns, gene_axis, gene_columns
 from vcc_fm.sources.symbols import SymbolTable, approved_symbols
 
 
@@ -144,7 +144,6 @@ def test_columns_and_mask():
     axis = np.array(["C", "Z", "A"])
     assert axis_columns(FIRST, axis).tolist() == [-1, 2, 0]
     assert axis_columns(FIRST, axis).dtype == np.int32
-    assert measured_mask(FIRST, axis).tolist() == [True, False, True]
 
 
 def test_the_gene_list_of_the_challenge(real_data):
