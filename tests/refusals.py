@@ -230,7 +230,7 @@ CASES = [
     # --------------------------------------------------------------------------------------------------- the recipe
     Case(LOADED, keys(trian=1), "unknown key trian (did you mean train?)"),
     Case("scoring.inputs._check_counts", keys(predict__depth=2e6), "predict.depth=2e+06: give UMI above 0"),
-    Case("scoring.score.score", keys(score__baselines=["control"] * 2), "'control' stands twice"),
+    Case("scoring.score._checked", keys(score__baselines=["control"] * 2), "'control' stands twice"),
     Case(
         "encoders.proteins.esm2_encoder.choose_layer",
         both(UNTRAINED, proteins(layer=3)),

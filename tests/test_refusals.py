@@ -127,7 +127,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "scoring.inputs.check_pair": (0, 4, "made"),
     "scoring.inputs.read_labels": (0, 3, "made"),
     "scoring.preset.preset_named": (0, 2, "made"),
-    "scoring.score.score": (1, 0, ""),
+    "scoring.score._checked": (1, 0, ""),
     "scoring.table.read_table": (0, 2, "made"),
     "sources.alignment.open_sources": (1, 0, ""),
     "sources.anndata_file._hdf5": (0, 2, "machine"),
@@ -197,7 +197,7 @@ reports what they raise. Those in ``REPEATED`` it cannot run, and looks for the 
 
 REPEATED = {
     "encoders.cells.state_se_tokens.Tokenizer.__init__", "encoders.proteins.esm2_fair_esm.load_fair_esm",
-    "scoring.inputs._check_counts", "scoring.score.score", "sources.anndata_file.open_file",
+    "scoring.inputs._check_counts", "scoring.score._checked", "sources.anndata_file.open_file",
 }  # fmt: skip
 
 
