@@ -180,7 +180,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "sources.symbols.coverage": (2, 0, ""),
     "sources.zarr_array.check_chunks": (2, 0, ""),
     "store.cell_table._check_controls": (1, 0, ""),
-    "store.cell_table.unified_labels": (2, 0, ""),
+    "store.cell_table._unified_labels": (1, 0, ""),
     "store.description.damaged": (0, 1, "made"),
     "store.description.read_store_json": (0, 1, "made"),
     "store.kept.Kept.__init__": (0, 2, "values"),
