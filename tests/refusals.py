@@ -267,7 +267,8 @@ CASES = [
         "is in no section",
     ),
     Case(LOAD + "_fewshot_lists", table('[training]\ns = "train"\n[fewshot."s.x"]\ntrain = []'), "unknown key"),
-    Case(LOAD + "read_cell_load_table", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
+    Case(LOAD + "read_cell_load_table", table("", '[datasets]\n"s.a" = "s.h5ad"\n'), "must not contain a dot"),
+    Case(LOAD + "_zeroshot", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
     # ------------------------------------------------------------------------- phases, controls, what is scored
     Case("cellsets.groups.training_groups", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
     Case(
@@ -403,8 +404,8 @@ CASES = [
         "leaves out all 16 cells of the control",
     ),
     Case(SOURCES + "labels._text", labelled("line", ["x", None] * 40), "has no value in 40"),
-    Case(SOURCES + "perturbations.read_perturbations", source(control="none"), "has no control label 'none'"),
     Case(SOURCES + "perturbations._check_texts", source(also_control=["none"]), "has no label 'none' (also_control)"),
+    Case(SOURCES + "perturbations.read_perturbations", source(control="none"), "has no control label 'none'"),
     Case("store.cell_table._unified_labels", two_sources("NT", "_", G0="G1+G2"), "which joins target genes in"),
     Case("store.cell_table._check_controls", two_sources("NT", G0="G1+non-targeting"), "the control of source 's'"),
     # ----------------------------------------------------------------------------------------------------- the file
