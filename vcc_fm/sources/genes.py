@@ -218,16 +218,3 @@ def read_axis(path: Path) -> np.ndarray:
     if len(repeated):
         raise UserError(f"data.genes={path}: repeats {len(repeated)} gene symbol(s): {_names(repeated)}")
     return axis
-
-
-def axis_columns(genes: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Column of each gene on the axis.
-
-    Args:
-        genes: [g] str symbols of a source.
-        axis: [G] str distinct symbols.
-
-    Returns:
-        [g] int32, the position on the axis, or -1 where the axis does not hold the gene.
-    """
-    return pd.Index(axis).get_indexer(pd.Index(genes)).astype(np.int32)
