@@ -263,19 +263,20 @@ class SetSampler:
             number = len(self._sets)
             self._epoch = epoch
             self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(number)
-            self._row_order: dict[tuple[int, int], np.ndarray] = {}
+            self._passes: dict[tuple[int, int], list[np.ndarray]] = {}
             rng = np.random.default_rng([self.seed, epoch, 2])
             self._hidden = rng.random((number, 2)) < [self.code_dropout, self.response_dropout]
             self._noise_seed = rng.integers(2**62, size=number)
             self._place = rng.random(number)
             self._pools: dict[int, np.ndarray] = {}
 
-    def _rows_in_order(self, pass_: int, group: int) -> np.ndarray:
-        key = pass_, group
-        if key not in self._row_order:
-            rng = np.random.default_rng([self.seed, pass_, 1, group])
-            self._row_order[key] = rng.permutation(self._rows[group])
-        return self._row_order[key]
+    def _pass(self, number: int, group: int) -> list[np.ndarray]:
+        """The rows of a group's sets in one pass."""
+        key = number, group
+        if key not in self._passes:
+            rows = np.random.default_rng([self.seed, number, 1, group]).permutation(self._rows[group])
+            self._passes[key] = np.array_split(rows, self._parts[group])
+        return self._passes[key]
 
     def __getitem__(self, position: int) -> CellSet:
         """The set at ``position`` of the stream."""
@@ -283,7 +284,7 @@ class SetSampler:
         self._begin(epoch)
         group, item, taken = self._sets[self._set_order[offset]]
         pass_, part = divmod(epoch * taken + item, self._parts[group])
-        measured = _part(self._rows_in_order(pass_, group), part, self._parts[group])
+        measured = self._pass(pass_, group)[part]
         context, perturbation = self.groups[group]
         return CellSet(
             context,
@@ -325,13 +326,6 @@ class SetSampler:
     def step(self, step: int, batch_sets: int, share: slice) -> list[CellSet]:
         """The sets of optimiser step ``step`` that fall to one device: ``share`` of its ``batch_sets`` sets."""
         return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
-
-
-def _part(rows: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """One of ``parts`` runs of nearly equal length, the longer ones first, as ``np.array_split`` cuts."""
-    shortest, longer = divmod(len(rows), parts)
-    start = part * shortest + min(part, longer)
-    return rows[start : start + shortest + (part < longer)]
 
 
 def control_sets(
