@@ -230,7 +230,7 @@ CASES = [
     # --------------------------------------------------------------------------------------------------- the recipe
     Case(LOADED, keys(trian=1), "unknown key trian (did you mean train?)"),
     Case("scoring.inputs._check_counts", keys(predict__depth=2e6), "predict.depth=2e+06: give UMI above 0"),
-    Case("scoring.score.score", keys(score__baselines=["control"] * 2), "'control' stands twice"),
+    Case("scoring.score._checked", keys(score__baselines=["control"] * 2), "'control' stands twice"),
     Case(
         "encoders.proteins.esm2_encoder.choose_layer",
         both(UNTRAINED, proteins(layer=3)),
@@ -267,7 +267,8 @@ CASES = [
         "is in no section",
     ),
     Case(LOAD + "_fewshot_lists", table('[training]\ns = "train"\n[fewshot."s.x"]\ntrain = []'), "unknown key"),
-    Case(LOAD + "read_cell_load_table", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
+    Case(LOAD + "read_cell_load_table", table("", '[datasets]\n"s.a" = "s.h5ad"\n'), "must not contain a dot"),
+    Case(LOAD + "_zeroshot", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
     # ------------------------------------------------------------------------- phases, controls, what is scored
     Case("cellsets.groups.training_groups", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
     Case(
@@ -361,7 +362,7 @@ CASES = [
     Case(SOURCES + "fasta._entries", written("p.fasta", "MKV"), "not FASTA"),
     Case(SOURCES + "fasta._parse", written("p.fasta", ">G0\nMK1V\n"), "none of the 1 proteins can be used"),
     Case(
-        SOURCES + "fasta._main_organism",
+        SOURCES + "fasta._of_other_organisms",
         written("p.fasta", "".join(f">sp|P0{i}|A Protein OX={i} GN=G{i}\nMKV\n" for i in range(4))),
         "proteins of 4 organisms",
     ),
@@ -391,7 +392,8 @@ CASES = [
     Case(
         SOURCES + "genes.gene_axis", both(written("a.txt", "Z"), keys(data__genes="FOLDER/a.txt")), "none of its genes"
     ),
-    Case(SOURCES + "genes.gene_columns", source(symbols="none"), "var has no column 'none'"),
+    Case(SOURCES + "genes._text", source(symbols="none"), "var has no column 'none'"),
+    Case(SOURCES + "genes.gene_columns", screen(lambda t: setattr(t, "var_names", GENES[:1] * 20)), "repeats 1 gene"),
     # ------------------------------------------------------------------------------------------------------ labels
     Case(SOURCES + "labels.read_labels", source(perturbation_column="taget"), "did you mean 'target'?"),
     Case(SOURCES + "labels._keep", source(keep={"line": "z"}), "no cell has"),
@@ -402,10 +404,9 @@ CASES = [
         "leaves out all 16 cells of the control",
     ),
     Case(SOURCES + "labels._text", labelled("line", ["x", None] * 40), "has no value in 40"),
+    Case(SOURCES + "perturbations._check_texts", source(also_control=["none"]), "has no label 'none' (also_control)"),
     Case(SOURCES + "perturbations.read_perturbations", source(control="none"), "has no control label 'none'"),
-    Case(
-        "store.cell_table.unified_labels", two_sources("NT", G0="non-targeting"), "'non-targeting' is a perturbation"
-    ),
+    Case("store.cell_table._unified_labels", two_sources("NT", "_", G0="G1+G2"), "which joins target genes in"),
     Case("store.cell_table._check_controls", two_sources("NT", G0="G1+non-targeting"), "the control of source 's'"),
     # ----------------------------------------------------------------------------------------------------- the file
     Case("ground.errors.reading", written("s.h5ad", "text"), "not readable as HDF5"),

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.sources.genes import axis_columns, gene_axis, gene_columns, measured_mask
+from vcc_fm.sources.genes import gene_axis, gene_columns
 from vcc_fm.sources.symbols import SymbolTable, approved_symbols
 
 
@@ -79,9 +79,8 @@ def test_files_of_different_years_share_a_gene_of_the_axis():
     assert new.repairs == {}
     axis = gene_axis([old.genes, new.genes], "union")
     assert axis.tolist() == ["A", "SUPT20H", "TAZ"]
-    assert axis_columns(new.genes, axis).tolist() == [1, 0]
     # A list of genes with the old name keeps it, and finds the gene by its approved symbol.
-    assert axis_columns(new.genes, approved_symbols(np.array(["FAM48A", "A"]), NAMES).symbols).tolist() == [0, 1]
+    assert approved_symbols(np.array(["FAM48A", "A"]), NAMES).symbols.tolist() == ["SUPT20H", "A"]
     pinned = gene_columns(pd.DataFrame(index=["TAZ"]), "index", "refuse", "s", NAMES, {"TAZ": "WWTR1"})
     assert pinned.genes.tolist() == ["WWTR1"]
 
@@ -138,13 +137,6 @@ def test_an_axis_file_that_cannot_be_used(tmp_path, content, message):
 def test_an_axis_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no such file; write union, intersection, or a file"):
         gene_axis([FIRST], str(tmp_path / "unoin"))
-
-
-def test_columns_and_mask():
-    axis = np.array(["C", "Z", "A"])
-    assert axis_columns(FIRST, axis).tolist() == [-1, 2, 0]
-    assert axis_columns(FIRST, axis).dtype == np.int32
-    assert measured_mask(FIRST, axis).tolist() == [True, False, True]
 
 
 def test_the_gene_list_of_the_challenge(real_data):

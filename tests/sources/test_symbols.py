@@ -158,8 +158,8 @@ def test_what_is_no_table_of_symbols(tmp_path, content, message):
     (tmp_path / "t.tsv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_symbols(str(tmp_path / "t.tsv"))
-    with pytest.raises(UserError, match="no such file; get it from HGNC"):
-        read_symbols(str(tmp_path / "absent.tsv"), get="HGNC")
+    with pytest.raises(UserError, match="no such file"):
+        read_symbols(str(tmp_path / "absent.tsv"))
 
 
 # ------------------------------------------------------------------------------------------------------ forms, Ensembl

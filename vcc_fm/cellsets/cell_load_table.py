@@ -13,7 +13,7 @@ import itertools
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +23,7 @@ from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.paths import expand
 
 Share = Literal["train", "val", "test"]
+Lists = dict[Share, list[str]]
 
 _SHARES = ("train", "val", "test")
 _SECTIONS = ("datasets", "training", "zeroshot", "fewshot")
@@ -40,7 +41,7 @@ class CellLoadTable:
     """
 
     zeroshot: dict[str, Share]
-    fewshot: dict[str, dict[Share, list[str]]]
+    fewshot: dict[str, Lists]
     unlisted: dict[str, bool]
     warnings: list[str]
 
@@ -62,7 +63,7 @@ def read_cell_load_table(path: str | Path, contexts: Mapping[str, Mapping[str, s
             roles, or a context of several datasets is named for some of them; or a context in no section cannot be
             placed: [training] has only some of the datasets, and it is in several, or its source is in none.
     """
-    path, known = Path(path), sorted(contexts)
+    path = Path(path)
     content = _load(path)
     datasets = _mapping(path, content, "datasets")
     dotted = [name for name in datasets if "." in name]
@@ -71,38 +72,23 @@ def read_cell_load_table(path: str | Path, contexts: Mapping[str, Mapping[str, s
     trained = _trained_datasets(path, content, datasets)
     homes = {
         context: [_datasets_of(name, place, datasets) for name, place in sorted(contexts[context].items())]
-        for context in known
+        for context in sorted(contexts)
     }
-    named: dict[str, set[str]] = {context: set() for context in known}
+    named: dict[str, set[str]] = {context: set() for context in homes}
 
     def meant(where: str, name: str) -> str:
         dataset, context = _context(path, where, name, datasets, homes)
         named[context].add(dataset)
         return context
 
-    zeroshot: dict[str, Share] = {}
-    for name, share in _mapping(path, content, "zeroshot").items():
-        context = meant(f'[zeroshot] "{name}"', name)
-        if share not in _SHARES:
-            raise UserError(f'{path}: [zeroshot] "{name}" is {shown(share)}; write "train", "val" or "test"')
-        if zeroshot.setdefault(context, cast(Share, share)) != share:
-            raise UserError(f"{path}: [zeroshot] gives context {context!r} both {zeroshot[context]!r} and {share!r}")
-
-    warnings: list[str] = []
-    fewshot: dict[str, dict[Share, list[str]]] = {}
+    zeroshot = _zeroshot(path, _mapping(path, content, "zeroshot"), meant)
+    fewshot: dict[str, Lists] = {}
     for name, lists in _mapping(path, content, "fewshot").items():
         context = meant(f'[fewshot."{name}"]', name)
         if context in fewshot:
             raise UserError(f"{path}: [fewshot] names context {context!r} twice; join the two in one section")
         fewshot[context] = _fewshot_lists(path, name, lists)
-        both = [label for label in fewshot[context].get("val", []) if label in fewshot[context].get("test", [])]
-        if both and context not in zeroshot:
-            fewshot[context]["val"] = [label for label in fewshot[context]["val"] if label not in both]
-            warnings.append(
-                f"{path}: {', '.join(both)} in both val and test of context {context}: taken as test alone"
-            )
     fewshot = {context: lists for context, lists in fewshot.items() if context not in zeroshot}
-
     for context in (*zeroshot, *fewshot):
         rest = set[str]().union(*homes[context]) - named[context]
         # A source that fits several datasets is named as soon as one of them is.
@@ -111,9 +97,32 @@ def read_cell_load_table(path: str | Path, contexts: Mapping[str, Mapping[str, s
                 f"{path}: context {context!r} is also in dataset {_listed(rest)}, of which nothing is said. Here it "
                 "is one context in all sources: name it in [zeroshot] there too, or give it another name in the recipe"
             )
-    unlisted = [context for context in known if context not in zeroshot and context not in fewshot]
+    warnings = _tested_alone(path, fewshot)
+    unlisted = [context for context in homes if context not in zeroshot and context not in fewshot]
     trains = {context: _trains(path, context, homes[context], trained, datasets) for context in unlisted}
     return CellLoadTable(zeroshot, fewshot, trains, warnings)
+
+
+def _zeroshot(path: Path, section: dict[str, Any], meant: Callable[[str, str], str]) -> dict[str, Share]:
+    zeroshot: dict[str, Share] = {}
+    for name, share in section.items():
+        context = meant(f'[zeroshot] "{name}"', name)
+        if share not in _SHARES:
+            raise UserError(f'{path}: [zeroshot] "{name}" is {shown(share)}; write "train", "val" or "test"')
+        if zeroshot.setdefault(context, cast(Share, share)) != share:
+            raise UserError(f"{path}: [zeroshot] gives context {context!r} both {zeroshot[context]!r} and {share!r}")
+    return zeroshot
+
+
+def _tested_alone(path: Path, fewshot: dict[str, Lists]) -> list[str]:
+    """Take what is in both val and test out of val, and say so."""
+    warnings = []
+    for context, lists in fewshot.items():
+        if both := [label for label in lists.get("val", []) if label in lists.get("test", [])]:
+            lists["val"] = [label for label in lists["val"] if label not in both]
+            said = f"{', '.join(both)} in both val and test of context {context}: taken as test alone"
+            warnings.append(f"{path}: {said}")
+    return warnings
 
 
 def _datasets_of(source: str, place: str, datasets: Mapping[str, Any]) -> set[str]:
@@ -199,7 +208,7 @@ def _context(
     return dataset, context
 
 
-def _fewshot_lists(path: Path, name: str, lists: Any) -> dict[Share, list[str]]:
+def _fewshot_lists(path: Path, name: str, lists: Any) -> Lists:
     if not isinstance(lists, dict):
         raise UserError(f'{path}: [fewshot] {name}: write a section [fewshot."dataset.context"] with val and test')
     unknown = [key for key in lists if key not in ("val", "test")]
@@ -210,7 +219,7 @@ def _fewshot_lists(path: Path, name: str, lists: Any) -> dict[Share, list[str]]:
             raise UserError(
                 f'{path}: [fewshot."{name}"] {key}: write a list of labels in quotes, found {shown(labels)}'
             )
-    return cast(dict[Share, list[str]], lists)
+    return cast(Lists, lists)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from vcc_fm.store.cells import CellStore
+from vcc_fm.store.cells import CHUNK, CellStore
 
 SMALLEST, LARGEST = 1e-2, 10.0
 PRIOR_CELLS = 20.0
 """Weight of the genes' common dispersion, in cells' worth of evidence on a gene with a mean of one count."""
 
 
-def control_dispersion(store: CellStore, log_shares: np.ndarray, chunk: int = 4096) -> np.ndarray:
+def control_dispersion(store: CellStore, log_shares: np.ndarray) -> np.ndarray:
     """Dispersion alpha [G] float64 of ``variance = mu + alpha mu^2`` over all control cells.
 
     ``mu`` is a cell's depth times its batch's control share, so that depth and batch do not count as dispersion. By
@@ -19,13 +21,8 @@ def control_dispersion(store: CellStore, log_shares: np.ndarray, chunk: int = 40
     genes by ``PRIOR_CELLS``, then kept within [1e-2, 10].
     """
     excess, squares = np.zeros(len(store.genes)), np.zeros(len(store.genes))
-    rows = store.rows(perturbation=store.control)
-    shares = np.exp(log_shares)
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        mean = store.depth[part, None] * shares[store.batch[part]]
-        residual = store.dense(part) - mean
-        excess += (residual**2 - mean).sum(axis=0, dtype=np.float64)
+    for counts, mean in _beside_expected(store, store.rows(perturbation=store.control), np.exp(log_shares)):
+        excess += ((counts - mean) ** 2 - mean).sum(axis=0, dtype=np.float64)
         squares += (mean**2).sum(axis=0, dtype=np.float64)
     well_measured = squares > np.median(squares)
     common = np.median(excess[well_measured] / squares[well_measured]) if well_measured.any() else 0.3
@@ -37,7 +34,7 @@ NULL_PRIOR_COUNTS = 20.0
 """Weighted counts of evidence for a ratio of one."""
 
 
-def null_ratios(store: CellStore, log_shares: np.ndarray, dispersion: np.ndarray, chunk: int = 4096) -> np.ndarray:
+def null_ratios(store: CellStore, log_shares: np.ndarray, dispersion: np.ndarray) -> np.ndarray:
     """Ratio of the mean that the likelihood prefers for a context's control cells to their control profile.
 
     A profile weighs a cell by its UMI; a negative-binomial likelihood weighs its counts of a gene by ``1 / (1 + alpha
@@ -52,11 +49,17 @@ def null_ratios(store: CellStore, log_shares: np.ndarray, dispersion: np.ndarray
     seen = np.full((len(store.contexts), len(store.genes)), NULL_PRIOR_COUNTS)
     expected = seen.copy()
     for code, context in enumerate(store.contexts):
-        rows = store.rows(context, store.control)
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk]
-            mean = store.depth[part, None] * shares[store.batch[part]]
+        for counts, mean in _beside_expected(store, store.rows(context, store.control), shares):
             weight = 1.0 / (1.0 + dispersion * mean)
-            seen[code] += (weight * store.dense(part)).sum(axis=0, dtype=np.float64)
+            seen[code] += (weight * counts).sum(axis=0, dtype=np.float64)
             expected[code] += (weight * mean).sum(axis=0, dtype=np.float64)
     return (seen / expected).astype(np.float32)
+
+
+def _beside_expected(
+    store: CellStore, rows: np.ndarray, shares: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Counts of cells, and what their depth and the shares of their batch let expect, some cells at a time."""
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        yield store.dense(part), store.depth[part, None] * shares[store.batch[part]]

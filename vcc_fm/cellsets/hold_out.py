@@ -19,6 +19,7 @@ from vcc_fm.cellsets.split import Group, Role, Roles, Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.split import SplitConfig
+from vcc_fm.sources.controls import contexts_with, require_controls
 
 _ROLE_OF_SHARE: dict[Share, Role] = {"train": "train", "val": "validation", "test": "test"}
 
@@ -274,9 +275,4 @@ def _check(config: SplitConfig, roles: Roles, cells: dict[Group, int], control: 
     if "train" not in found:
         raise UserError(f"split.hold_out={config.hold_out} leaves nothing to train on; hold out less")
     needed = {context for (context, _), role in roles.items() if role != "unused"}
-    bare = sorted(context for context in needed if not cells.get((context, control)))
-    if bare:
-        raise UserError(
-            f"no control cells ({control!r}) in context {', '.join(bare)}; a prediction starts from them: "
-            "name the right control label, or leave the context out"
-        )
+    require_controls(needed, contexts_with(control, cells), control, "split")

@@ -31,22 +31,6 @@ class Vocabulary:
     batches: tuple[str, ...]
     learned_targets: tuple[str, ...]
 
-    @staticmethod
-    def _code(labels: tuple[str, ...], label: str) -> int:
-        return labels.index(label) + 1 if label in labels else 0
-
-    def context(self, label: str) -> int:
-        """Code of a context."""
-        return self._code(self.contexts, label)
-
-    def batch(self, label: str) -> int:
-        """Code of a technical batch."""
-        return self._code(self.batches, label)
-
-    def target(self, symbol: str) -> int:
-        """Code of a target gene without a protein vector."""
-        return self._code(self.learned_targets, symbol)
-
 
 @dataclass(frozen=True)
 class CellSet:
@@ -94,13 +78,16 @@ class Assembler:
         self.data = data
         self.set_size = set_size
         self.response = response
-        self.vocabulary = vocabulary
         device = torch.device("cpu") if device is None else device
         self.sparse = device.type != "cpu" if sparse is None else sparse
         self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
         self._axis = {symbol: i for i, symbol in enumerate(data.cells.genes)}
         self._protein = data.protein_rows
-        self._batch_code = np.array([vocabulary.batch(label) for label in data.cells.batches], np.int64)
+        self._context_code, batch_code, self._target_code = (
+            {label: position + 1 for position, label in enumerate(labels)}
+            for labels in (vocabulary.contexts, vocabulary.batches, vocabulary.learned_targets)
+        )
+        self._batch_code = np.array([batch_code.get(label, 0) for label in data.cells.batches], np.int64)
 
     def knows(self, context: str, perturbation: str) -> bool:
         """Whether :meth:`response_of` has an answer, without computing it."""
@@ -128,47 +115,21 @@ class Assembler:
             buffer: [B, S, G] float32, into which dense counts are written; new memory where it is None, which costs
                 more than writing them.
         """
-        store, size = self.data.cells, self.set_size
-        targets = [self.data.targets(one.perturbation) for one in sets]
-        most, genes = max(map(len, targets)), len(store.genes)
-        vectors = self.data.protein_vectors.vectors
-        # What the loop below writes whole is not zeroed before, which took a twentieth of the time.
-        cells = np.empty((len(sets), size, self.data.cell_vectors.width), np.float32)
-        response = np.empty((len(sets), genes), np.float32)
-        null_ratio = np.empty((len(sets), genes), np.float32)
-        mask = np.zeros((len(sets), size), bool)
-        depth = np.ones((len(sets), size), np.float32)
-        batch_code = np.zeros((len(sets), size), np.int64)
-        profile = np.zeros((len(sets), size), np.int64)
-        target_vector = np.zeros((len(sets), most, vectors.shape[1]), np.float32)
-        target_code = np.zeros((len(sets), most), np.int64)
-        target_mask = np.zeros((len(sets), most), bool)
-        target_gene = np.full((len(sets), most), -1, np.int64)
-        context_code = np.zeros(len(sets), np.int64)
-        response_known = np.zeros(len(sets), bool)
-        # Only a likelihood, of cells that were measured, asks for it.
-        measured = sets[0].measured_rows is not None
-        for i, one in enumerate(sets):
-            n = len(one.control_rows)
-            self.data.cell_vectors.take(one.control_rows, out=cells[i, :n])
-            cells[i, n:] = 0
-            mask[i, :n] = True
-            depth[i, :n] = store.depth[one.control_rows]
-            # Padding keeps the profile of a real batch: a row of nothing but -inf would turn a softmax into NaN.
-            profile[i] = store.batch[one.control_rows[0]]
-            profile[i, :n] = store.batch[one.control_rows]
-            if not one.hide_codes:
-                batch_code[i, :n] = self._batch_code[profile[i, :n]]
-                context_code[i] = self.vocabulary.context(one.context)
-            for j, symbol in enumerate(targets[i]):
-                target_mask[i, j] = True
-                target_gene[i, j] = self._axis.get(symbol, -1)
-                target_code[i, j] = self.vocabulary.target(symbol)
-                if symbol in self._protein:
-                    target_vector[i, j] = vectors[self._protein[symbol]]
-            known = None if one.hide_response else self.response_of(one.context, one.perturbation)
-            response[i], response_known[i] = (0, False) if known is None else (known, True)
-            null_ratio[i] = self.data.null_ratios[store.contexts.index(one.context)] if measured else 1
+        store, shape = self.data.cells, (len(sets), self.set_size)
+        rows, mask = np.concatenate([one.control_rows for one in sets]), self._mask(sets)
+        # What is written whole is not zeroed before, which took a twentieth of the time.
+        cells = np.empty((*shape, self.data.cell_vectors.width), np.float32)
+        for vectors, one in zip(cells, sets, strict=True):
+            self.data.cell_vectors.take(one.control_rows, out=vectors[: len(one.control_rows)])
+            vectors[len(one.control_rows) :] = 0
+        depth = np.ones(shape, np.float32)
+        depth[mask] = store.depth[rows]
+        # Padding keeps the profile of a real batch: a row of nothing but -inf would turn a softmax into NaN.
+        profile = np.empty(shape, np.int64)
+        profile[:] = [[store.batch[one.control_rows[0]]] for one in sets]
+        profile[mask] = store.batch[rows]
+        hidden = np.array([one.hide_codes for one in sets])
+        context_code = np.array([self._context_code.get(one.context, 0) for one in sets])
         tensor = torch.from_numpy
         return Batch(
             cells_BSE=tensor(cells),
@@ -176,19 +137,48 @@ class Assembler:
             control_depth_BS=tensor(depth),
             log_share_UG=self._log_share_UG,
             profile_BS=tensor(profile),
-            target_vector_BPV=tensor(target_vector),
-            target_code_BP=tensor(target_code),
-            target_mask_BP=tensor(target_mask),
-            target_gene_BP=tensor(target_gene),
-            context_code_B=tensor(context_code),
-            batch_code_BS=tensor(batch_code),
-            response_BG=tensor(response),
-            response_known_B=tensor(response_known),
-            null_ratio_BG=tensor(null_ratio),
+            context_code_B=tensor(np.where(hidden, 0, context_code)),
+            batch_code_BS=tensor(np.where(mask & ~hidden[:, None], self._batch_code[profile], 0)),
             noise_seed_B=torch.tensor([one.noise_seed for one in sets]),
             counts_BSG=None if self.sparse else self._dense(sets, buffer),
             sparse_counts=self._sparse(sets) if self.sparse else None,
+            **self._targets(sets),
+            **self._responses(sets),
         )
+
+    def _mask(self, sets: list[CellSet]) -> np.ndarray:
+        """[B, S] bool: where a set has a cell."""
+        return np.arange(self.set_size) < np.array([len(one.control_rows) for one in sets])[:, None]
+
+    def _targets(self, sets: list[CellSet]) -> dict[str, torch.Tensor]:
+        """The fields of a batch on target genes."""
+        targets, vectors = [self.data.targets(one.perturbation) for one in sets], self.data.protein_vectors.vectors
+        shape = len(sets), max(map(len, targets))
+        vector, code = np.zeros((*shape, vectors.shape[1]), np.float32), np.zeros(shape, np.int64)
+        mask, gene = np.zeros(shape, bool), np.full(shape, -1, np.int64)
+        for i, symbols in enumerate(targets):
+            for j, symbol in enumerate(symbols):
+                mask[i, j] = True
+                gene[i, j] = self._axis.get(symbol, -1)
+                code[i, j] = self._target_code.get(symbol, 0)
+                if symbol in self._protein:
+                    vector[i, j] = vectors[self._protein[symbol]]
+        fields = {"target_vector_BPV": vector, "target_code_BP": code, "target_mask_BP": mask, "target_gene_BP": gene}
+        return {name: torch.from_numpy(values) for name, values in fields.items()}
+
+    def _responses(self, sets: list[CellSet]) -> dict[str, torch.Tensor]:
+        """The fields of a batch on responses."""
+        known = [None if one.hide_response else self.response_of(one.context, one.perturbation) for one in sets]
+        nothing = np.zeros(len(self.data.cells.genes), np.float32)
+        response = np.stack([nothing if one is None else one for one in known], dtype=np.float32)
+        null_ratio = np.ones_like(response)
+        if sets[0].measured_rows is not None:  # only a likelihood, of cells that were measured, asks for it
+            null_ratio = self.data.null_ratios[[self.data.cells.contexts.index(one.context) for one in sets]]
+        return {
+            "response_BG": torch.from_numpy(response),
+            "response_known_B": torch.tensor([one is not None for one in known]),
+            "null_ratio_BG": torch.from_numpy(null_ratio),
+        }
 
     def _dense(self, sets: list[CellSet], buffer: np.ndarray | None) -> torch.Tensor | None:
         """Counts of the measured cells, [B, S, G] float32; None where there are none to read."""
@@ -207,17 +197,15 @@ class Assembler:
         """The same counts, sparse."""
         if sets[0].measured_rows is None:
             return None
-        store, size = self.data.cells, self.set_size
         rows = np.concatenate([one.measured_rows for one in sets if one.measured_rows is not None])
-        counts = store.sparse(rows)
-        length = np.zeros((len(sets), size), np.int64)
-        cell = np.arange(size) < np.array([len(one.control_rows) for one in sets])[:, None]
-        length[cell] = np.diff(counts.indptr)
+        counts = self.data.cells.sparse(rows)
+        length = np.zeros((len(sets), self.set_size), np.int64)
+        length[self._mask(sets)] = np.diff(counts.indptr)
         return SparseCounts(
             torch.from_numpy(counts.indices),
             torch.from_numpy(counts.data),
             torch.from_numpy(np.concatenate([[0], np.cumsum(length)])),
-            (len(sets), size, len(store.genes)),
+            (len(sets), self.set_size, len(self.data.cells.genes)),
         )
 
 
@@ -275,19 +263,20 @@ class SetSampler:
             number = len(self._sets)
             self._epoch = epoch
             self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(number)
-            self._row_order: dict[tuple[int, int], np.ndarray] = {}
+            self._passes: dict[tuple[int, int], list[np.ndarray]] = {}
             rng = np.random.default_rng([self.seed, epoch, 2])
             self._hidden = rng.random((number, 2)) < [self.code_dropout, self.response_dropout]
             self._noise_seed = rng.integers(2**62, size=number)
             self._place = rng.random(number)
             self._pools: dict[int, np.ndarray] = {}
 
-    def _rows_in_order(self, pass_: int, group: int) -> np.ndarray:
-        key = pass_, group
-        if key not in self._row_order:
-            rng = np.random.default_rng([self.seed, pass_, 1, group])
-            self._row_order[key] = rng.permutation(self._rows[group])
-        return self._row_order[key]
+    def _pass(self, number: int, group: int) -> list[np.ndarray]:
+        """The rows of a group's sets in one pass."""
+        key = number, group
+        if key not in self._passes:
+            rows = np.random.default_rng([self.seed, number, 1, group]).permutation(self._rows[group])
+            self._passes[key] = np.array_split(rows, self._parts[group])
+        return self._passes[key]
 
     def __getitem__(self, position: int) -> CellSet:
         """The set at ``position`` of the stream."""
@@ -295,7 +284,7 @@ class SetSampler:
         self._begin(epoch)
         group, item, taken = self._sets[self._set_order[offset]]
         pass_, part = divmod(epoch * taken + item, self._parts[group])
-        measured = _part(self._rows_in_order(pass_, group), part, self._parts[group])
+        measured = self._pass(pass_, group)[part]
         context, perturbation = self.groups[group]
         return CellSet(
             context,
@@ -337,13 +326,6 @@ class SetSampler:
     def step(self, step: int, batch_sets: int, share: slice) -> list[CellSet]:
         """The sets of optimiser step ``step`` that fall to one device: ``share`` of its ``batch_sets`` sets."""
         return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
-
-
-def _part(rows: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """One of ``parts`` runs of nearly equal length, the longer ones first, as ``np.array_split`` cuts."""
-    shortest, longer = divmod(len(rows), parts)
-    start = part * shortest + min(part, longer)
-    return rows[start : start + shortest + (part < longer)]
 
 
 def control_sets(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import sha256_file
 from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, read_context, read_labels
 from vcc_fm.scoring.means import scaled_means, uncertain
 from vcc_fm.scoring.preset import ContextScorer, Measured, Preset, preset_named
@@ -41,19 +41,8 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
     """
     started = time.perf_counter()
     preset = preset_named(preset_name)
-    names = [entry.name for entry in entries] + [preset.low, preset.high]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(f"entries to score: name {repeated[0]!r} is used twice; every row needs a name of its own")
-    measured = read_labels(truth)
-    check_truth(measured, control)
-    preset.check_axis(measured.genes)
-    predicted = [read_labels(entry.path) for entry in entries]
-    for labels in predicted:
-        check_pair(measured, labels, control)
-    with truth.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-
+    measured, predicted = _checked(truth, entries, control, preset)
+    digest = sha256_file(truth)
     rows: list[dict[str, Any]] = []
     scales: list[pd.DataFrame] = []
     significant: list[pd.DataFrame] = []
@@ -84,6 +73,21 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
         low=preset.low,
         high=preset.high,
     )
+
+
+def _checked(truth: Path, entries: list[Entry], control: str, preset: Preset) -> tuple[Labels, list[Labels]]:
+    """Labels of the truth, and of the predictions, which fit it and each other."""
+    names = [entry.name for entry in entries] + [preset.low, preset.high]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"entries to score: name {repeated[0]!r} is used twice; every row needs a name of its own")
+    measured = read_labels(truth)
+    check_truth(measured, control)
+    preset.check_axis(measured.genes)
+    predicted = [read_labels(entry.path) for entry in entries]
+    for labels in predicted:
+        check_pair(measured, labels, control)
+    return measured, predicted
 
 
 def _context_rows(

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.sources.anndata_source import AnnDataSource
-from vcc_fm.sources.genes import axis_columns, gene_axis, measured_mask, read_axis
+from vcc_fm.sources.genes import gene_axis, read_axis
 from vcc_fm.sources.symbol_files import read_symbols
 from vcc_fm.sources.symbols import approved_symbols
 
@@ -25,7 +26,7 @@ class Sources(NamedTuple):
         opened: the sources.
         axis: [G] str, the gene axis.
         columns: per source, [g] int32: place of each of its genes on the axis, -1 where that lacks it.
-        measured: [sources, G] bool: whether a source measured a gene of the axis.
+        measured: [sources, G] bool: whether a source measured a gene of the axis; one that it did not is no zero.
     """
 
     opened: list[AnnDataSource]
@@ -66,5 +67,5 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
             for source in opened:
                 source.respell({gene: symbol for symbol, gene in approved.items()})
         axis = gene_axis([source.genes for source in opened], data.genes)
-        columns = [axis_columns(source.genes, axis) for source in opened]
-        yield Sources(opened, axis, columns, np.stack([measured_mask(source.genes, axis) for source in opened]))
+        columns = [pd.Index(axis).get_indexer(pd.Index(source.genes)).astype(np.int32) for source in opened]
+        yield Sources(opened, axis, columns, np.stack([np.isin(axis, source.genes) for source in opened]))

@@ -16,6 +16,7 @@ from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, ZipStore
 
 from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.files import sha256_file
 from vcc_fm.sources.inside import check_folder, check_hdf5, check_lengths
 from vcc_fm.sources.matrix import Stored
 from vcc_fm.sources.zarr_array import check_table
@@ -145,9 +146,8 @@ def sha256_of(path: Path) -> str:
     Names are relative to the folder and sorted, so that a folder that moves stays the same.
     """
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     digest = hashlib.sha256()
     for name, part in sorted((part.relative_to(path).as_posix(), part) for part in path.rglob("*") if part.is_file()):
-        digest.update(f"{name}\n{sha256_of(part)}\n".encode())
+        digest.update(f"{name}\n{sha256_file(part)}\n".encode())
     return digest.hexdigest()

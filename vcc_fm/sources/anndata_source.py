@@ -260,10 +260,7 @@ class AnnDataSource:
                     "largest_residual": residual,
                     "largest_count": int(counts.max(initial=0)),
                 }
-        try:
-            check(block.data)  # turning a matrix by column only to refuse it would be a waste
-        except NotCountsError as error:
-            raise self._refusal(error, block, places) from None
+        self._check(block, places)  # turning a matrix by column only to refuse it would be a waste
         places = self._places(_SCALED_SAMPLE_CELLS)
         block = whole_cells(self._matrix, self.rows[places])
         reading = self._find_reading(block, places)
@@ -290,12 +287,10 @@ class AnnDataSource:
         try:
             decide(block.data, ("counts", "log1p-counts"))
         except NotCountsError as error:
+            self._check(block, places)
             try:
-                check(block.data)
                 totals = None if self._totals is None else self._totals[places]
                 reading = find_reading(block.data, block.indptr, tried, totals)
-            except NotCountsError as unreadable:
-                raise self._refusal(unreadable, block, places) from None
             except TotalsError as found:
                 raise UserError(
                     f"{self._where}: totals_column {self._config.totals_column!r} is not the depth from which "
@@ -313,14 +308,18 @@ class AnnDataSource:
         """Counts of scaled cells, and which of the cells are proved."""
         from vcc_fm.sources.scaled import fit
 
-        try:
-            check(block.data)
-        except NotCountsError as error:
-            raise self._refusal(error, block, positions) from None
+        self._check(block, positions)
         totals = None if self._totals is None else self._totals[positions]
         cells = fit(block.data, block.indptr, reading, totals)
         evidence.add(cells, totals)
         return cells.counts, cells.code == PROVED
+
+    def _check(self, block: Block, positions: np.ndarray) -> None:
+        """Refuse what is an expression value on no scale."""
+        try:
+            check(block.data)
+        except NotCountsError as error:
+            raise self._refusal(error, block, positions) from None
 
     def _too_few(self, evidence: ScaledEvidence, which: str, mix: str | None = None) -> UserError:
         reasons = "; ".join(f"{number}: {reason.partition(': ')[2]}" for reason, number in evidence.unproved.items())

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 from urllib.parse import SplitResult, urlsplit
@@ -26,9 +26,8 @@ from urllib.parse import SplitResult, urlsplit
 from filelock import FileLock
 
 from vcc_fm.ground.errors import UserError, first_line
+from vcc_fm.ground.files import sha256_file
 from vcc_fm.ground.paths import without_secrets as _shown
-
-Progress = Callable[[int, int], None]
 
 _BLOCK = 1 << 20
 _SILENCE_S = 60.0  # a server that sends next to nothing for so long is gone
@@ -42,13 +41,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VCC_FM_CACHE") or "~/.cache/vcc_fm").expanduser()
 
 
-def fetch(url: str, sha256: str | None, progress: Progress) -> Path:
+def fetch(url: str, sha256: str | None) -> Path:
     """The file of an address, downloaded once.
 
     Args:
         url: ``https://``, or ``http://`` of this machine itself.
         sha256: what the file must have (hex), if known.
-        progress: called with (bytes so far, bytes in all or 0).
 
     Raises:
         UserError: as ``open_local``.
@@ -60,7 +58,7 @@ def fetch(url: str, sha256: str | None, progress: Progress) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(final.with_name(f".{final.name}.lock")):
             if not final.exists():
-                _download(url, final, sha256, progress)
+                _download(url, final, sha256)
                 return final
     except OSError as error:
         raise UserError(f"{folder}: not writable ({error}); set VCC_FM_CACHE to a folder for downloads") from None
@@ -73,11 +71,8 @@ def check_sha256(file: Path, sha256: str | None, advice: str = "get it again, or
     Raises:
         UserError: it has another one.
     """
-    if sha256 is not None:
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise UserError(f"{file}: its SHA-256 is {found}, the recipe says {sha256}; {advice}")
+    if sha256 is not None and (found := sha256_file(file)) != sha256.lower():
+        raise UserError(f"{file}: its SHA-256 is {found}, the recipe says {sha256}; {advice}")
     return file
 
 
@@ -119,7 +114,7 @@ def _check_public(parts: SplitResult, url: str) -> None:
             )
 
 
-def _download(url: str, final: Path, sha256: str | None, progress: Progress) -> None:
+def _download(url: str, final: Path, sha256: str | None) -> None:
     partial, tag = final.with_name(final.name + ".partial"), final.with_name(final.name + ".partial.etag")
     done = total = 0
     kept = False
@@ -136,7 +131,6 @@ def _download(url: str, final: Path, sha256: str | None, progress: Progress) -> 
                 for block in _blocks(response):
                     _write(file, block)
                     done += len(block)
-                    progress(done, total)
                 file.flush()
                 os.fsync(file.fileno())
             if total and done != total:

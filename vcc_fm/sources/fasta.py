@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -13,6 +13,8 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.sources.remote import open_local, read_bytes
 
 Kind = Literal["uniprot", "ensembl", "plain"]
+_Key = tuple[str, str]
+"""What tells the proteins of a file apart: accession, in plain headers with the symbol before it."""
 
 _BLOCK = 1 << 20
 # The IUPAC codes B J Z X for uncertain amino acids, U and O for the two rare ones, and the gap.
@@ -89,9 +91,7 @@ class ProteinFasta(NamedTuple):
     report: FastaReport
 
 
-def read_proteins(
-    path: str | Path, get: str | None = None, progress: Callable[[int, int], None] | None = None
-) -> ProteinFasta:
+def read_proteins(path: str | Path) -> ProteinFasta:
     """Read the proteins of a FASTA file.
 
     Each header is of one of three kinds:
@@ -108,13 +108,11 @@ def read_proteins(
 
     Args:
         path: FASTA file, plain or gzip (told by the content): a path, ``https://`` or ``hf://`` as ``open_local``.
-        get: where to get the file, for the message when it is missing.
-        progress: of a download, (bytes so far, bytes in all or 0).
 
     Raises:
         UserError: the file is missing, cut short or no FASTA; it is a mixture of organisms; or no entry can be used.
     """
-    local = open_local(str(path), get, progress)
+    local = open_local(str(path))
     with read_bytes(local, "FASTA") as file:
         return _parse(_entries(file, local), str(local))
 
@@ -157,90 +155,94 @@ def _split(block: bytes, file: IO[bytes]) -> Iterator[bytes]:
     yield b"".join(parts)
 
 
+@dataclass
+class _LeftOut:
+    """The entries that are left out, as :class:`FastaReport` has them, and what is wrong with each."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)
+    faulty: dict[str, str] = field(default_factory=dict)
+    details: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, name: str, symbol: str, detail: str) -> None:
+        self.names.setdefault(reason, []).append(name)
+        self.details.append(detail)
+        if symbol:
+            self.faulty.setdefault(symbol, detail)
+
+
 def _parse(entries: Iterator[tuple[str, bytes]], where: str) -> ProteinFasta:
-    proteins: list[Protein] = []
-    organism_of: list[str] = []
-    place: dict[tuple[str, str], int] = {}
+    proteins: dict[_Key, Protein] = {}
+    organism_of: dict[_Key, str] = {}
+    unsound: set[_Key] = set()
+    left_out = _LeftOut()
     kinds: Counter[Kind] = Counter()
     repairs: Counter[str] = Counter()
-    out: set[int] = set()
-    left_out: dict[str, list[str]] = {}
-    faulty: dict[str, str] = {}
-    details: list[str] = []
-    count = 0
-
-    def leave_out(reason: str, name: str, symbol: str, detail: str) -> None:
-        left_out.setdefault(reason, []).append(name)
-        details.append(detail)
-        if symbol:
-            faulty.setdefault(symbol, detail)
-
-    for count, (header, body) in enumerate(entries, start=1):
+    for number, (header, body) in enumerate(entries, start=1):
         kind, symbol, accession = _names(header)
         kinds[kind] += 1
         raw = body.translate(None, _SPACE)
         upper = raw.upper()
         residues = upper.removesuffix(b"*")
-        name = accession or symbol or f"entry {count}"
-        entry = f"entry {count} ({' '.join(header.split()[:2])})"
+        name = accession or symbol or f"entry {number}"
+        entry = f"entry {number} ({' '.join(header.split()[:2])})"
         if fault := _fault(header, kind, symbol, residues):
             reason, detail = fault
             expected = kind == "ensembl" and reason == _STOPPED
-            leave_out(reason, name, "" if expected else symbol, f"{entry}: {detail}")
+            left_out.add(reason, name, "" if expected else symbol, f"{entry}: {detail}")
             continue
         key = (symbol if kind == "plain" else "", accession)
         protein = Protein(symbol, accession, residues.decode("ascii"))
-        if key not in place:
-            place[key] = len(proteins)
-            proteins.append(protein)
-            organism = _UNIPROT_ORGANISM.search(header) if kind == "uniprot" else None
-            organism_of.append(organism[1] if organism else "")
+        if key not in proteins:
+            proteins[key] = protein
+            if kind == "uniprot" and (organism := _UNIPROT_ORGANISM.search(header)):
+                organism_of[key] = organism[1]
             repairs["in lower case read as upper case"] += upper != raw
             repairs["with a stop at the end taken off"] += residues != upper
-        elif proteins[place[key]] == protein:
+        elif proteins[key] == protein:
             repairs["that come again read once"] += 1
         else:
             detail = f"{entry}: its header comes twice, with another sequence; an isoform needs an id of its own"
-            if place[key] not in out:
-                out.add(place[key])
-                leave_out(_TWICE, name, symbol, detail)
-            leave_out(_TWICE, name, symbol, detail)
+            for _ in range(1 if key in unsound else 2):  # the first time both are left out
+                left_out.add(_TWICE, name, symbol, detail)
+            unsound.add(key)
 
-    main = _main_organism(organism_of, proteins, where)
-    for number, (found_in, (symbol, accession, _)) in enumerate(zip(organism_of, proteins, strict=True)):
-        if found_in not in ("", main):
-            out.add(number)
-            detail = f"{accession}: is of organism OX={found_in} in a file of OX={main}"
-            leave_out("of another organism", accession, symbol, detail)
-    sound = [protein for number, protein in enumerate(proteins) if number not in out]
+    for key, detail in _of_other_organisms(organism_of, where).items():
+        unsound.add(key)
+        left_out.add("of another organism", proteins[key].accession, proteins[key].symbol, detail)
+    sound = [protein for key, protein in proteins.items() if key not in unsound]
     if not sound:
-        raise UserError(f"{where}: none of the {count} proteins can be used; {details[0]}")
+        raise UserError(f"{where}: none of the {kinds.total()} proteins can be used; {left_out.details[0]}")
     (kind, most), symbols = kinds.most_common(1)[0], {protein.symbol for protein in sound}
-    repairs[f"with another header than the {kind} one of most"] = count - most
+    repairs[f"with another header than the {kind} one of most"] = kinds.total() - most
     report = FastaReport(
         kind,
-        count,
+        kinds.total(),
         len(symbols),
-        left_out,
-        {symbol: detail for symbol, detail in faulty.items() if symbol not in symbols},
+        left_out.names,
+        {symbol: detail for symbol, detail in left_out.faulty.items() if symbol not in symbols},
         {repair: number for repair, number in repairs.items() if number},
     )
     return ProteinFasta(sound, report)
 
 
-def _main_organism(organism_of: list[str], proteins: list[Protein], where: str) -> str:
-    """The organism that nearly all proteins are of; empty where none tells its organism."""
-    counted = Counter(filter(None, organism_of))
+def _of_other_organisms(organism_of: dict[_Key, str], where: str) -> dict[_Key, str]:
+    """The proteins that are not of the organism that nearly all are of, and what is wrong with each."""
+    counted = Counter(organism_of.values())
     if not counted:
-        return ""
+        return {}
     main, most = counted.most_common(1)[0]
     if most < _MAIN_ORGANISM * counted.total():
-        firsts = [f"OX={one} in {proteins[organism_of.index(one)].accession}" for one in list(counted)[:3]]
+        first = {one: accession for (_, accession), one in reversed(organism_of.items())}
+        firsts = [f"OX={one} in {first[one]}" for one in list(counted)[:3]]
         raise UserError(
             f"{where}: proteins of {len(counted)} organisms ({', '.join(firsts)}), which have genes of the same "
             "symbols; keep one"
         )
-    return main
+    return {
+        (symbol, accession): f"{accession}: is of organism OX={one} in a file of OX={main}"
+        for (symbol, accession), one in organism_of.items()
+        if one != main
+    }
 
 
 def _names(header: str) -> tuple[Kind, str, str]:

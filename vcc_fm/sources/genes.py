@@ -13,6 +13,7 @@ import pandas as pd
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.data import SourceConfig
+from vcc_fm.sources.labels import missing_labels
 from vcc_fm.sources.symbols import ENSEMBL_ID, Renamed, SymbolTable, approved_symbols
 
 _HEADERS = {"gene_name", "gene_symbol"}
@@ -57,56 +58,56 @@ def gene_columns(
         UserError: the column is absent, a symbol is missing, symbols are numbers or Ensembl gene ids of which
             ``names`` knows hardly any, or a symbol repeats and ``duplicates`` is ``refuse``.
     """
-    if column != "index" and column not in var.columns:
-        raise UserError(f"{where}: var has no column {column!r}; set symbols to index or one of {_names(var.columns)}")
-    label = "var index" if column == "index" else f"var column {column!r}"
-    raw = pd.Series(var.index if column == "index" else var[column].to_numpy(), dtype=object)
-    missing = raw.isna()
-    text = raw.astype(str)
+    label, text = _text(var, column, where)
     symbols = text.str.strip()
-    missing |= symbols.isin(["", "nan", "None", "<NA>"])
-    if missing.any():
-        raise UserError(
-            f"{where}: {label} has {int(missing.sum())} of {len(raw)} genes without a symbol, the first in row "
-            f"{int(missing.to_numpy().argmax())}; set symbols to a column that names every gene"
-        )
     renaming = Renamed(symbols.to_numpy(), {}, {}, {})
     if names is not None:
         renaming = approved_symbols(symbols.to_numpy(), names, pins, merge=duplicates == "sum")
     ids, brought = symbols.str.match(ENSEMBL_ID), pd.Series(renaming.symbols, dtype=object)
     unnamed = ids & brought.str.match(ENSEMBL_ID)
-    for wrong, what in ((unnamed, "Ensembl gene ids"), (symbols.str.match(r"\d+(\.\d+)?$"), "numbers")):
+    known = "" if names is None else f"data.names.symbols knows {int((ids & ~unnamed).sum())} of {len(ids)}; "
+    numbers = symbols.str.match(r"\d+(\.\d+)?$")
+    for wrong, what, told in ((unnamed, "Ensembl gene ids", known), (numbers, "numbers", "")):
         if len(symbols) and wrong.mean() >= 0.9:
-            known = (
-                f"data.names.symbols knows {int((ids & ~unnamed).sum())} of {len(ids)}; " if names is not None else ""
-            )
             raise UserError(
-                f"{where}: {label} holds {what} ({symbols.iloc[0]}, …) where gene symbols are expected; "
-                + (known if wrong is unnamed else "")
+                f"{where}: {label} holds {what} ({symbols.iloc[0]}, …) where gene symbols are expected; {told}"
                 + _symbol_hint(var, column, wrong is unnamed)
             )
-    codes, genes = pd.factorize(brought)
     repeated = symbols[symbols.duplicated()].unique()
     if len(repeated) and duplicates == "refuse":
         raise UserError(
             f"{where}: {label} repeats {len(repeated)} gene symbol(s): {_names(repeated)}; "
             "set duplicate_genes to sum, or make them distinct in the file"
         )
-    repairs = {
-        "gene symbols stripped of spaces": int((symbols != text).sum()),
-        "gene symbols brought to their approved symbol": int((symbols.isin(renaming.renamed) & ~ids).sum()),
-        "Ensembl ids brought to the approved symbol": int((ids & ~unnamed).sum()),
-        "Ensembl ids without a symbol of their own in data.names.symbols, left as they are": int(unnamed.sum())
-        if names is not None
-        else 0,
-        "gene symbols that may stand for several genes, left as they are": int(symbols.isin(renaming.ambiguous).sum()),
-        "gene symbols whose approved symbol another column stands for, left as they are": int(
-            symbols.isin(renaming.taken).sum()
-        ),
-        "columns summed into a gene of the same symbol": len(codes) - len(genes),
+    unknown = "Ensembl ids without a symbol of their own in data.names.symbols, left as they are"
+    taken = "gene symbols whose approved symbol another column stands for, left as they are"
+    repaired = {
+        "gene symbols stripped of spaces": symbols != text,
+        "gene symbols brought to their approved symbol": symbols.isin(renaming.renamed) & ~ids,
+        "Ensembl ids brought to the approved symbol": ids & ~unnamed,
+        unknown: unnamed & (names is not None),
+        "gene symbols that may stand for several genes, left as they are": symbols.isin(renaming.ambiguous),
+        taken: symbols.isin(renaming.taken),
+        "columns summed into a gene of the same symbol": brought.duplicated(),
     }
-    counted = {name: count for name, count in repairs.items() if count}
-    return GeneColumns(genes.to_numpy(dtype=str), codes.astype(np.int32), counted, renaming.renamed)
+    repairs = {repair: int(columns.sum()) for repair, columns in repaired.items() if columns.any()}
+    codes, genes = pd.factorize(brought)
+    return GeneColumns(genes.to_numpy(dtype=str), codes.astype(np.int32), repairs, renaming.renamed)
+
+
+def _text(var: pd.DataFrame, column: str, where: str) -> tuple[str, pd.Series]:
+    """What a column of ``var`` is called in messages, and its values as they stand, all of which name a gene."""
+    if column != "index" and column not in var.columns:
+        raise UserError(f"{where}: var has no column {column!r}; set symbols to index or one of {_names(var.columns)}")
+    label = "var index" if column == "index" else f"var column {column!r}"
+    raw = pd.Series(var.index if column == "index" else var[column].to_numpy(), dtype=object)
+    missing = missing_labels(raw)
+    if missing.any():
+        raise UserError(
+            f"{where}: {label} has {int(missing.sum())} of {len(raw)} genes without a symbol, the first in row "
+            f"{int(missing.argmax())}; set symbols to a column that names every gene"
+        )
+    return label, raw.astype(str)
 
 
 def approved_targets(
@@ -217,21 +218,3 @@ def read_axis(path: Path) -> np.ndarray:
     if len(repeated):
         raise UserError(f"data.genes={path}: repeats {len(repeated)} gene symbol(s): {_names(repeated)}")
     return axis
-
-
-def axis_columns(genes: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Column of each gene on the axis.
-
-    Args:
-        genes: [g] str symbols of a source.
-        axis: [G] str distinct symbols.
-
-    Returns:
-        [g] int32, the position on the axis, or -1 where the axis does not hold the gene.
-    """
-    return pd.Index(axis).get_indexer(pd.Index(genes)).astype(np.int32)
-
-
-def measured_mask(genes: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """[G] bool: which genes of the axis a source with these symbols measured; the others are missing, not zero."""
-    return np.isin(axis, genes)

@@ -90,19 +90,7 @@ def read_perturbations(
     codes, labels = pd.factorize(column.astype(object))
     cells = np.bincount(codes)
     texts = [str(label).strip() for label in labels]
-    if pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").notna().all():
-        raise UserError(
-            f"{what} holds numbers ({', '.join(texts[:5])}); set perturbation_column to target gene labels"
-        )
-    if len(texts) == 1:
-        raise UserError(
-            f"{what} is {texts[0]!r} in all {len(column)} kept cells; controls and perturbations are needed"
-        )
-    for further in config.also_control:
-        if not any(_holds(text, further, config) for text in texts):
-            raise UserError(
-                f"{what} has no label {further!r} (also_control) in a kept cell; {_frequent(texts, cells)}"
-            )
+    _check_texts(texts, cells, config, what)
     repairs: Counter[str] = Counter()
     parsed, matched = [], False
     for label, text, number in zip(labels, texts, cells.tolist(), strict=True):
@@ -129,6 +117,22 @@ def read_perturbations(
     if len(set(parsed)) == 1:
         raise UserError(f"{what} holds controls only ({config.control!r}); perturbations are needed too")
     return np.array(parsed, dtype=object)[codes], dict(repairs)
+
+
+def _check_texts(texts: list[str], cells: np.ndarray, config: SourceConfig, what: str) -> None:
+    if pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").notna().all():
+        raise UserError(
+            f"{what} holds numbers ({', '.join(texts[:5])}); set perturbation_column to target gene labels"
+        )
+    if len(texts) == 1:
+        raise UserError(
+            f"{what} is {texts[0]!r} in all {cells.sum()} kept cells; controls and perturbations are needed"
+        )
+    for further in config.also_control:
+        if not any(_holds(text, further, config) for text in texts):
+            raise UserError(
+                f"{what} has no label {further!r} (also_control) in a kept cell; {_frequent(texts, cells)}"
+            )
 
 
 def _hint(texts: list[str], cells: np.ndarray, left_out: dict[str, int]) -> str:

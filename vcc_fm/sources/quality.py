@@ -200,47 +200,49 @@ def knocked_down(
         contexts[cells].astype(np.int64) * len(targets.labels) + labels[cells], return_inverse=True, return_counts=True
     )
     context, label = np.divmod(pairs, len(targets.labels))
-    which = targets.index[label]
-    means = controls.expression / np.maximum(controls.cells, 1)[:, None]
-    # A column more, so that a place that is no column (-1, -2) has a mean too.
-    control = np.pad(means, ((0, 0), (0, 1)))[context[:, None], np.where(which >= 0, which, -1)]
-    silent = (which >= 0) & np.isclose(control, 0.0)
-    judged = (which >= 0) & ~silent
-
-    # [n, P] of float64 would be large: one target gene at a time.
-    ratio, weak = np.zeros(which.shape), np.zeros(len(cells), bool)
-    for place in range(which.shape[1]):
-        mine = judged[:, place]
-        own = np.where(mine[group], expression[cells, place], 0.0).astype(np.float64)
-        to = np.where(mine, control[:, place], 1.0)
-        ratio[:, place] = np.bincount(group, own, minlength=len(pairs)) / before / to
-        weak |= own / to[group] >= config.cell
-
+    control = _control_means(controls, context, targets.index[label])
+    silent = np.isclose(control, 0.0)
+    control[silent] = np.nan  # as where a target gene is not measured: no ratio to it, and nothing fails by it
+    ratio, weak = _ratios(expression, cells, group, control, config.cell)
     drops = config.unmeasured == "drop"
-    fails: dict[str, np.ndarray] = {
-        "knock-down: target gene not measured": drops & np.any(which == _UNMEASURED, axis=1)[group],
-        "knock-down: target gene not expressed in control cells": drops & np.any(silent, axis=1)[group],
-        f"knock-down: perturbation not below {config.perturbation:g} of control": (
-            np.any(ratio >= config.perturbation, axis=1)[group]
-        ),
-        f"knock-down: cell not below {config.cell:g} of control": weak,
+    of_targets = {
+        "knock-down: target gene not measured": drops & (targets.index[label] == _UNMEASURED),
+        "knock-down: target gene not expressed in control cells": drops & silent,
+        f"knock-down: perturbation not below {config.perturbation:g} of control": ratio >= config.perturbation,
     }
+    fails = {reason: np.any(failing, axis=1)[group] for reason, failing in of_targets.items()}
+    fails[f"knock-down: cell not below {config.cell:g} of control"] = weak
+    largest = np.fmax.reduce(ratio, axis=1)  # NaN only where no target gene is judged
     left = np.bincount(group[_first_reasons(fails)[0]], minlength=len(pairs))
-    few = np.any(judged, axis=1) & (left < config.minimum_cells)
+    few = ~np.isnan(largest) & (left < config.minimum_cells)
     fails[f"knock-down: fewer than {config.minimum_cells} cells left"] = few[group]
     stays, dropped = _first_reasons(fails)
-
     keep = np.ones(len(labels), bool)
     keep[cells] = stays
-    largest = zip(ratio.max(axis=1).tolist(), np.any(judged, axis=1).tolist(), strict=True)
-    return KnockDown(
-        keep,
-        dropped,
-        {
-            "context": [names[code] for code in context],
-            "perturbation": [targets.labels[code] for code in label],
-            "ratio": [round(value, 4) if known else None for value, known in largest],
-            "before": before.tolist(),
-            "after": np.bincount(group[stays], minlength=len(pairs)).tolist(),
-        },
-    )
+    report = {
+        "context": [names[code] for code in context],
+        "perturbation": [targets.labels[code] for code in label],
+        "ratio": [None if np.isnan(value) else round(value, 4) for value in largest.tolist()],
+        "before": before.tolist(),
+        "after": np.bincount(group[stays], minlength=len(pairs)).tolist(),
+    }
+    return KnockDown(keep, dropped, report)
+
+
+def _control_means(controls: ControlSums, context: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Mean expression of target genes (``which`` [n, P]) in control cells, [n, P]; NaN where one is not measured."""
+    means = controls.expression / np.maximum(controls.cells, 1)[:, None]
+    # A column more, for a place that is no column (-1, -2).
+    return np.pad(means, ((0, 0), (0, 1)), constant_values=np.nan)[context[:, None], np.maximum(which, -1)]
+
+
+def _ratios(
+    expression: np.ndarray, cells: np.ndarray, group: np.ndarray, control: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean expression of each group of ``cells`` over ``control``, [n, P], and which cells are not below a ratio."""
+    ratio, weak = np.empty(control.shape), np.zeros(len(cells), bool)
+    for place, to in enumerate(control.T):  # [m, P] of float64 would be large: one target gene at a time
+        own = expression[cells, place].astype(np.float64)
+        ratio[:, place] = np.bincount(group, own, minlength=len(to)) / np.bincount(group, minlength=len(to)) / to
+        weak |= own / to[group] >= threshold
+    return ratio, weak

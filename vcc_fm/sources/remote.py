@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import IO, cast
 from urllib.parse import unquote
 
-from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, first_line, reading
 from vcc_fm.ground.paths import expand
-from vcc_fm.sources.download import Progress, cache_folder, check_sha256, fetch
+from vcc_fm.sources.download import cache_folder, check_sha256, fetch
 
 _HUB = re.compile(
     r"hf://(?:(?P<kind>datasets)/|(?!(?:datasets|spaces)/))(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)"
 )
 
 
-def open_local(path: str, get: str | None = None, progress: Progress | None = None, sha256: str | None = None) -> Path:
+def open_local(path: str, get: str | None = None, sha256: str | None = None) -> Path:
     """Where a file lies on this machine, after a download where it needs one.
 
     Args:
@@ -32,8 +32,6 @@ def open_local(path: str, get: str | None = None, progress: Progress | None = No
             ``hf://ORG/NAME/FILE`` (a model repository); ``NAME@REVISION`` names a branch, a tag or a commit, with its
             slashes written ``%2F``. Plain ``http://`` is taken from this machine's own loopback address only.
         get: where to get the file, for the message when a local one is missing.
-        progress: called with (bytes so far, bytes in all or 0 where the server does not say) during an https
-            download; a Hub download shows the Hub library's own bar.
         sha256: what the file must have (hex).
 
     Returns:
@@ -48,7 +46,7 @@ def open_local(path: str, get: str | None = None, progress: Progress | None = No
     if path.startswith("hf://"):
         return check_sha256(_from_hub(path), sha256)
     if re.match(r"[A-Za-z]\w*://", path):
-        return fetch(path, sha256, progress or (lambda done, total: None))
+        return fetch(path, sha256)
     local = expand(path)
     if local.is_dir():
         raise UserError(f"{path}: is a folder; a file is expected")
@@ -106,5 +104,4 @@ def _from_hub(url: str) -> Path:
     except errors.EntryNotFoundError:
         raise UserError(f"{url}: {repo} has no file {match['file']} in revision {revision}") from None
     except (ValueError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{url}: not downloaded ({first}); check the address and the network") from None
+        raise UserError(f"{url}: not downloaded ({first_line(error)}); check the address and the network") from None

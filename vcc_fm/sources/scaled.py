@@ -96,7 +96,7 @@ def fit(values: np.ndarray, indptr: np.ndarray, reading: Reading, totals: np.nda
     )
     known = np.zeros(cells, np.int64) if totals is None else totals
     scale = math.log(reading.base) if reading.base else 0.0
-    _fit_cells(values, indptr, scale, reading.eps, reading.target, _MODES[reading.totals], known, *out)
+    _fit_cells(values, indptr, scale, reading.eps, reading.target, _MODES[reading.totals], known, out)
     return out
 
 
@@ -119,30 +119,15 @@ def strange(fine, divisible):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _fit_cells(  # type: ignore[no-untyped-def]
-    values,
-    indptr,
-    scale,
-    eps,
-    target,
-    mode,
-    totals,
-    counts,
-    code,
-    unit,
-    spread,
-    residual,
-    fine,
-    telling,
-    depth,
-    divisible,
-):
-    """Fill the arrays of a :class:`Fit`, which hold zeros."""
+def _fit_cells(values, indptr, scale, eps, target, mode, totals, out):  # type: ignore[no-untyped-def]
+    """Fill the arrays of ``out``, a :class:`Fit`, which hold zeros."""
+    code, fine, depth = out.code, out.fine, out.depth
     longest = 0
     for cell in range(len(code)):
         longest = max(longest, indptr[cell + 1] - indptr[cell])
     x, tol, at = np.empty(longest), np.empty(longest), np.empty(longest, np.int64)
     multiple = np.empty(longest, np.int64)
+    by_total = mode == _EXACT or mode == _SUM
     for cell in range(len(code)):
         n, smallest, total_x, total_tol = _linear(values, indptr[cell], indptr[cell + 1], scale, eps, x, tol, at)
         if n == 0:
@@ -151,7 +136,7 @@ def _fit_cells(  # type: ignore[no-untyped-def]
             code[cell] = NO_UNIT
             continue
         total = totals[cell]
-        if mode == _EXACT or mode == _SUM:
+        if by_total:
             # The target was found from other cells, whose own rounding is in it.
             low, high = target * (1.0 - 16 * eps), target * (1.0 + 16 * eps)
             if mode == _SUM:
@@ -165,43 +150,50 @@ def _fit_cells(  # type: ignore[no-untyped-def]
                 if found != NO_UNIT:
                     break
         if found != PROVED:
-            code[cell] = CONTRADICTED if found == NO_UNIT and (mode == _EXACT or mode == _SUM) else found
+            code[cell] = CONTRADICTED if found == NO_UNIT and by_total else found
             continue
         u = 0.5 * (low + high)
-        divisor, widest, largest = 0, 0.0, 0
-        for i in range(n):
-            m = multiple[i]
-            width = (x[i] + tol[i]) / low - (x[i] - tol[i]) / high
-            widest = max(widest, width)
-            largest = max(largest, m)
-            if width <= FINE:
-                divisor = math.gcd(divisor, m)
-                fine[cell] += 1
-                telling[cell] += m != multiple[smallest]
-                if m > 1:
-                    divided = _DIVIDED_BY[m] if m < len(_DIVIDED_BY) else _divided_by(m)
-                    if divided:
-                        for p in range(len(_PRIMES)):
-                            divisible[cell, p] += divided >> p & 1
-            residual[cell] = max(residual[cell], abs(x[i] / u - m))
-            depth[cell] += m
-        unit[cell], spread[cell] = u, 0.5 * (high - low) / u
-        relative = spread[cell] + ROUNDINGS * eps
-        if mode == _EXACT or mode == _SUM:
-            code[cell] = _judge_by_total(mode, depth[cell], total, fine[cell])
-            factor = 1
+        divisor, widest, largest = _add_up(x, tol, n, low, high, multiple, multiple[smallest], cell, out)
+        out.unit[cell], out.spread[cell] = u, 0.5 * (high - low) / u
+        if by_total:
+            code[cell], factor = _judge_by_total(mode, depth[cell], total, fine[cell]), 1
         else:
+            relative = out.spread[cell] + ROUNDINGS * eps
             code[cell], factor = _judge(mode, depth[cell], target / u, relative, total, divisor, fine[cell])
             if factor > 1 and (widest * factor >= 0.5 or largest * factor >= 2**31):
                 code[cell], factor = COARSE, 1
-        if code[cell] == PROVED and strange(fine[cell], divisible[cell]):
+        if code[cell] == PROVED and strange(fine[cell], out.divisible[cell]):
             code[cell] = STRANGE
         if code[cell] == PROVED:
-            unit[cell] /= factor
-            residual[cell] *= factor
+            out.unit[cell] /= factor
+            out.residual[cell] *= factor
             depth[cell] *= factor
             for i in range(n):
-                counts[at[i]] = multiple[i] * factor
+                out.counts[at[i]] = multiple[i] * factor
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_up(x, tol, n, low, high, multiple, smallest, cell, out):  # type: ignore[no-untyped-def]
+    """Add the values of a cell to ``out``: the divisor of the fine ones, the widest interval, the largest multiple."""
+    u = 0.5 * (low + high)
+    divisor, widest, largest = 0, 0.0, 0
+    for i in range(n):
+        m = multiple[i]
+        width = (x[i] + tol[i]) / low - (x[i] - tol[i]) / high
+        widest = max(widest, width)
+        largest = max(largest, m)
+        if width <= FINE:
+            divisor = math.gcd(divisor, m)
+            out.fine[cell] += 1
+            out.telling[cell] += m != smallest
+            if m > 1:
+                divided = _DIVIDED_BY[m] if m < len(_DIVIDED_BY) else _divided_by(m)
+                if divided:
+                    for p in range(len(_PRIMES)):
+                        out.divisible[cell, p] += divided >> p & 1
+        out.residual[cell] = max(out.residual[cell], abs(x[i] / u - m))
+        out.depth[cell] += m
+    return divisor, widest, largest
 
 
 @numba.njit(cache=True, nogil=True)

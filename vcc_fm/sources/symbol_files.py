@@ -32,7 +32,7 @@ _EXPECTED = (
 )
 
 
-def read_symbols(path: str, get: str | None = None, sha256: str | None = None) -> SymbolTable:
+def read_symbols(path: str, sha256: str | None = None) -> SymbolTable:
     """Read a table of gene names, plain or gzip, with tabs or, where its first line has none, commas.
 
     Of these forms, by the columns there are:
@@ -48,13 +48,12 @@ def read_symbols(path: str, get: str | None = None, sha256: str | None = None) -
 
     Args:
         path: local path, ``https://`` or ``hf://``, as ``open_local``.
-        get: where to get the file, for the message when it is missing.
         sha256: what the file must have (hex).
 
     Raises:
         UserError: the file is missing, damaged, or has other columns or another SHA-256.
     """
-    local = open_local(path, get, sha256=sha256)
+    local = open_local(path, sha256=sha256)
     with read_bytes(local, "a table of gene names") as file:
         return _read(local, file.read())
 

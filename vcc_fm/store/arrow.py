@@ -175,3 +175,24 @@ class MappedTable:
                     raise damaged(path, f"column {name} has gaps")
                 parts.append(column.to_numpy(zero_copy_only=False))
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+class Store:
+    """What cell stores and embedding stores have in common.
+
+    Attributes:
+        folder: of the store.
+        meta: the content of ``store.json``.
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any]):
+        self.folder, self.meta = folder, meta
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        """Another process opens the folder anew: addresses of mapped files mean nothing there."""
+        return type(self), (self.folder,)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of what the store was made from."""
+        return self.meta["fingerprint"]

@@ -11,8 +11,7 @@ import pandas as pd
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.anndata_source import AnnDataSource
-
-LABELS = ("context", "batch", "perturbation")
+from vcc_fm.store.description import LABELS
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,14 @@ def cell_table(sources: Sequence[AnnDataSource], configs: Sequence[SourceConfig]
     Raises:
         UserError: a label of one source means something else in another.
     """
-    contexts, perturbations, labels = [], [], []
-    for source, config in zip(sources, configs, strict=True):
-        contexts.append(_factorised(source.cells["context"]))
-        label, known = _factorised(source.cells["perturbation"])
-        labels.append(known)
-        perturbations.append((label, unified_labels(pd.Series(known), config, configs[0]).to_numpy(object)))
-    _check_controls(labels, configs)
+    contexts, labels = (
+        [_factorised(source.cells[column]) for source in sources] for column in ("context", "perturbation")
+    )
+    _check_controls([known for _, known in labels], configs)
+    perturbations = [
+        (codes, _unified_labels(known, config, configs[0]))
+        for (codes, known), config in zip(labels, configs, strict=True)
+    ]
     parts = (contexts, _batches(sources, contexts), perturbations)
     joined = {label: _joined(part) for label, part in zip(LABELS, parts, strict=True)}
     codes = {label: of for label, (of, _) in joined.items()}
@@ -88,8 +88,9 @@ def _check_controls(labels: Sequence[np.ndarray], configs: Sequence[SourceConfig
             for part in (label, *label.split(config.separator)):
                 if label != config.control and part in others:
                     raise UserError(
-                        f"source {config.name!r}: perturbation {label!r} holds {part!r}, the control of source "
-                        f"{others[part]!r}; correct control (or also_control), or leave these cells out with keep"
+                        f"source {config.name!r} (control {config.control!r}): perturbation {label!r} is or holds "
+                        f"{part!r}, the control of source {others[part]!r}; correct control (or also_control), or "
+                        "leave these cells out with keep"
                     )
 
 
@@ -137,29 +138,15 @@ def _distinct(name: str, taken: set[str]) -> str:
     return one
 
 
-def unified_labels(labels: pd.Series, config: SourceConfig, first: SourceConfig) -> pd.Series:
-    """The perturbation labels of a source in the words of the first source: its control label, its separator.
-
-    Args:
-        labels: [n] str perturbation labels as the source has them.
-        config: of the source.
-        first: of the first source, whose words the store uses.
-
-    Raises:
-        UserError: the first source's control label is a perturbation here, or a target gene holds its separator.
-    """
-    known = {}
-    for label in labels.unique():
+def _unified_labels(labels: np.ndarray, config: SourceConfig, first: SourceConfig) -> np.ndarray:
+    """The labels of a source in the words of the first source: its control label, its separator."""
+    unified = []
+    for label in labels:
         parts = [first.control] if label == config.control else label.split(config.separator)
-        if label == first.control != config.control:
-            raise UserError(
-                f"source {config.name!r}: {label!r} is a perturbation here (control is {config.control!r}) and the "
-                f"control of source {first.name!r}; correct control, or leave these cells out with keep"
-            )
         if config.separator != first.separator and label != config.control and first.separator in "\n".join(parts):
             raise UserError(
                 f"source {config.name!r}: perturbation {label!r} holds {first.separator!r}, which joins target genes "
                 f"in source {first.name!r}; rename it in the file, or list this source first"
             )
-        known[label] = first.separator.join(parts)
-    return labels.map(known)
+        unified.append(first.separator.join(parts))
+    return np.array(unified, dtype=object)

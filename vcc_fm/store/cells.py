@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numba
@@ -20,17 +19,18 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.store.arrow import MappedTable
-from vcc_fm.store.description import NAME, CellsDescription, damaged, read_store_json
+from vcc_fm.store.arrow import MappedTable, Store
+from vcc_fm.store.description import LABELS, NAME, CellsDescription, damaged, read_store_json
 
 SCHEMA = 4
-_NARROW = 1 << 16
+CHUNK = 4096
+"""Cells whose counts are read at a time where they are added up."""
+NARROW = 1 << 16
+"""Numbers below fit in two bytes."""
 _LISTS = (pa.list_(pa.uint16()), pa.list_(pa.int32()))
-_LABELS = {"context": "contexts", "batch": "batches", "perturbation": "perturbations"}
-"""Column of codes -> the names behind them in ``store.json``. ``datasets`` keeps codes as int64."""
 _TYPES = {
     **{"genes": _LISTS, "counts": _LISTS, "depth": (pa.int32(),), "barcode": (pa.string(),)},
-    **dict.fromkeys(_LABELS, (pa.int64(),)),
+    **dict.fromkeys(LABELS, (pa.int64(),)),
 }
 
 
@@ -47,10 +47,10 @@ def cell_features(genes: int, largest_count: int, names: dict[str, list[str]]) -
     narrow = {True: datasets.List(datasets.Value("uint16")), False: datasets.List(datasets.Value("int32"))}
     return datasets.Features(
         {
-            "genes": narrow[genes <= _NARROW],
-            "counts": narrow[largest_count < _NARROW],
+            "genes": narrow[genes <= NARROW],
+            "counts": narrow[largest_count < NARROW],
             "depth": datasets.Value("int32"),
-            **{label: datasets.ClassLabel(names=names[label]) for label in ("context", "batch", "perturbation")},
+            **{label: datasets.ClassLabel(names=names[label]) for label in LABELS},
             "barcode": datasets.Value("string"),
         }
     )
@@ -115,11 +115,10 @@ def evenly_spaced(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
 
 
-class CellStore:
+class CellStore(Store):
     """Read access to a cell store; opening reads ``store.json`` and the row index, no counts.
 
     Attributes:
-        meta: the content of ``store.json``.
         genes: the gene axis, [G] symbols.
         control: label of the control cells.
         contexts, batches, perturbations: labels behind the integer codes.
@@ -133,8 +132,7 @@ class CellStore:
         Raises:
             UserError: the folder is incomplete, of another schema, or not what was written.
         """
-        self.folder = folder
-        self.meta: dict[str, Any] = read_store_json(folder, SCHEMA, CellsDescription, "prepare it again")
+        super().__init__(folder, read_store_json(folder, SCHEMA, CellsDescription, "prepare it again"))
         self.genes: list[str] = self.meta["genes"]
         self.control: str = self.meta["control"]
         self.contexts: list[str] = self.meta["contexts"]
@@ -144,7 +142,7 @@ class CellStore:
         if len(self._table) != self.meta["cells"]:
             raise damaged(folder / NAME, f"{self.meta['cells']} cells, but the files have {len(self._table)}")
         self.depth = self._table.column("depth")
-        self.context, self.batch, self.perturbation = map(self._codes, _LABELS)
+        self.context, self.batch, self.perturbation = map(self._codes, LABELS)
         self._genes, self._counts = self._table.lists("genes"), self._table.lists("counts")
         # As unsigned numbers, what is below zero is large: one comparison tells whether a gene is on the axis.
         self._genes = replace(self._genes, values=[v.view(f"u{v.itemsize}") for v in self._genes.values])
@@ -154,21 +152,12 @@ class CellStore:
     def _codes(self, label: str) -> np.ndarray:
         """The codes of a label, [N] int32, each of which has a name."""
         codes = self._table.column(label)
-        if len(codes) and not 0 <= codes.min() <= codes.max() < len(self.meta[_LABELS[label]]):
-            raise damaged(self.folder / NAME, f"the cells have {_LABELS[label]} that store.json does not name")
+        if len(codes) and not 0 <= codes.min() <= codes.max() < len(self.meta[LABELS[label]]):
+            raise damaged(self.folder / NAME, f"the cells have {LABELS[label]} that store.json does not name")
         return codes.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.depth)
-
-    def __reduce__(self) -> tuple[type[CellStore], tuple[Path]]:
-        """Another process opens the folder anew: addresses of mapped files mean nothing there."""
-        return CellStore, (self.folder,)
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of what the store was made from."""
-        return self.meta["fingerprint"]
 
     @property
     def control_code(self) -> int:
@@ -290,9 +279,9 @@ class CellStore:
             raise self._off_axis(int(rows[np.searchsorted(indptr, off, side="right") - 1]))
         return sp.csr_matrix((data, indices, indptr), shape=(len(rows), len(self.genes)))
 
-    def sums(self, rows: np.ndarray, chunk: int = 4096) -> np.ndarray:
+    def sums(self, rows: np.ndarray) -> np.ndarray:
         """Sum of the counts of ``rows`` [n] per gene, [G] int64, a chunk at a time."""
         total = np.zeros(len(self.genes), np.int64)
-        for start in range(0, len(rows), chunk):
-            total += np.asarray(self.sparse(rows[start : start + chunk]).sum(axis=0, dtype=np.int64)).ravel()
+        for start in range(0, len(rows), CHUNK):
+            total += np.asarray(self.sparse(rows[start : start + CHUNK]).sum(axis=0, dtype=np.int64)).ravel()
         return total

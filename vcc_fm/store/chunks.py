@@ -18,9 +18,7 @@ from safetensors.numpy import save_file
 
 from vcc_fm.ground.files import whole_file
 from vcc_fm.sources.evidence import Evidence
-
-NARROW = 1 << 16
-"""Numbers below fit in two bytes."""
+from vcc_fm.store.cells import NARROW
 
 
 def write_chunk(

@@ -11,6 +11,8 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, unsealed, write_sealed
 
 NAME = "store.json"
+LABELS = {"context": "contexts", "batch": "batches", "perturbation": "perturbations"}
+"""Column of codes -> the names behind them in ``store.json``. ``datasets`` keeps codes as int64."""
 _MESSAGE = 200
 """Letters of a reason that a message shows."""
 

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from vcc_fm.store.arrow import DATA_FILE, Lists, MappedTable, write_description, write_shard
+from vcc_fm.store.arrow import DATA_FILE, Lists, MappedTable, Store, write_description, write_shard
 from vcc_fm.store.description import NAME, VectorsDescription, damaged, read_store_json, write_store_json
 
 SCHEMA = 3
@@ -88,11 +88,10 @@ def _take(values, start, rows, places, out):  # type: ignore[no-untyped-def]
             target[k] = source[k]
 
 
-class EmbeddingStore:
+class EmbeddingStore(Store):
     """Read access to an embedding store; opening reads the keys and no vector.
 
     Attributes:
-        meta: the content of ``store.json``.
         keys: [N] str.
     """
 
@@ -102,8 +101,7 @@ class EmbeddingStore:
         Raises:
             UserError: the folder is incomplete, of another schema, or not what was written.
         """
-        self.folder = folder
-        self.meta: dict[str, Any] = read_store_json(folder, SCHEMA, VectorsDescription, "embed it again")
+        super().__init__(folder, read_store_json(folder, SCHEMA, VectorsDescription, "embed it again"))
         vectors = tuple(pa.list_(number, self.meta["width"]) for number in (pa.float32(), pa.float16()))
         types: dict[str, tuple[pa.DataType, ...]] = {self.meta["key"]: (pa.string(),), "embedding": vectors}
         self._table = MappedTable(folder, self.meta["shards"], types)
@@ -111,15 +109,6 @@ class EmbeddingStore:
             raise damaged(folder / NAME, f"{self.meta['rows']} vectors, but the files have {len(self._table)}")
         self.keys = self._table.column(self.meta["key"])
         self._columns: dict[str, Lists] = {}
-
-    def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[Path]]:
-        """Another process opens the folder anew: addresses of mapped files mean nothing there."""
-        return EmbeddingStore, (self.folder,)
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of what the store was made from."""
-        return self.meta["fingerprint"]
 
     @property
     def width(self) -> int:

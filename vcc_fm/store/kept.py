@@ -11,8 +11,9 @@ import numpy as np
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.controls import require_controls
-from vcc_fm.store.cell_table import LABELS, CellTable
+from vcc_fm.store.cell_table import CellTable
 from vcc_fm.store.chunks import Chunk
+from vcc_fm.store.description import LABELS
 from vcc_fm.store.filters import SourceFilters
 from vcc_fm.store.merge import Rows
 

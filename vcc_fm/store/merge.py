@@ -9,8 +9,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from vcc_fm.store.cell_table import LABELS, CellTable
+from vcc_fm.store.cell_table import CellTable
 from vcc_fm.store.chunks import Chunk
+from vcc_fm.store.description import LABELS
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 64 << 20

@@ -33,7 +33,7 @@ from vcc_fm.store.cell_table import CellTable, cell_table
 from vcc_fm.store.cells import SCHEMA, CellStore, cell_features
 from vcc_fm.store.checksums import written
 from vcc_fm.store.chunks import Chunk, write_chunk
-from vcc_fm.store.description import shard_name, write_store_json
+from vcc_fm.store.description import LABELS, shard_name, write_store_json
 from vcc_fm.store.filters import SourceFilters
 from vcc_fm.store.kept import Kept
 from vcc_fm.store.merge import Ranges, Rows, plan_shards, shard_batches
@@ -75,21 +75,15 @@ def write_cell_store(
     # Should a source change between two runs, nothing that was read before may be mixed with it.
     changed = [changed_at(expand(config.path)) for config in configs]
     work = WorkFolder(final, fingerprint([fingerprint_, changed]), state)
-    if state.is_main_process:
-        _forget_damaged(work.path)
-    state.wait_for_everyone()
+    _forget_damaged(work)
     with open_sources(data, configs, work.path) as aligned:
-        sources, axis = aligned.opened, aligned.axis
-        table = cell_table(sources, configs, seed)
-        ranges = _ranges(work, sources, memory // READING_BYTES)
-        filters = [SourceFilters(source, config) for source, config in zip(sources, configs, strict=True)]
-        _checksums(work, sources, console)
-        by_source = _chunks(work, ranges, aligned, filters, table, console)
-        for source, chunks in zip(sources, by_source, strict=True):
-            source.conclude(chunk.evidence for chunk in chunks)
+        table = cell_table(aligned.opened, configs, seed)
+        filters = [SourceFilters(source, config) for source, config in zip(aligned.opened, configs, strict=True)]
+        checksums = _checksums(work, aligned.opened, console)
+        by_source = _chunks(work, memory // READING_BYTES, aligned, filters, table, console)
         kept = Kept(table, by_source, filters, configs, data.minimum_cells)
         everything = [chunk for chunks in by_source for chunk in chunks]
-        features = cell_features(len(axis), max(chunk.notes["largest"] for chunk in everything), kept.names)
+        features = cell_features(len(aligned.axis), max(chunk.notes["largest"] for chunk in everything), kept.names)
         plan = plan_shards(kept.rows.length, features)
         _shards(work, plan, kept.rows, everything, features, memory // WRITING_SHARE, console)
         if state.is_main_process:
@@ -99,20 +93,14 @@ def write_cell_store(
                 "cells": len(kept.rows.rank),
                 "simulated": simulated,
                 "order_seed": seed,
-                "genes": axis.tolist(),
+                "genes": aligned.axis.tolist(),
                 "control": configs[0].control,
-                "contexts": kept.names["context"],
-                "batches": kept.names["batch"],
-                "perturbations": kept.names["perturbation"],
+                **{names: kept.names[label] for label, names in LABELS.items()},
                 "batch_source": kept.batch_source,
-                "sources": [
-                    _provenance(aligned, number, config, kept, _checksum(work.path, number))
-                    for number, config in enumerate(configs)
-                ],
+                "sources": _provenance(aligned, configs, kept, checksums),
                 "relabelled_controls": sorted({c.control for c in configs if c.control != configs[0].control}),
             }
             _assemble(final, work.path, len(plan), features, meta)
-        state.wait_for_everyone()
     _clear(final, state)
 
 
@@ -131,15 +119,17 @@ def _clear(final: Path, state: PartialState) -> None:
         remove_work(final)
 
 
-def _forget_damaged(work: Path) -> None:
+def _forget_damaged(work: WorkFolder) -> None:
     """Remove chunks and notes of shards that a failing machine left damaged: they are made again."""
-    for path in work.glob("chunk-*.safetensors"):
-        if not Chunk.is_whole(path):
-            path.unlink()
-    for note in work.glob("data-*.json"):
-        said, shard = read_json(note), note.with_suffix("")
-        if not shard.exists() or shard.stat().st_size != said["bytes"]:
-            note.unlink()
+    if work.state.is_main_process:
+        for path in work.path.glob("chunk-*.safetensors"):
+            if not Chunk.is_whole(path):
+                path.unlink()
+        for note in work.path.glob("data-*.json"):
+            shard = note.with_suffix("")
+            if not shard.exists() or shard.stat().st_size != read_json(note)["bytes"]:
+                note.unlink()
+    work.state.wait_for_everyone()
 
 
 def _ranges(work: WorkFolder, sources: list[AnnDataSource], values: int) -> list[Ranges]:
@@ -169,33 +159,28 @@ def _rows_of(path: Path) -> tuple[int, int, int]:
     return source, start, stop
 
 
-def _checksums(work: WorkFolder, sources: list[AnnDataSource], console: Console) -> None:
-    """SHA-256 of each source, in a file."""
+def _checksums(work: WorkFolder, sources: list[AnnDataSource], console: Console) -> list[str]:
+    """SHA-256 of each source, each in a file."""
+    files = [work.path / f"source-{number:04d}.json" for number in range(len(sources))]
 
     def make(number: int, progress: Callable[[int], None]) -> None:
-        write_json(_checksum_path(work.path, number), sources[number].sha256)
+        write_json(files[number], sources[number].sha256)
 
     sizes = [max(1, source.bytes >> 20) for source in sources]
-    work.share(sizes, lambda number: _checksum_path(work.path, number), make, "MB", "prepare: checksum", console)
-
-
-def _checksum_path(work: Path, source: int) -> Path:
-    return work / f"source-{source:04d}.json"
-
-
-def _checksum(work: Path, source: int) -> str:
-    return read_json(_checksum_path(work, source), str)
+    work.share(sizes, lambda number: files[number], make, "MB", "prepare: checksum", console)
+    return [read_json(file, str) for file in files]
 
 
 def _chunks(
     work: WorkFolder,
-    ranges: list[Ranges],
+    values: int,
     aligned: Sources,
     filters: list[SourceFilters],
     table: CellTable,
     console: Console,
 ) -> list[list[Chunk]]:
-    """First pass: a chunk of each range of rows of each source."""
+    """First pass: chunks of at most so many stored values of each source, and what they say of it together."""
+    ranges = _ranges(work, aligned.opened, values)
     pieces = [(of, start, stop) for of, rows in enumerate(ranges) for start, stop in rows]
 
     def make(number: int, progress: Callable[[int], None]) -> None:
@@ -212,7 +197,10 @@ def _chunks(
 
     sizes = [stop - start for _, start, stop in pieces]
     work.share(sizes, lambda n: _chunk_path(work.path, *pieces[n]), make, "cells", "prepare: read", console)
-    return [[Chunk(_chunk_path(work.path, of, *rows)) for rows in mine] for of, mine in enumerate(ranges)]
+    chunks = [[Chunk(_chunk_path(work.path, of, *rows)) for rows in mine] for of, mine in enumerate(ranges)]
+    for source, mine in zip(aligned.opened, chunks, strict=True):
+        source.conclude(chunk.evidence for chunk in mine)
+    return chunks
 
 
 def _check_depth(depth: np.ndarray, source: AnnDataSource, positions: np.ndarray) -> None:
@@ -281,19 +269,24 @@ def _assemble(final: Path, work: Path, shards: int, features: datasets.Features,
     written(final, notes)
 
 
-def _provenance(aligned: Sources, number: int, config: SourceConfig, kept: Kept, sha256: str) -> dict[str, Any]:
-    source = aligned.opened[number]
-    return {
-        "name": source.name,
-        "file": Path(config.path).name,
-        "sha256": sha256,
-        "matrix": config.matrix,
-        "values": source.evidence,
-        "genes": len(source.genes),
-        "genes_off_axis": int((aligned.columns[number] < 0).sum()),
-        "missing_genes": np.flatnonzero(~aligned.measured[number]).tolist(),
-        "cells": len(source.cells),
-        "dropped": source.dropped | dict(sorted(kept.dropped[number].items())),
-        "repairs": source.repairs,
-        "knock_down": kept.knock_down[number],
-    }
+def _provenance(
+    aligned: Sources, configs: list[SourceConfig], kept: Kept, checksums: list[str]
+) -> list[dict[str, Any]]:
+    """What ``store.json`` says of each source."""
+    return [
+        {
+            "name": source.name,
+            "file": Path(config.path).name,
+            "sha256": checksums[number],
+            "matrix": config.matrix,
+            "values": source.evidence,
+            "genes": len(source.genes),
+            "genes_off_axis": int((aligned.columns[number] < 0).sum()),
+            "missing_genes": np.flatnonzero(~aligned.measured[number]).tolist(),
+            "cells": len(source.cells),
+            "dropped": source.dropped | dict(sorted(kept.dropped[number].items())),
+            "repairs": source.repairs,
+            "knock_down": kept.knock_down[number],
+        }
+        for number, (source, config) in enumerate(zip(aligned.opened, configs, strict=True))
+    ]
