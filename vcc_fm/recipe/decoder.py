@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,15 @@ class LoraSettings(Section):
     r: PositiveInt = Field(8, description="rank of the adapters")
     alpha: PositiveInt = Field(16, description="scale of the adapters: alpha / r")
     dropout: Fraction = Field(0.0, description="dropout on the adapters' input")
-    target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="layers of the backbone to adapt"
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
+        "all-linear", description="linear layers of the backbone to adapt, by name (q_proj, v_proj, ...)"
     )
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="blocks of the backbone to adapt, counted from 0; null: all"
+    )
+    full: list[str] = Field([], description="modules of the backbone to train in full, by name (norm, ...)")
+    rslora: bool = Field(False, description="scale of the adapters alpha / sqrt(r) (rsLoRA), for high ranks")
+    dora: bool = Field(False, description="adapt direction and size of the weights apart (DoRA); slower")
 
 
 class DecoderSettings(Section):

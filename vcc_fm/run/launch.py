@@ -133,6 +133,9 @@ def _judge(name: str, codes: list[int], said: Sequence[TextIO]) -> None:
         raise UserError(text.rpartition("error: ")[2])
     if TRY_AGAIN in codes:
         raise TryAgain(f"{name} stopped" if codes[0] == TRY_AGAIN else text.rpartition("error: ")[2])
+    told = next((code - 128 for code in codes if code > 128), None)
+    if told is not None:
+        raise TryAgain(f"{name}: a process was ended by {signal.Signals(told).name}")
     killed = next((code for code in codes if code < 0), None)
     if killed is not None:
         raise UserError(

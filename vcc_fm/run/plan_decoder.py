@@ -46,7 +46,8 @@ def _plain_sizes(recipe: Recipe) -> dict[str, int] | None:
     settings, sizes = recipe.decoder, dict(recipe.decoder.backbone)
     if settings.base not in ("scratch", "pretrain") or sizes.pop("model_type", None) != "llama":
         return None
-    if settings.base == "pretrain" and settings.lora.target_modules != "all-linear":
+    lora = settings.lora
+    if settings.base == "pretrain" and (lora.target_modules != "all-linear" or lora.layers or lora.full or lora.dora):
         return None
     plain = {key: size for key, size in sizes.items() if isinstance(size, int) and not isinstance(size, bool)}
     if plain.keys() != _SIZES or sizes.keys() != _SIZES or min(plain.values()) < 1:
