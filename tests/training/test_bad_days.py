@@ -22,7 +22,7 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.training import loop
-from vcc_fm.training.checkpoint import Checkpoints
+from vcc_fm.training.checkpoint import Checkpoints, read_log
 
 Tiny = Callable[..., tuple[Recipe, Dataset]]
 EVERY = ["pretrain.steps=8", "pretrain.checkpoint_every=2", "pretrain.eval_every=2", "pretrain.lr=0.05"]
@@ -214,3 +214,29 @@ def test_the_sets_of_the_step_are_named(tiny: Tiny) -> None:
     fresh(recipe)
     with pytest.raises(UserError, match=rf"for sets of {label} in a;"):
         train_decoder(recipe, replace(data, split=replace(data.split, roles=roles)), "pretrain")
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = tiny("pretrain.not_finite=skip", "pretrain.steps=20", "pretrain.log_every=5")
+    folder = fresh(recipe).parent
+    plain, broken = loop.mean_loss, range(7, 9)
+    calls = 0
+
+    def loss(*arguments: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return plain(*arguments) * (math.nan if calls in broken else 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "mean_loss", loss)
+    said = Console(record=True, width=400)
+    train_decoder(recipe, data, "pretrain", said)
+    assert all_finite(Layout(recipe).decoder(0, "pretrain").path)
+    lines = [line for line in read_log(folder / "log.jsonl") if line["split"] == "train"]
+    assert [line.get("steps_left_out", 0) for line in lines] == [0, 2, 0, 0]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert said.export_text().count("left out: pretrain, step") == 2
+    # More than a few in a row are no accident.
+    broken, calls = range(7, 100), 0
+    fresh(recipe)
+    with pytest.raises(UserError, match=r"step 17: the gradient's norm is nan"):
+        train_decoder(recipe, data, "pretrain")

@@ -347,3 +347,48 @@ def test_unknown_training_context_is_refused(tiny: Tiny) -> None:
     recipe, data = tiny("pretrain.contexts=[a, z]")
     with pytest.raises(UserError, match=r"contexts: there is no context z"):
         trained(recipe, data)
+
+
+def test_the_mean_of_the_weights_is_what_is_saved(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = tiny("pretrain.average=0.5", "pretrain.lr=0.05")
+    step, seen = loop.Trainer._optimise, []
+
+    def noted(self: loop.Trainer, *arguments: object) -> None:
+        if not seen:
+            seen.append({name: value.detach().clone() for name, value in self.model.named_parameters()})
+        step(self, *arguments)  # type: ignore[arg-type]
+        seen.append({name: value.detach().clone() for name, value in self.model.named_parameters()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_optimise", noted)
+        saved = trained(recipe, data)
+    mean = seen[0]
+    for at, weights in enumerate(seen[1:]):
+        decay = min(0.5, (1 + at) / (10 + at))
+        mean = {name: decay * value + (1 - decay) * weights[name] for name, value in mean.items()}
+    for name, value in mean.items():
+        torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-6, msg=name)
+    assert max((saved[name] - value).abs().max() for name, value in seen[-1].items()) > 1e-3
+
+
+def test_training_ends_when_it_no_longer_helps(tiny: Tiny) -> None:
+    ruin = ["decoder.base=scratch", "pretrain=null", "train.lr=3.0", "train.steps=40", "train.eval_every=2"]
+    recipe, data = tiny(*ruin, "train.patience=2", validation=True)
+    first = trained(recipe, data, "train")
+    looks = losses(recipe, "train", "validation")
+    assert len(looks) == 3
+    assert min(looks) == looks[0]
+    # Run again from its last checkpoint, it has nothing to do.
+    train_decoder(recipe, data, "train")
+    again = load_file(Layout(recipe).decoder(0, "train").path / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert losses(recipe, "train", "validation") == looks
+
+
+def test_hidden_states_that_are_computed_twice_change_nothing(tiny: Tiny) -> None:
+    assert_close(trained(*tiny("pretrain.gradient_checkpointing=true")), trained(*tiny()), 1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_the_same_model(tiny: Tiny) -> None:
+    assert_close(trained(*tiny("pretrain.compile=true")), trained(*tiny()), 1e-5)

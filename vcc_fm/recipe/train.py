@@ -45,8 +45,21 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="arithmetic of the backbone; heads and losses stay fp32"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute the backbone's hidden states twice rather than keep them; less memory, more time"
+    )
+    compile: bool = Field(False, description="compile the backbone (torch.compile); the first steps take minutes")
+    average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of a running mean of the weights (0.999), which is then judged and saved; null: none"
+    )
+    not_finite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose gradient is not finite ends the run, or is left out and counted"
+    )
     loss: LossWeights = Field(LossWeights(), description="weights of the loss terms")
     eval_every: PositiveInt = Field(100, description="steps between evaluations on the validation split")
+    patience: PositiveInt | None = Field(
+        None, description="evaluations without improvement after which training ends; null: it runs through"
+    )
     eval_sets: PositiveInt = Field(256, description="most sets in an evaluation")
     log_every: PositiveInt = Field(20, description="steps between log lines")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints to resume from")

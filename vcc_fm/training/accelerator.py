@@ -68,6 +68,7 @@ def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> 
         # Models are built whole, by the same code as on one process: `from_pretrained` would cut them at once.
         unset_hf_deepspeed_config()
     _check_engine(accelerator)
+    _check_fits(config, name, engine_of(accelerator))
     return accelerator
 
 
@@ -144,6 +145,18 @@ def _deepspeed(config: TrainConfig, processes: int, name: str) -> DeepSpeedPlugi
     settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     plugin.gradient_accumulation_steps = accumulation
     return plugin
+
+
+def _check_fits(config: TrainConfig, name: str, engine: str) -> None:
+    """Refuse what the recipe asks for and an engine cannot do.
+
+    Raises:
+        UserError: with what to do instead.
+    """
+    if config.not_finite == "skip" and engine.startswith("ZeRO"):
+        raise UserError(f"{name}.not_finite=skip: DeepSpeed takes a step before it can be judged; set stop")
+    if config.average is not None and engine in ("ZeRO-3", "FSDP2"):
+        raise UserError(f"{name}.average: {engine} spreads the weights, of which there is no mean; use ZeRO-2 or DDP")
 
 
 def _check_engine(accelerator: Accelerator) -> None:

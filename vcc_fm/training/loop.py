@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +21,13 @@ from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
 from vcc_fm.ground.errors import TryAgain, UserError
 from vcc_fm.ground.processes import stop_requests
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.training.average import WeightAverage
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
 from vcc_fm.training.tracking import TrainingLog, peak_memory_gb
 
+MOST_SKIPPED = 10
+"""Steps in a row that may be left out because their gradient is not finite: more say that training has come apart."""
 SHORTEST_WARMUP = 20
 """Steps of warm-up at the least. Adam's first steps move every weight by the whole rate, whatever its gradient, and
 through random gene factors that is a random effect on all genes."""
@@ -100,8 +104,15 @@ class Trainer:
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
+        # One kernel for all weights where there is a GPU.
+        fused = accelerator.device.type == "cuda"
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=fused)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.average = None
+        if config.average is not None:
+            self.average = WeightAverage(self.model, config.average)
+            accelerator.register_for_checkpointing(self.average)
+        self.skipped = 0
         self.selection: Selection | None = None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, accelerator)
         self._micro, self._accumulation = config.micro_batches(accelerator.num_processes)
@@ -149,7 +160,8 @@ class Trainer:
             loader.close()
             log.close()
         if self.selection is None:
-            step, digest = self.config.steps, self.checkpoints.save_best(self.model, self.config.steps)
+            with self._judged():
+                step, digest = self.config.steps, self.checkpoints.save_best(self.model, self.config.steps)
         else:
             step, digest = self.selection.best_step, self.selection.best_sha256
         return self.checkpoints.best(step, digest)
@@ -159,10 +171,14 @@ class Trainer:
         window = _Window(loader, self.losses)
         self.model.train()
         for step in range(first, config.steps):
+            if self._stalls(step):
+                break
             rate = learning_rate(config, step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._optimise(step, batches, window)
+            if self.average is not None:
+                self.average.update()
             done = step + 1
             log.advance(done)
             if done % config.log_every == 0 or done == config.steps:
@@ -178,6 +194,12 @@ class Trainer:
             if stops:
                 raise TryAgain(f"{self.phase} stopped after step {done}, of which there is a checkpoint")
 
+    def _stalls(self, done: int) -> bool:
+        """Whether no evaluation has been better than the best for longer than the recipe's patience."""
+        if self.config.patience is None or self.selection is None:
+            return False
+        return done - self.selection.best_step >= self.config.patience * self.config.eval_every
+
     def _agreed(self, asked: bool) -> bool:
         """Whether any process was asked to stop; a scheduler need not tell all of them."""
         if self.accelerator.num_processes == 1:
@@ -192,6 +214,7 @@ class Trainer:
             UserError: its gradient is not finite. The weights are as before, but under DeepSpeed, which takes the step
                 together with the backward pass.
         """
+        done: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
         for _ in range(self._accumulation):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
@@ -201,28 +224,49 @@ class Trainer:
                 self.accelerator.backward(mean_loss(terms, self.losses))
                 if self.accelerator.sync_gradients:
                     # Over all micro-batches and processes: what is not finite anywhere is not finite here.
-                    norm = float(
-                        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
-                    )
+                    clip = self.config.clip or math.inf
+                    norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
                     if not math.isfinite(norm):
-                        share = self._micro * self._accumulation
-                        first = self.accelerator.process_index * share
-                        sets = self.training.step(step, self.config.batch_sets, slice(first, first + share))
-                        raise self._not_finite(f"step {step + 1}: the gradient's norm is {norm}", sets)
+                        self._skip_or_stop(step, norm)
+                        window.left_out += 1
+                        self.optimizer.zero_grad()
+                        return
+                    self.skipped = 0
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            window.add(terms, batch)
+            done.append((terms, batch.cell_mask_BS))
+        for terms, cell_mask_BS in done:
+            window.add(terms, cell_mask_BS)
+
+    def _skip_or_stop(self, step: int, norm: float) -> None:
+        """Leave out a step whose gradient is not finite, where the recipe says so."""
+        share = self._micro * self._accumulation
+        first = self.accelerator.process_index * share
+        sets = self.training.step(step, self.config.batch_sets, slice(first, first + share))
+        error = self._not_finite(f"step {step + 1}: the gradient's norm is {norm}", sets)
+        self.skipped += 1
+        if self.config.not_finite == "stop" or self.skipped > MOST_SKIPPED:
+            raise error
+        self.console.print(f"left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _look(self, step: int, log: TrainingLog) -> None:
         """Evaluate, and keep the weights if they are the best so far; those before the first step are a candidate."""
         if self.validation is None:
             return
-        values = self.evaluate(self.validation)
+        with self._judged():
+            self._judge(step, self.evaluate(self.validation), log)
+
+    def _judged(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are judged and saved: the mean, where the recipe asks for one."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _judge(self, step: int, values: dict[str, float], log: TrainingLog) -> None:
         loss, before = values["loss"], self.selection
         # A base that was not trained is none: adaptation gains from one that is no better by itself. What follows is
         # judged against the start again.
         candidate = step > 0 or self.phase != "pretrain"
         if not math.isfinite(loss):
+            assert self.validation is not None
             sets = [self.validation[i] for i in range(min(len(self.validation), self.config.eval_sets))]
             raise self._not_finite(f"after step {step}: the validation loss is {loss}", sets)
         log.write(step, "validation", values)
@@ -280,18 +324,22 @@ class _Window:
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
         self._cells = 0
+        self.left_out = 0
 
-    def add(self, terms: dict[str, torch.Tensor], batch: Batch) -> None:
+    def add(self, terms: dict[str, torch.Tensor], cell_mask_BS: torch.Tensor) -> None:
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + value.detach().mean()
         self._batches += 1
-        self._cells += int(batch.cell_mask_BS.sum())
+        self._cells += int(cell_mask_BS.sum())
 
     def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
         """Mean loss terms and rates over all processes."""
         seconds = time.perf_counter() - self._start
-        stacked = accelerator.reduce(torch.stack(list(self._terms.values())) / self._batches, "mean")
-        means: dict[str, float] = dict(zip(self._terms, stacked.tolist(), strict=True))
+        # Where every step was left out there is no mean.
+        nothing = torch.full((), math.nan, device=accelerator.device)
+        terms = torch.stack([self._terms.get(name, nothing) for name in self._losses.weights])
+        stacked = accelerator.reduce(terms / max(1, self._batches), "mean")
+        means: dict[str, float] = dict(zip(self._losses.weights, stacked.tolist(), strict=True))
         cells = accelerator.reduce(torch.tensor(float(self._cells), device=accelerator.device), "sum")
         return {
             "loss": _total(means, self._losses),
@@ -300,4 +348,5 @@ class _Window:
             "cells_per_s": float(cells) / seconds,
             "loader_wait_percent": 100.0 * (self._loader.waited - self._waited) / seconds,
             "peak_memory_gb": peak_memory_gb(),
+            **({"steps_left_out": self.left_out} if self.left_out else {}),
         }

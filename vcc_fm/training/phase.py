@@ -88,6 +88,10 @@ def train_phase(phase: Phase, data: Dataset, work: Path, final: Path, console: C
         console.print(_first_line(name, config, accelerator, model), highlight=False, soft_wrap=True)
         for note in notes + _scarce_controls(samplers[0]):
             console.print(f"note: {note}", markup=False, soft_wrap=True)
+    if config.gradient_checkpointing:
+        decoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        decoder.backbone.compile()
     trainer = Trainer(name, config, model, SetLosses(config.loss), *samplers, assembler, work, accelerator, console)
     del model, decoder
     weights = trainer.run()
