@@ -316,6 +316,11 @@ CASES = [
     # ------------------------------------------------------------------------------------------------- the decoder
     Case("decoder.config.check_backbone", keys(decoder__backbone__model_type="lama"), "did you mean llama?"),
     Case("decoder.config.unfit", keys(decoder__backbone__hidden_size=18), "cannot be built"),
+    Case(
+        "decoder.lora._check",
+        keys(decoder__base="pretrain", pretrain__steps=2, pretrain__batch_sets=4, decoder__lora__layers=[5]),
+        "decoder.lora.layers: the backbone has no 5",
+    ),
     Case("decoder.build.base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
     Case("cellsets.targets.require_vectors", written("p.fasta", ">G0\nMKV\n"), "3 target genes have no protein"),
     # -------------------------------------------------------------------------------------------- encoders' inputs

@@ -209,7 +209,7 @@ def test_a_missing_split_table_or_fasta_is_said_once_beside_what_can_be_read(tmp
         ("data.simulate.contexts=[]", "data.simulate.contexts is empty"),
         ("data.simulate.contexts=[alpha, Alpha]", "names must differ by more than case"),
         ("data.genes=none.txt", "data.genes: none.txt is missing"),
-        ("decoder.lora.target_modules=[nothing]", "decoder.backbone: a llama of these settings cannot be built: "),
+        ("decoder.lora.target_modules=[nothing]", "decoder.lora.target_modules: the backbone has no nothing; it has "),
     ],
 )
 def test_what_would_fail_later_is_a_problem(tmp_path, override, said):

@@ -240,6 +240,7 @@ def test_a_table_goes_out_and_comes_back(
     assert datasets.load_from_disk(str(tmp_path / "proteins"))[0]["accessions"] == []
 
 
+@pytest.mark.slow
 def test_export_and_import_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(tiny_run.model_dump_json())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ from safetensors.torch import load_file
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.groups import training_groups
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
-from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.build import build_decoder, load_decoder, vocabulary_of
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
@@ -51,7 +49,7 @@ def losses(recipe: Recipe, phase: str, split: str = "train") -> list[float]:
 
 
 def selection(recipe: Recipe, phase: str) -> dict[str, float]:
-    return json.loads((Layout(recipe).decoder(0, phase).path / "training.json").read_text())["validation_loss"]
+    return json.loads((Layout(recipe).decoder(0, phase).path / "training.json").read_text())["validation"]
 
 
 def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -69,26 +67,6 @@ def test_accumulation_equals_the_large_batch(tiny: Tiny) -> None:
     assert_close(whole, parts, 2e-5)
     # The tolerance would not hide a trainer that takes another batch.
     assert max((whole[n] - other[n]).abs().max() for n in whole) > 1e-3
-
-
-def test_two_processes_equal_one(tiny: Tiny, tiny_recipe: Path, tmp_path: Path) -> None:
-    recipe, data = tiny()
-    one = trained(recipe, data)
-    output = tmp_path / "two"
-    shutil.copytree(Path(recipe.output) / "embeddings", output / "embeddings")
-    (output / "runs" / "tiny").mkdir(parents=True)
-    for name in ("split.json", "coverage.json", ".coverage.json.done.json"):
-        shutil.copy(recipe.run_folder / name, output / "runs" / "tiny" / name)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "vcc_fm" / "train.py"), str(tiny_recipe), f"output={output}"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "pretrain: DDP, 2 process(es) on cpu; a step is 8 sets, up to 48 cells;" in done.stdout
-    two = load_file(output / "runs" / "tiny" / "base" / "model.safetensors")
-    assert_close(one, two, 2e-5)
-    adapted = load_file(output / "runs" / "tiny" / "model" / "model.safetensors")
-    assert_close(trained(recipe, data, "train"), adapted, 2e-5)
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
@@ -392,3 +370,48 @@ def test_hidden_states_that_are_computed_twice_change_nothing(tiny: Tiny) -> Non
 @pytest.mark.slow
 def test_a_compiled_backbone_trains_the_same_model(tiny: Tiny) -> None:
     assert_close(trained(*tiny("pretrain.compile=true")), trained(*tiny()), 1e-5)
+
+
+def test_a_score_chooses_the_weights(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [0.5, 0.1, 0.7, 0.7, 0.2]
+    looks = iter(said)
+    judged: list[PerturbationDecoder] = []
+
+    def table(data: Dataset, decoder: Callable[[], Path], *_: object) -> object:
+        judged.append(load_decoder(decoder()))
+        value = next(looks)
+        return SimpleNamespace(judged=lambda entry, by: value, missing=list)
+
+    monkeypatch.setattr("vcc_fm.prediction.calibrate.validation_table", table)
+    alone = ["decoder.base=scratch", "pretrain=null", "train.eval_every=2", "train.steps=8", "train.lr=0.01"]
+    recipe, data = tiny(*alone, "train.select=pds_cosine", "train.checkpoint_every=8", validation=True)
+    best = trained(recipe, data, "train")
+    found = selection(recipe, "train")
+    assert (found["by"], found["best_step"], found["best"], found["start"], found["last"]) == (
+        "pds_cosine",
+        4,
+        0.7,
+        0.5,
+        0.2,
+    )
+    assert [
+        line["pds_cosine"] for line in read_log(Layout(recipe).phase(0, "train") / "log.jsonl") if "pds_cosine" in line
+    ] == said
+    assert len(judged) == 5
+    assert_close(best, {name: value for name, value in judged[2].state_dict().items() if name in best}, 0.0)
+    assert any(not torch.equal(value, judged[4].state_dict()[name]) for name, value in best.items())
+
+
+@pytest.mark.slow
+def test_the_scorer_itself_chooses_the_weights(tiny: Tiny) -> None:
+    alone = ["decoder.base=scratch", "pretrain=null", "train.eval_every=3", "train.lr=0.01"]
+    recipe, data = tiny(*alone, "train.select=pds_cosine", validation=True)
+    trained(recipe, data, "train")
+    found = selection(recipe, "train")
+    assert found["by"] == "pds_cosine"
+    assert found["best"] >= found["start"]
+
+
+def test_a_score_that_the_preset_does_not_have_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match=r"train.select=spearman: vcc2026 has no such score; set .* pds_"):
+        tiny("train.select=spearman")

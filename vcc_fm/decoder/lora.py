@@ -42,15 +42,12 @@ def add_adapters(decoder: PerturbationDecoder, settings: LoraSettings, base: str
 def _adapted_layers(decoder: PerturbationDecoder, settings: LoraSettings) -> list[str]:
     """Full names, so that a layer around the backbone that shares a short name is never adapted."""
     linear = [name for name, module in decoder.backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    blocks = {name: _block(name) for name in linear}
     if settings.target_modules != "all-linear":
         _check("target_modules", settings.target_modules, map(_short, linear))
         linear = [name for name in linear if _short(name) in settings.target_modules]
     if settings.layers is not None:
-        _check("layers", settings.layers, (block for block in blocks.values() if block is not None))
-        linear = [name for name in linear if blocks[name] in settings.layers]
-    if not linear:
-        raise UserError("decoder.lora: target_modules and layers together leave no layer to adapt")
+        _check("layers", settings.layers, (block for name in linear if (block := _block(name)) is not None))
+        linear = [name for name in linear if _block(name) in settings.layers]
     return [f"backbone.{name}" for name in linear]
 
 

@@ -20,7 +20,7 @@ from vcc_fm.prediction.emission import Asked, emit_groups, write_measured
 from vcc_fm.prediction.predict import make_predictor
 from vcc_fm.recipe.predict import PredictConfig
 from vcc_fm.scoring.score import score
-from vcc_fm.scoring.table import Entry
+from vcc_fm.scoring.table import Entry, ScoreTable
 from vcc_fm.store.counts_file import CountsFile
 
 SCALES = (0.8, 1.0, 1.25, 1.6)
@@ -53,10 +53,36 @@ def validation_scores(
 ) -> tuple[dict[str, dict[float, float]], str]:
     """Scaled mean of the metrics on the validation groups, by predictor and effect scale; why there is none, or "".
 
+    See :func:`validation_table`.
+    """
+    table = validation_table(data, decoder, names, SCALES, preset, config, seed, uns, console)
+    means = {name: {scale: table.mean(entry_of(name, scale)) for scale in SCALES} for name in names}
+    return means, table.no_headline()
+
+
+def entry_of(name: str, scale: float) -> str:
+    """What a predictor at an effect scale is called in a table."""
+    return f"{name} {scale:g}"
+
+
+def validation_table(
+    data: Dataset,
+    decoder: Callable[[], Path],
+    names: Collection[str],
+    scales: Collection[float],
+    preset: str,
+    config: PredictConfig,
+    seed: int,
+    uns: dict[str, Any],
+    console: Console,
+) -> ScoreTable:
+    """Scores on the validation groups, an entry for each predictor and effect scale.
+
     Args:
         data: one fold.
         decoder: gives the folder of its decoder.
         names: predictors.
+        scales: of their effects.
         preset: of the scorer.
         config: says how cells are emitted.
         seed: of what is drawn.
@@ -74,11 +100,9 @@ def validation_scores(
         entries = []
         for name in names:
             predictor = make_predictor(name, data, decoder, asked, config, console)
-            for scale in SCALES:
-                entry = Entry(f"{name} {scale:g}", "model", Path(scratch, f"{name}-{scale:g}.h5ad"))
+            for scale in scales:
+                entry = Entry(entry_of(name, scale), "model", Path(scratch, f"{name}-{scale:g}.h5ad"))
                 with CountsFile(entry.path, data.cells.genes, uns | {"predictor": name}) as file:
                     emit_groups(file, data, predictor, scale, asked, config, seed)
                 entries.append(entry)
-        table = score(truth, entries, data.cells.control, preset, Path(scratch, "cache"))
-    means = {name: {scale: table.mean(f"{name} {scale:g}") for scale in SCALES} for name in names}
-    return means, table.no_headline()
+        return score(truth, entries, data.cells.control, preset, Path(scratch, "cache"))

@@ -19,7 +19,7 @@ from vcc_fm.ground.paths import LONGEST_NAME, expand, without_secrets
 from vcc_fm.recipe.data import DataConfig
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.embed import EmbedConfig
-from vcc_fm.recipe.parts import BASELINES
+from vcc_fm.recipe.parts import BASELINES, PRESETS
 from vcc_fm.recipe.predict import PredictConfig, ScoreConfig
 from vcc_fm.recipe.section import PositiveFloat, Section
 from vcc_fm.recipe.split import SplitConfig
@@ -76,6 +76,18 @@ class Recipe(Section):
     def _base(self) -> Recipe:
         if (self.decoder.base == "pretrain") != (self.pretrain is not None):
             raise ValueError("decoder.base=pretrain and a pretrain section belong together; one of them is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _selects(self) -> Recipe:
+        for phase, config in self.phases.items():
+            if config.select in ("loss", "mean"):
+                continue
+            if config.select not in (known := PRESETS[self.score.preset].metrics):
+                raise ValueError(
+                    f"{phase}.select={config.select}: {self.score.preset} has no such score; set loss, mean, or one "
+                    f"of {', '.join(known)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -57,6 +57,11 @@ class TrainConfig(Section):
     )
     loss: LossWeights = Field(LossWeights(), description="weights of the loss terms")
     eval_every: PositiveInt = Field(100, description="steps between evaluations on the validation split")
+    select: str = Field(
+        "loss",
+        description="what the best weights are chosen by on the validation groups: loss; mean, the scaled mean of the "
+        "metrics of score.preset; or one of these metrics by name",
+    )
     patience: PositiveInt | None = Field(
         None, description="evaluations without improvement after which training ends; null: it runs through"
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.load import load_dataset
+from vcc_fm.run.load import describe_counts, load_dataset
 from vcc_fm.run.outputs import Output
 from vcc_fm.training.phase import Phase, train_phase
 
@@ -39,4 +44,25 @@ def train_on(data: Dataset, recipe: Recipe, output: Output, console: Console) ->
         output.fingerprint,
         untrained,
     )
-    train_phase(phase, data, layout.phase(output.fold, name), output.path, console)
+    train_phase(phase, data, layout.phase(output.fold, name), output.path, console, _judge(recipe, data, phase))
+
+
+def _judge(recipe: Recipe, data: Dataset, phase: Phase) -> Callable[[Path], float] | None:
+    """Tells how well a decoder in a folder scores on the validation groups; None where the loss decides."""
+    by, preset = phase.config.select, recipe.score.preset
+    if by == "loss":
+        return None
+    # Imported here: no other training waits for a scorer.
+    from vcc_fm.prediction.calibrate import entry_of, validation_table
+    from vcc_fm.prediction.predict import MODEL
+
+    def judge(folder: Path) -> float:
+        uns, quiet = describe_counts(recipe, data), Console(quiet=True)
+        table = validation_table(data, lambda: folder, [MODEL], [1.0], preset, recipe.predict, recipe.seed, uns, quiet)
+        score = table.judged(entry_of(MODEL, 1.0), by)
+        if not math.isfinite(score):
+            reasons = "; ".join(table.missing()) or "no value"
+            raise UserError(f"{phase.name}.select={by}: the validation groups do not tell: {reasons}; set loss")
+        return score
+
+    return judge

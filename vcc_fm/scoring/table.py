@@ -78,6 +78,19 @@ class ScoreTable:
         chosen = self.means[(self.means["entry"] == entry) & (self.means["context"] == context)]
         return float(chosen["scaled"].iloc[0])
 
+    def judged(self, entry: str, name: str) -> float:
+        """How good an entry is, the higher the better; NaN when nothing could be scored.
+
+        Args:
+            entry: of the table.
+            name: ``mean``, the scaled mean over all contexts, or a metric, whose raw value is averaged over contexts,
+                with the sign turned where a small one is good.
+        """
+        if name == "mean":
+            return self.mean(entry)
+        raw = self.rows.loc[(self.rows["entry"] == entry) & (self.rows["metric"] == name), "raw"].mean()
+        return -float(raw) if self.metrics[name].low_is_good else float(raw)
+
     def mean_texts(self, context: str = ALL) -> dict[str, str]:
         """Scaled mean of every entry as text, with the number of members present where one is missing."""
         chosen = self.means[self.means["context"] == context]

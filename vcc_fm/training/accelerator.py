@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from accelerate.utils import DeepSpeedPlugin
 
 
+_launched_as: list[DistributedType] = []
+"""How the processes of this program were launched, once that is known."""
+
+
 def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> Accelerator:
     """An accelerator for a training phase, whose steps take ``batch_sets`` sets on however many processes there are.
 
@@ -41,6 +45,8 @@ def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> 
     """
     leave_a_core_to_the_loader()
     state = process_state()
+    if not _launched_as:
+        _launched_as.append(state.distributed_type)
     config.check_processes(state.num_processes, name)
     _, accumulation = config.micro_batches(state.num_processes)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
@@ -74,9 +80,9 @@ def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> 
 
 def forget_accelerator() -> None:
     """Let the next phase ask for another precision and accumulation, which one shared state cannot hold."""
-    if PartialState().distributed_type == DistributedType.FSDP:
-        # Accelerate writes it there, and then does not find its way from it to FSDP a second time.
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if _launched_as:
+        # Accelerate writes its engine there, and then does not find its way from it to the same engine again.
+        PartialState._shared_state["distributed_type"] = _launched_as[0]
     AcceleratorState._reset_state()
 
 

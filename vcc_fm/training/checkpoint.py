@@ -27,6 +27,7 @@ from vcc_fm.ground.files import (
     write_json,
     write_sealed,
 )
+from vcc_fm.training.accelerator import engine_of
 
 _STEP = re.compile(r"^step-(\d+)$")
 
@@ -55,7 +56,8 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if main:
                 files = {name: sha256_file(partial / name) for name in _files(partial)}
-                write_sealed(partial / "progress.json", {"step": step, "files": files, **state})
+                written_by = {"engine": engine_of(self.accelerator), "processes": self.accelerator.num_processes}
+                write_sealed(partial / "progress.json", {"step": step, "files": files, **written_by, **state})
         if main:
             for old in self._newest_first()[self.keep :]:
                 shutil.rmtree(old)
@@ -66,6 +68,9 @@ class Checkpoints:
 
         Returns:
             Its ``progress.json``, or None where there is no whole one; why newer ones were passed over.
+
+        Raises:
+            UserError: another engine wrote it, or as many processes as do not share its parts now.
         """
         found: list[Any] = [None, None, []]
         if self.accelerator.is_main_process:
@@ -81,11 +86,28 @@ class Checkpoints:
                 found[2].append(f"{path.name} is damaged and passed over: {fault}")
         path, progress, passed_over = broadcast_object_list(found)
         if path is not None:
+            self._check_engine(path, progress)
             self.accelerator.load_state(str(path))
         return progress, passed_over
 
-    def save_best(self, model: nn.Module, step: int) -> str:
+    def _check_engine(self, path: Path, progress: dict[str, Any]) -> None:
+        """A checkpoint of whole weights is anybody's; one in parts is read by those who wrote it."""
+        then = progress["engine"], progress["processes"]
+        now = engine_of(self.accelerator), self.accelerator.num_processes
+        whole = {"one process", "DDP"}
+        if then != now and not {then[0], now[0]} <= whole:
+            raise UserError(
+                f"{path}: written by {then[0]} on {then[1]} processes, but this is {now[0]} on {now[1]}, which cannot "
+                f"take it up; launch as before, or remove {self.folder.parent} and train from the start"
+            )
+
+    def save_best(self, model: nn.Module, step: int, so_far: int | None = None) -> str:
         """Keep the trainable weights of ``model`` as the best; all processes call it. The file's SHA-256.
+
+        Args:
+            model: as Accelerate prepared it.
+            step: after which it is.
+            so_far: the step of the best weights so far, which are kept too.
 
         Raises:
             UserError: a weight is not finite; nothing is written.
@@ -104,7 +126,8 @@ class Checkpoints:
                 with whole_file(final) as partial:
                     save_file(kept, partial)
                     found[0] = sha256_file(partial)
-                named = {final} | {self._best(best) for path in self._newest_first() for best in _best_steps(path)}
+                named = {final} | ({self._best(so_far)} if so_far is not None else set())
+                named |= {self._best(best) for path in self._newest_first() for best in _best_steps(path)}
                 for old in set(self.folder.glob("best-*.safetensors")) - named:
                     old.unlink()
         digest, wrong = broadcast_object_list(found)

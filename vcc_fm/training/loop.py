@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import nn
 
@@ -43,19 +44,34 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 @dataclass(frozen=True)
 class Selection:
-    """Validation losses of a phase: before the first step, at the best one (None: no candidate yet), and the last."""
+    """Validation of a phase by its loss or a score.
 
+    Attributes:
+        by: ``loss``, the lower the better, or the name of a score, the higher the better.
+        start, best, last: before the first step, at the best one (None: no candidate yet), and at the last.
+        best_step: after which the best weights were taken.
+        best_sha256: of their file.
+    """
+
+    by: str
     start: float
     best_step: int
     best: float | None
     best_sha256: str
     last: float
 
+    def improved_by(self, value: float) -> bool:
+        """Whether a value is better than the best."""
+        return self.best is None or (value < self.best if self.by == "loss" else value > self.best)
+
     def __str__(self) -> str:
         """One line for people."""
         if self.best_step == 0 or self.best is None:
-            return f"no step was better than the start ({self.start:.5g}, last {self.last:.5g}), which is kept"
-        return f"best at step {self.best_step} ({self.best:.5g}); start {self.start:.5g}, last {self.last:.5g}"
+            return (
+                f"{self.by}: no step was better than the start ({self.start:.5g}, last {self.last:.5g}), which is kept"
+            )
+        at = f"best at step {self.best_step} ({self.best:.5g})"
+        return f"{self.by}: {at}; start {self.start:.5g}, last {self.last:.5g}"
 
 
 class Losses(Protocol):
@@ -91,6 +107,7 @@ class Trainer:
         folder: Path,
         accelerator: Accelerator,
         console: Console,
+        judge: Callable[[Path], float] | None = None,
     ):
         self.phase, self.config, self.accelerator, self.console, self.folder = (
             phase,
@@ -99,7 +116,7 @@ class Trainer:
             console,
             folder,
         )
-        self.losses = losses
+        self.losses, self.judge = losses, judge
         self.training, self.validation, self.assembler = training, validation, assembler
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -261,21 +278,26 @@ class Trainer:
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _judge(self, step: int, values: dict[str, float], log: TrainingLog) -> None:
-        loss, before = values["loss"], self.selection
+        """Keep the weights if they are the best so far, by the loss or by the score that the recipe names."""
+        assert self.validation is not None
+        if not math.isfinite(values["loss"]):
+            sets = [self.validation[i] for i in range(min(len(self.validation), self.config.eval_sets))]
+            raise self._not_finite(f"after step {step}: the validation loss is {values['loss']}", sets)
+        before, by, digest = self.selection, self.config.select, ""
         # A base that was not trained is none: adaptation gains from one that is no better by itself. What follows is
         # judged against the start again.
         candidate = step > 0 or self.phase != "pretrain"
-        if not math.isfinite(loss):
-            assert self.validation is not None
-            sets = [self.validation[i] for i in range(min(len(self.validation), self.config.eval_sets))]
-            raise self._not_finite(f"after step {step}: the validation loss is {loss}", sets)
+        if self.judge is not None:
+            digest = self.checkpoints.save_best(self.model, step, before.best_step if before else None)
+            found = [self.judge(self.checkpoints.best(step, digest))] if self.accelerator.is_main_process else [0.0]
+            values = values | {by: broadcast_object_list(found)[0]}
         log.write(step, "validation", values)
-        if before is None or before.best is None or (candidate and loss < before.best):
-            digest = self.checkpoints.save_best(self.model, step)
-            best = loss if candidate else None
-            self.selection = Selection(before.start if before else loss, step, best, digest, loss)
+        if before is None or (candidate and before.improved_by(values[by])):
+            digest = digest or self.checkpoints.save_best(self.model, step)
+            best = values[by] if candidate else None
+            self.selection = Selection(by, before.start if before else values[by], step, best, digest, values[by])
         else:
-            self.selection = replace(before, last=loss)
+            self.selection = replace(before, last=values[by])
 
     def _not_finite(self, what: str, sets: list[CellSet]) -> UserError:
         """What is not finite, in which sets, and whether their own input is to blame."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,14 @@ class Phase:
     untrained: Path | None = None
 
 
-def train_phase(phase: Phase, data: Dataset, work: Path, final: Path, console: Console) -> None:
+def train_phase(
+    phase: Phase,
+    data: Dataset,
+    work: Path,
+    final: Path,
+    console: Console,
+    judge: Callable[[Path], float] | None = None,
+) -> None:
     """Train one phase of one fold, resuming where an earlier run of it stopped, and save the decoder.
 
     Args:
@@ -65,6 +74,7 @@ def train_phase(phase: Phase, data: Dataset, work: Path, final: Path, console: C
         work: folder of checkpoints and log.
         final: folder of the decoder; it appears when it is whole.
         console: where progress goes.
+        judge: tells how good a decoder in a folder is, the higher the better, where not the loss decides.
 
     Raises:
         UserError: there is nothing to train on, or the settings do not fit the data or the processes.
@@ -92,15 +102,31 @@ def train_phase(phase: Phase, data: Dataset, work: Path, final: Path, console: C
         decoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         decoder.backbone.compile()
-    trainer = Trainer(name, config, model, SetLosses(config.loss), *samplers, assembler, work, accelerator, console)
+
+    def judge_weights(weights: Path) -> float:
+        """:func:`judge` of trained weights; what else is drawn at random in this process stays as it is."""
+        assert judge is not None
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+            save_decoder(_finished(phase, data, weights, trained_on_responses), Path(folder), {})
+            return judge(Path(folder))
+
+    trainer = Trainer(
+        name,
+        config,
+        model,
+        SetLosses(config.loss),
+        *samplers,
+        assembler,
+        work,
+        accelerator,
+        console,
+        judge and judge_weights,
+    )
     del model, decoder
     weights = trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        # Built again, because what was trained may be spread over the processes.
-        trained, _ = _decoder(phase, data)
-        _inner(trained).config.trained_on_responses = trained_on_responses
-        load_trained(trained, weights)
+        trained = _finished(phase, data, weights, trained_on_responses)
         _save(phase, data, trainer.selection, trained, final, console)
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
@@ -116,6 +142,16 @@ def _decoder(phase: Phase, data: Dataset) -> tuple[PerturbationDecoder | PeftMod
     decoder.config.recipe_fingerprint = phase.recipe_fingerprint
     decoder.bf16_backbone = phase.config.precision == "bf16"
     return model, notes
+
+
+def _finished(
+    phase: Phase, data: Dataset, weights: Path, trained_on_responses: bool
+) -> PerturbationDecoder | PeftModel:
+    """The trained model. It is built again, because what was trained may be spread over the processes."""
+    model, _ = _decoder(phase, data)
+    _inner(model).config.trained_on_responses = trained_on_responses
+    load_trained(model, weights)
+    return model
 
 
 def _inner(model: PerturbationDecoder | PeftModel) -> PerturbationDecoder:
@@ -164,8 +200,8 @@ def _save(
         "simulated": data.cells.meta["simulated"],
     }
     if selection is not None:
-        console.print(f"{phase.name}: validation loss: {selection}", highlight=False, soft_wrap=True)
-        record["validation_loss"] = asdict(selection)
+        console.print(f"{phase.name}: validation {selection}", highlight=False, soft_wrap=True)
+        record["validation"] = asdict(selection)
     if phase.untrained is not None:
         for note in _beside_untrained(phase.untrained, selection):
             console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
@@ -186,8 +222,10 @@ def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
 
 def _beside_untrained(base: Path, selection: Selection | None) -> list[str]:
     """A warning where the decoder before its pretraining was better on the validation groups than the model is."""
-    then = read_json(base / "training.json").get("validation_loss")
-    if then is None or selection is None or selection.best is None or selection.best <= then["start"]:
+    then = read_json(base / "training.json").get("validation")
+    if then is None or selection is None or selection.best is None or {then["by"], selection.by} != {"loss"}:
+        return []
+    if selection.best <= then["start"]:
         return []
     return [
         f"an untrained decoder, which is the transfer baseline, had a validation loss of {then['start']:.5g}, better "
