@@ -185,7 +185,7 @@ def _training(screen: Screen, folder: Path) -> tuple[str, float]:
         accelerator,
         quiet,
     ).run()
-    lines = read_log(folder / "log.jsonl")[1:]  # the first step also waits for the first batch ever made
+    lines = read_log(folder / "metrics.jsonl")[1:]  # the first step also waits for the first batch ever made
     return accelerator.device.type, float(np.mean([line["loader_wait_percent"] for line in lines]))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -283,3 +284,15 @@ def test_prediction_sets_depend_on_seed_context_and_perturbation_alone(data):
     np.testing.assert_array_equal(rows()[:11], rows(cells=11))
     assert (rows() != rows("b")).any()
     assert (rows() != rows(seed=1)).any()
+
+
+def test_threads_may_ask_for_sets_of_different_epochs(tmp_path):
+    sizes = {("K", batch, label): 30 for batch in "12" for label in (CONTROL, "A", "B", "C")}
+    data = dataset_of(store_of(tmp_path, sized(sizes)))
+    sampler = SetSampler(data, data.split.groups("train"), 4, 0, 0.3, 0.3)
+    epochs = [0, 3]
+    alone = [epoch_of(sampler, epoch) for epoch in epochs]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(10):
+            for one, other in zip(alone, threads.map(lambda epoch: epoch_of(sampler, epoch), epochs), strict=True):
+                same(one, other)

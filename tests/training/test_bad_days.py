@@ -231,7 +231,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny: Tiny, monkeypat
     said = Console(record=True, width=400)
     train_decoder(recipe, data, "pretrain", said)
     assert all_finite(Layout(recipe).decoder(0, "pretrain").path)
-    lines = [line for line in read_log(folder / "log.jsonl") if line["split"] == "train"]
+    lines = [line for line in read_log(folder / "metrics.jsonl") if line["split"] == "train"]
     assert [line.get("steps_left_out", 0) for line in lines] == [0, 2, 0, 0]
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert said.export_text().count("left out: pretrain, step") == 2

@@ -94,7 +94,7 @@ class Run:
     folder: Path
 
     def losses(self, phase: str) -> list[float]:
-        return [line["loss"] for line in read_log(self.folder / "training" / phase / "log.jsonl")]
+        return [line["loss"] for line in read_log(self.folder / "training" / phase / "metrics.jsonl")]
 
     def weights(self, phase: str) -> dict[str, torch.Tensor]:
         return load_file(self.folder / {"pretrain": "base", "train": "model"}[phase] / "model.safetensors")

@@ -42,7 +42,7 @@ def test_a_stop_request_writes_a_checkpoint_and_costs_nothing(
     shutil.rmtree(layout.phase(0, "pretrain"), ignore_errors=True)
     train_decoder(recipe, data, "pretrain")
     whole = load_file(layout.decoder(0, "pretrain").path / "model.safetensors")
-    log = read_log(layout.phase(0, "pretrain") / "log.jsonl")
+    log = read_log(layout.phase(0, "pretrain") / "metrics.jsonl")
     shutil.rmtree(layout.phase(0, "pretrain"))
     handler = signal.getsignal(number)
 
@@ -60,7 +60,7 @@ def test_a_stop_request_writes_a_checkpoint_and_costs_nothing(
     train_decoder(recipe, data, "pretrain")
     resumed = load_file(layout.decoder(0, "pretrain").path / "model.safetensors")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    again = read_log(layout.phase(0, "pretrain") / "log.jsonl")
+    again = read_log(layout.phase(0, "pretrain") / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in again] == [(line["step"], line["loss"]) for line in log]
 
 
@@ -99,7 +99,7 @@ class Run:
 
     def steps(self, phase: str = "train") -> int:
         """Steps that its log tells of."""
-        log = read_log(self.folder / "runs" / "tiny" / "training" / phase / "log.jsonl")
+        log = read_log(self.folder / "runs" / "tiny" / "training" / phase / "metrics.jsonl")
         return max((line["step"] for line in log), default=0)
 
     def finish(self) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def trained(recipe: Recipe, data: Dataset, phase: str = "pretrain") -> dict[str,
 
 
 def losses(recipe: Recipe, phase: str, split: str = "train") -> list[float]:
-    lines = read_log(Layout(recipe).phase(0, phase) / "log.jsonl")
+    lines = read_log(Layout(recipe).phase(0, phase) / "metrics.jsonl")
     return [line["loss"] for line in lines if line["split"] == split]
 
 
@@ -318,7 +318,7 @@ def test_checkpoints_of_another_recipe_are_not_resumed(tiny: Tiny) -> None:
     train_decoder(other_recipe, data, "pretrain")
     other = load_file(Layout(other_recipe).decoder(0, "pretrain").path / "model.safetensors")
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
-    assert read_log(Layout(recipe).phase(0, "pretrain") / "log.jsonl")[0]["step"] == 6
+    assert read_log(Layout(recipe).phase(0, "pretrain") / "metrics.jsonl")[0]["step"] == 6
 
 
 def test_unknown_training_context_is_refused(tiny: Tiny) -> None:
@@ -395,7 +395,9 @@ def test_a_score_chooses_the_weights(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
         0.2,
     )
     assert [
-        line["pds_cosine"] for line in read_log(Layout(recipe).phase(0, "train") / "log.jsonl") if "pds_cosine" in line
+        line["pds_cosine"]
+        for line in read_log(Layout(recipe).phase(0, "train") / "metrics.jsonl")
+        if "pds_cosine" in line
     ] == said
     assert len(judged) == 5
     assert_close(best, {name: value for name, value in judged[2].state_dict().items() if name in best}, 0.0)

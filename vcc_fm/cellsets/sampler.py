@@ -8,6 +8,7 @@ ones before it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -252,6 +253,7 @@ class SetSampler:
         taken = [max(1, round(parts * w)) for parts, w in zip(self._parts, weight, strict=True)]
         self._sets = [(group, item, number) for group, number in enumerate(taken) for item in range(number)]
         self._epoch = -1
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Sets in an epoch."""
@@ -279,8 +281,11 @@ class SetSampler:
         return self._passes[key]
 
     def __getitem__(self, position: int) -> CellSet:
-        """The set at ``position`` of the stream."""
-        epoch, offset = divmod(position, len(self._sets))
+        """The set at ``position`` of the stream; threads may ask at the same time."""
+        with self._lock:  # of what is drawn for one epoch at a time
+            return self._set(*divmod(position, len(self._sets)))
+
+    def _set(self, epoch: int, offset: int) -> CellSet:
         self._begin(epoch)
         group, item, taken = self._sets[self._set_order[offset]]
         pass_, part = divmod(epoch * taken + item, self._parts[group])

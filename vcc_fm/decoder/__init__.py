@@ -10,4 +10,4 @@ from transformers.utils import logging as transformers_logging
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")

@@ -95,7 +95,7 @@ def _same(one: pd.Series[float], other: pd.Series[float]) -> bool:
 def _log(recipe: Recipe) -> list[dict[str, Any]]:
     """Training and validation lines of all phases of the first fold."""
     layout = Layout(recipe)
-    return [line for phase in ("pretrain", "train") for line in read_log(layout.phase(0, phase) / "log.jsonl")]
+    return [line for phase in ("pretrain", "train") for line in read_log(layout.phase(0, phase) / "metrics.jsonl")]
 
 
 def _notes(recipe: Recipe, record: dict[str, Any]) -> list[str]:

@@ -214,7 +214,7 @@ def save_decoder(model: nn.Module, folder: Path, extra: dict[str, Any]) -> None:
 
 
 def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a ``log.jsonl``, those of steps after ``up_to`` left out; an unfinished last line is dropped."""
+    """The lines of a ``metrics.jsonl`` up to step ``up_to``; an unfinished last line is dropped."""
     lines = []
     if path.exists():
         for text in path.read_text().splitlines():

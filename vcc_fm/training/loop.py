@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,10 +21,12 @@ from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
 from vcc_fm.ground.errors import TryAgain, UserError
 from vcc_fm.ground.processes import stop_requests
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.training.accelerator import count_parameters
 from vcc_fm.training.average import WeightAverage
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
-from vcc_fm.training.tracking import TrainingLog, peak_memory_gb
+from vcc_fm.training.speed import Window, Work
+from vcc_fm.training.tracking import TrainingLog
 
 MOST_SKIPPED = 10
 """Steps in a row that may be left out because their gradient is not finite: more say that training has come apart."""
@@ -124,6 +125,8 @@ class Trainer:
         # One kernel for all weights where there is a GPU.
         fused = accelerator.device.type == "cuda"
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=fused)
+        total, trainable = count_parameters(model)
+        self._trainable = trainable / total
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = None
         if config.average is not None:
@@ -165,6 +168,7 @@ class Trainer:
             self.console.print(f"{self.phase}: goes on after step {first}", soft_wrap=True)
         if progress["selection"] is not None:
             self.selection = Selection(**progress["selection"])
+        self._work = self._count_work()
         log = TrainingLog(self.folder, self.phase, self.config.steps, self.accelerator, self.console, first)
         numbers = range(first * self._accumulation, self.config.steps * self._accumulation)
         loader = Prefetcher(self._micro_batch, numbers, self.config.prefetch, self.accelerator.device)
@@ -185,7 +189,7 @@ class Trainer:
 
     def _steps(self, first: int, loader: Prefetcher, log: TrainingLog, asked: Callable[[], bool]) -> None:
         config, batches = self.config, iter(loader)
-        window = _Window(loader, self.losses)
+        window = self._window(loader)
         self.model.train()
         for step in range(first, config.steps):
             if self._stalls(step):
@@ -199,17 +203,29 @@ class Trainer:
             done = step + 1
             log.advance(done)
             if done % config.log_every == 0 or done == config.steps:
-                log.write(done, "train", window.summary(self.accelerator, rate))
-                window = _Window(loader, self.losses)
+                values = window.summary(self.accelerator, rate)
+                log.write(done, "train", {"loss": _total(values, self.losses), **values})
+                window = self._window(loader)
             if done % config.eval_every == 0 or done == config.steps:
                 self._look(done, log)
-                window = _Window(loader, self.losses)
+                window = self._window(loader)
             stops = self._agreed(asked()) and done < config.steps
             if stops or done % config.checkpoint_every == 0 or done == config.steps:
                 self.checkpoints.save(done, {"selection": self.selection and asdict(self.selection)})
-                window = _Window(loader, self.losses)
+                window = self._window(loader)
             if stops:
                 raise TryAgain(f"{self.phase} stopped after step {done}, of which there is a checkpoint")
+
+    def _count_work(self) -> Work:
+        """Of a micro-batch like the first one."""
+        model = self.accelerator.unwrap_model(self.model)
+        sets = self.training.step(0, self.config.batch_sets, slice(0, self._micro))
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        model.eval()
+        return Work.of(model, self.assembler.assemble(sets).to(self.accelerator.device), self._trainable, dtype)
+
+    def _window(self, loader: Prefetcher) -> Window:
+        return Window(loader, list(self.losses.weights), self._work)
 
     def _stalls(self, done: int) -> bool:
         """Whether no evaluation has been better than the best for longer than the recipe's patience."""
@@ -224,14 +240,14 @@ class Trainer:
         told = torch.tensor(float(asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, "sum") > 0)
 
-    def _optimise(self, step: int, batches: Iterator[Batch], window: _Window) -> None:
+    def _optimise(self, step: int, batches: Iterator[Batch], window: Window) -> None:
         """Optimiser step ``step`` (from 0), over all its micro-batches.
 
         Raises:
             UserError: its gradient is not finite. The weights are as before, but under DeepSpeed, which takes the step
                 together with the backward pass.
         """
-        done: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
+        done: list[tuple[dict[str, torch.Tensor], Batch]] = []
         for _ in range(self._accumulation):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
@@ -251,9 +267,10 @@ class Trainer:
                     self.skipped = 0
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            done.append((terms, batch.cell_mask_BS))
-        for terms, cell_mask_BS in done:
-            window.add(terms, cell_mask_BS)
+            # Its counts are not kept: they are most of a batch.
+            done.append((terms, replace(batch, counts_BSG=None)))
+        for terms, batch in done:
+            window.add(terms, batch)
 
     def _skip_or_stop(self, step: int, norm: float) -> None:
         """Leave out a step whose gradient is not finite, where the recipe says so."""
@@ -334,41 +351,4 @@ class Trainer:
 
 
 def _total(means: dict[str, float], losses: Losses) -> float:
-    return sum(losses.weights[name] * value for name, value in means.items())
-
-
-class _Window:
-    """What happened since the last log line."""
-
-    def __init__(self, loader: Prefetcher, losses: Losses):
-        self._loader, self._losses = loader, losses
-        self._start, self._waited = time.perf_counter(), loader.waited
-        self._terms: dict[str, torch.Tensor] = {}
-        self._batches = 0
-        self._cells = 0
-        self.left_out = 0
-
-    def add(self, terms: dict[str, torch.Tensor], cell_mask_BS: torch.Tensor) -> None:
-        for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + value.detach().mean()
-        self._batches += 1
-        self._cells += int(cell_mask_BS.sum())
-
-    def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
-        """Mean loss terms and rates over all processes."""
-        seconds = time.perf_counter() - self._start
-        # Where every step was left out there is no mean.
-        nothing = torch.full((), math.nan, device=accelerator.device)
-        terms = torch.stack([self._terms.get(name, nothing) for name in self._losses.weights])
-        stacked = accelerator.reduce(terms / max(1, self._batches), "mean")
-        means: dict[str, float] = dict(zip(self._losses.weights, stacked.tolist(), strict=True))
-        cells = accelerator.reduce(torch.tensor(float(self._cells), device=accelerator.device), "sum")
-        return {
-            "loss": _total(means, self._losses),
-            **means,
-            "lr": rate,
-            "cells_per_s": float(cells) / seconds,
-            "loader_wait_percent": 100.0 * (self._loader.waited - self._waited) / seconds,
-            "peak_memory_gb": peak_memory_gb(),
-            **({"steps_left_out": self.left_out} if self.left_out else {}),
-        }
+    return sum(weight * means[name] for name, weight in losses.weights.items())

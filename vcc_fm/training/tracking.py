@@ -1,4 +1,4 @@
-"""Where the curves go: a ``log.jsonl``, a tracker by name, and lines or a progress bar for people."""
+"""Where the curves go: a ``metrics.jsonl``, a tracker by name, and lines or a progress bar for people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrainingLog:
     """Writes training and validation lines of one phase; silent on all processes but the first."""
 
     def __init__(self, folder: Path, phase: str, steps: int, accelerator: Accelerator, console: Console, resumed: int):
-        self.path = folder / "log.jsonl"
+        self.path = folder / "metrics.jsonl"
         self.phase, self.steps, self.accelerator, self.console = phase, steps, accelerator, console
         self._main = accelerator.is_main_process
         self._begin = time.perf_counter()

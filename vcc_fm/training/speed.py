@@ -1,0 +1,103 @@
+"""How fast training goes: rates over some steps, and how much of what the device can do that is."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vcc_fm.cellsets.batch import Batch
+from vcc_fm.training.prefetch import Prefetcher
+from vcc_fm.training.tracking import peak_memory_gb
+
+WIDTH = {"cuda": 4096, "cpu": 512}
+"""Of the square matrices whose product measures a device."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a micro-batch costs, and what the device can do.
+
+    Attributes:
+        operations: floating-point operations of the products of a forward and a backward pass.
+        possible: operations a second of a large product of matrices, measured on this device, in this precision.
+    """
+
+    operations: float
+    possible: float
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, batch: Batch, trainable: float, dtype: torch.dtype) -> Work:
+        """Count by one forward pass of the unwrapped ``model``; every process makes it, as its parts come together.
+
+        Backward costs a forward once for the gradients of what comes in, and once more for those of the weights that
+        train, the share ``trainable`` of all.
+        """
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            model(batch)
+        return cls(counter.get_total_flops() * (2.0 + trainable), _measured(batch.cells_BSE.device, dtype))
+
+
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a square product of matrices, the best of some."""
+    width = WIDTH.get(device.type, 512)
+    matrix = torch.ones(width, width, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(6):
+        begin = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * width**3 / best
+
+
+class Window:
+    """What happened since the last log line.
+
+    Args:
+        loader: of the batches.
+        terms: names of the loss terms.
+        work: of a micro-batch.
+    """
+
+    def __init__(self, loader: Prefetcher, terms: list[str], work: Work):
+        self._loader, self._names, self._work = loader, terms, work
+        self._start, self._waited = time.perf_counter(), loader.waited
+        self._sums: dict[str, torch.Tensor] = {}
+        self._batches = self._tokens = 0
+        # Added up on the device: asking for a number would wait for it.
+        self._cells = torch.zeros(())
+        self.left_out = 0
+
+    def add(self, terms: dict[str, torch.Tensor], batch: Batch) -> None:
+        """A micro-batch, with its loss terms [B]."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().mean()
+        self._batches += 1
+        self._tokens += len(batch) * (2 + batch.target_mask_BP.shape[1] + batch.cell_mask_BS.shape[1])
+        self._cells = batch.cell_mask_BS.sum() + self._cells.to(batch.cell_mask_BS.device)
+
+    def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
+        """Mean loss terms, unweighted, and rates over all processes; waiting, memory and use of this device."""
+        # Where every step was left out there is no mean.
+        nothing = torch.full((), math.nan, device=accelerator.device)
+        sums = torch.stack([self._sums.get(name, nothing) for name in self._names])
+        means = accelerator.reduce(sums / max(1, self._batches), "mean").tolist()
+        amounts = torch.stack([self._cells.float().to(nothing), torch.full_like(nothing, self._tokens)])
+        cells, tokens = accelerator.reduce(amounts, "sum").tolist()
+        seconds = time.perf_counter() - self._start
+        return {
+            **dict(zip(self._names, means, strict=True)),
+            "lr": rate,
+            "cells_per_s": cells / seconds,
+            "tokens_per_s": tokens / seconds,
+            "mfu_percent": 100.0 * self._batches * self._work.operations / seconds / self._work.possible,
+            "loader_wait_percent": 100.0 * (self._loader.waited - self._waited) / seconds,
+            "peak_memory_gb": peak_memory_gb(),
+            **({"steps_left_out": self.left_out} if self.left_out else {}),
+        }
