@@ -150,11 +150,14 @@ def test_the_likelihood_has_the_gradient_of_its_formula(monkeypatch: pytest.Monk
     logits = torch.randn(3, 4, 6, generator=generator).double().requires_grad_()
     depth = counts.sum(-1, keepdim=True)
 
+    def unmeasured(log_share: torch.Tensor) -> torch.Tensor:
+        return torch.where(measured, log_share, -torch.inf)
+
     def terms(log_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _Likelihood.apply(log_share, counts, depth, measured, ratio, dispersion)
+        return _Likelihood.apply(unmeasured(log_share), counts, depth, measured, ratio, dispersion)
 
     def plain(log_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        expected = depth * torch.where(measured, log_share, -torch.inf).exp()
+        expected = depth * unmeasured(log_share).exp()
         law = torch.distributions.NegativeBinomial(
             1.0 / dispersion, logits=(dispersion * (expected * ratio[:, None] + SMALLEST_MEAN)).log()
         )

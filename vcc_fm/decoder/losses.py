@@ -57,13 +57,18 @@ def set_losses(
     """
     assert batch.counts_BSG is not None
     counts_BSG = batch.counts_BSG
-    measured_BSG = torch.isfinite(batch.log_share_BSG) & batch.cell_mask_BS[..., None]
+    measured_BSG = torch.isfinite(batch.log_share_UG)[batch.profile_BS] & batch.cell_mask_BS[..., None]
     depth_BS1 = counts_BSG.sum(-1, keepdim=True)
     genes_B = measured_BSG.any(1).sum(-1)
     losses: dict[str, torch.Tensor] = {}
     if "likelihood" in terms or "delta" in terms:
         nll_B, expected_BG = _Likelihood.apply(
-            predicted.log_share_BSG, counts_BSG, depth_BS1, measured_BSG, batch.null_ratio_BG, predicted.dispersion_G
+            predicted.log_share_BSG,
+            counts_BSG,
+            depth_BS1 * batch.cell_mask_BS[..., None],
+            measured_BSG,
+            batch.null_ratio_BG,
+            predicted.dispersion_G,
         )
         losses["likelihood"] = nll_B / measured_BSG.sum((1, 2))
         total_B1 = depth_BS1.sum(1)
@@ -92,7 +97,8 @@ class _Likelihood(torch.autograd.Function):
         d nll / d log share = (mu - y) / (1 + alpha mu) x (mu - floor) / mu
         d expected / d log share = depth x share
 
-    Dispersions have no gradient: they are not trained. A few sets are worked on at a time, in what memory they need.
+    A gene that was not measured has a log share of -inf, and so no gradient. Dispersions have none: they are not
+    trained. A few sets are worked on at a time, in what memory they need.
     """
 
     @staticmethod
@@ -106,10 +112,10 @@ class _Likelihood(torch.autograd.Function):
         dispersion_G: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums over cells: of the negative log-likelihood, nats [B]; of the expected counts [B, G]."""
-        ctx.save_for_backward(log_share_BSG, counts_BSG, depth_BS1, measured_BSG, ratio_BG, dispersion_G)
+        ctx.save_for_backward(log_share_BSG, counts_BSG, depth_BS1, ratio_BG, dispersion_G)
         nll, expected = [], []
         for part in _parts(log_share_BSG):
-            expected_BSG = _expected(log_share_BSG[part], depth_BS1[part], measured_BSG[part])
+            expected_BSG = log_share_BSG[part].exp().mul_(depth_BS1[part])
             expected.append(expected_BSG.sum(1))
             mean_BSG = expected_BSG.mul_(ratio_BG[part][:, None]).add_(SMALLEST_MEAN)
             nll_BSG = negative_binomial_nll(counts_BSG[part], mean_BSG, dispersion_G)
@@ -120,15 +126,15 @@ class _Likelihood(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, nll_B: torch.Tensor, expected_BG: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient of the log shares."""
-        log_share_BSG, counts_BSG, depth_BS1, measured_BSG, ratio_BG, dispersion_G = ctx.saved_tensors
+        log_share_BSG, counts_BSG, depth_BS1, ratio_BG, dispersion_G = ctx.saved_tensors
         gradient_BSG = torch.empty_like(log_share_BSG)
         for part in _parts(log_share_BSG):
-            share_BSG = _expected(log_share_BSG[part], depth_BS1[part], measured_BSG[part])
-            plain_BSG = share_BSG * ratio_BG[part][:, None]
+            expected_BSG = log_share_BSG[part].exp().mul_(depth_BS1[part])
+            plain_BSG = expected_BSG * ratio_BG[part][:, None]
             mean_BSG = plain_BSG + SMALLEST_MEAN
-            slope_BSG = (mean_BSG - counts_BSG[part]).div_(mean_BSG * (1.0 + dispersion_G * mean_BSG)).mul_(plain_BSG)
-            slope_BSG.mul_(nll_B[part][:, None, None])
-            gradient_BSG[part] = slope_BSG.add_(share_BSG.mul_(expected_BG[part][:, None]))
+            slope_BSG = (mean_BSG - counts_BSG[part]).mul_(plain_BSG.mul_(nll_B[part][:, None, None]))
+            slope_BSG.div_(torch.addcmul(mean_BSG, mean_BSG, mean_BSG * dispersion_G))
+            torch.addcmul(slope_BSG, expected_BSG, expected_BG[part][:, None], out=gradient_BSG[part])
         return gradient_BSG, None, None, None, None, None
 
 
@@ -168,11 +174,6 @@ def _parts(like_BSG: torch.Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, sets, step)]
 
 
-def _expected(log_share_BSG: torch.Tensor, depth_BS1: torch.Tensor, measured_BSG: torch.Tensor) -> torch.Tensor:
-    """Expected counts; zero where a gene is not measured, or a cell is not real."""
-    return torch.where(measured_BSG, log_share_BSG, -torch.inf).exp_().mul_(depth_BS1)
-
-
 def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood, nats, of counts under NB(mean, variance = mean + dispersion x mean^2); same shape.
 
@@ -183,8 +184,14 @@ def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: 
     """
     nll = torch.log1p(dispersion * mean).div_(dispersion)
     seen_N = counts.flatten().nonzero()[:, 0]
-    y, mu, r = counts.flatten()[seen_N], mean.flatten()[seen_N], 1.0 / dispersion[seen_N % len(dispersion)]
-    more = y * ((r + mu) / mu).log() + torch.lgamma(r) + torch.lgamma(y + 1.0) - torch.lgamma(y + r)
+    y, mu, gene_N, size_G = (
+        counts.flatten()[seen_N],
+        mean.flatten()[seen_N],
+        seen_N % len(dispersion),
+        1.0 / dispersion,
+    )
+    r, lgamma_r = size_G[gene_N], torch.lgamma(size_G)[gene_N]
+    more = y * ((r + mu) / mu).log() + lgamma_r + torch.lgamma(y + 1.0) - torch.lgamma(y + r)
     return nll.flatten().index_add(0, seen_N, more).view_as(nll)
 
 
