@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.ground.errors import TRY_AGAIN, TryAgain
+from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.training import loop
@@ -179,3 +180,54 @@ def test_a_silent_process_is_named_and_the_others_end(tiny_recipe: Path, tmp_pat
     said = " ".join((run.folder / "said").read_text().split())
     assert re.search(rf"pid {workers[-1].pid}\) has been silent for \d+ s; run the same command again", said)
     assert process.returncode == (TRY_AGAIN if way else 1)
+
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$QUEUE"; fi
+"""
+VCC_FM = """#!/bin/bash
+[[ " $* " == *" --only "* ]] || { echo done >> "$QUEUE"; exit 0; }
+exec "$PYTHON" -m vcc_fm "$@"
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_job_is_queued_again_and_goes_on(tiny_recipe: Path, tmp_path: Path) -> None:
+    # Without Slurm: srun runs what it is given, scontrol notes what it is asked.
+    run = Run(tiny_recipe, tmp_path / "out", list, *LONG, "train.steps=400", "train.checkpoint_every=1000")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(load_recipe(tiny_recipe, run._arguments[1:]).model_dump_json())
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    accelerate = f'#!/bin/bash\nexec "{sys.executable}" -m accelerate.commands.launch "${{@:2}}"\n'
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "vcc-fm": VCC_FM, "accelerate": accelerate}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    queue = tmp_path / "queue"
+    environment = ENVIRONMENT | {
+        **{"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": sys.executable, "QUEUE": str(queue)},
+        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1", "SLURM_NODEID": "0"},
+        "SLURM_GPUS_ON_NODE": "2",
+    }
+    command = ["bash", str(ROOT / "recipes/slurm/train.sbatch"), str(recipe)]
+
+    def job() -> subprocess.Popen[str]:
+        with (tmp_path / "said").open("a") as said:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, text=True)
+
+    first = job()
+    while run.steps() < 40:
+        assert first.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.05)
+    first.send_signal(signal.SIGUSR1)
+    assert first.wait(60) == 0, (tmp_path / "said").read_text()
+    assert queue.read_text() == "requeue 7\n"
+    checkpoints = list((run.folder / "runs" / "tiny" / "training" / "train" / "checkpoints").glob("step-*"))
+    assert len(checkpoints) == 1
+    assert job().wait(300) == 0, (tmp_path / "said").read_text()
+    assert queue.read_text() == "requeue 7\ndone\n"
+    assert (run.folder / "runs" / "tiny" / "model" / "model.safetensors").exists()
