@@ -110,13 +110,8 @@ class Trainer:
         console: Console,
         judge: Callable[[Path], float] | None = None,
     ):
-        self.phase, self.config, self.accelerator, self.console, self.folder = (
-            phase,
-            config,
-            accelerator,
-            console,
-            folder,
-        )
+        self.phase, self.config, self.folder = phase, config, folder
+        self.accelerator, self.console = accelerator, console
         self.losses, self.judge = losses, judge
         self.training, self.validation, self.assembler = training, validation, assembler
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]

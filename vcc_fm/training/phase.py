@@ -84,6 +84,31 @@ def train_phase(
     _claim(work, phase.fingerprint, accelerator)
     if config.tracker != "none":
         accelerator.init_trackers(f"{phase.run}-{name}")
+    trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
+    weights = trainer.run()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _save(phase, data, trainer.selection, finished(weights), final, console)
+    accelerator.wait_for_everyone()
+    # Not `end_training`, which would also part the processes that the next phase needs together.
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    forget_accelerator()
+
+
+def _trainer(
+    phase: Phase,
+    data: Dataset,
+    work: Path,
+    accelerator: Accelerator,
+    console: Console,
+    judge: Callable[[Path], float] | None,
+) -> tuple[Trainer, Callable[[Path], PerturbationDecoder | PeftModel]]:
+    """The trainer, and what makes a model of the file of weights that it leaves.
+
+    That model is built anew, because what was trained may be spread over the processes.
+    """
+    config, name = phase.config, phase.name
     model, notes = _decoder(phase, data)
     decoder = _inner(model)
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
@@ -103,36 +128,22 @@ def train_phase(
     if config.compile:
         decoder.backbone.compile()
 
+    def finished(weights: Path) -> PerturbationDecoder | PeftModel:
+        trained, _ = _decoder(phase, data)
+        _inner(trained).config.trained_on_responses = trained_on_responses
+        load_trained(trained, weights)
+        return trained
+
     def judge_weights(weights: Path) -> float:
-        """:func:`judge` of trained weights; what else is drawn at random in this process stays as it is."""
         assert judge is not None
+        # What else is drawn at random in this process stays as it is.
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-            save_decoder(_finished(phase, data, weights, trained_on_responses), Path(folder), {})
+            save_decoder(finished(weights), Path(folder), {})
             return judge(Path(folder))
 
-    trainer = Trainer(
-        name,
-        config,
-        model,
-        SetLosses(config.loss),
-        *samplers,
-        assembler,
-        work,
-        accelerator,
-        console,
-        judge and judge_weights,
-    )
-    del model, decoder
-    weights = trainer.run()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        trained = _finished(phase, data, weights, trained_on_responses)
-        _save(phase, data, trainer.selection, trained, final, console)
-    accelerator.wait_for_everyone()
-    # Not `end_training`, which would also part the processes that the next phase needs together.
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    forget_accelerator()
+    losses, score = SetLosses(config.loss), judge and judge_weights
+    trainer = Trainer(name, config, model, losses, *samplers, assembler, work, accelerator, console, score)
+    return trainer, finished
 
 
 def _decoder(phase: Phase, data: Dataset) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
@@ -142,16 +153,6 @@ def _decoder(phase: Phase, data: Dataset) -> tuple[PerturbationDecoder | PeftMod
     decoder.config.recipe_fingerprint = phase.recipe_fingerprint
     decoder.bf16_backbone = phase.config.precision == "bf16"
     return model, notes
-
-
-def _finished(
-    phase: Phase, data: Dataset, weights: Path, trained_on_responses: bool
-) -> PerturbationDecoder | PeftModel:
-    """The trained model. It is built again, because what was trained may be spread over the processes."""
-    model, _ = _decoder(phase, data)
-    _inner(model).config.trained_on_responses = trained_on_responses
-    load_trained(model, weights)
-    return model
 
 
 def _inner(model: PerturbationDecoder | PeftModel) -> PerturbationDecoder:
