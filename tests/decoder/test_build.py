@@ -81,7 +81,8 @@ def test_other_vectors_start_their_reader_anew(tiny_run: Recipe, data: Dataset) 
     base = scratch(tiny_run, data)
     base.config.protein_encoder = {**base.config.protein_encoder, "fingerprint": "another"}
     moved, notes = adopt(base, tiny_run.decoder, data)
-    assert notes == ["the base read other protein vectors: what reads them starts anew and is trained"]
+    (note,) = notes
+    assert "other protein vectors" in note
     state, before = moved.state_dict(), base.state_dict()
     assert not torch.equal(state["target_projection.0.weight"], before["target_projection.0.weight"])
     assert not torch.equal(state["gene_factors.projection.weight"], before["gene_factors.projection.weight"])

@@ -88,7 +88,8 @@ def test_ambiguity_is_reported_with_its_candidates_and_never_guessed(table):
 def test_an_exact_match_that_is_no_approved_symbol_says_what_else_it_names(table):
     taz = table.resolve("TAZ", {"TAZ", "WWTR1"})
     assert found(taz) == ("exact", "TAZ")
-    assert taz.note == "taken as it is, but it is no approved symbol and also a name of TAFAZZIN or WWTR1"
+    assert "no approved symbol" in taz.note
+    assert "TAFAZZIN or WWTR1" in taz.note
     assert table.resolve("TP53", {"TP53"}).note == ""
     assert table.resolve("UNHEARD", {"UNHEARD"}).note == ""
 
