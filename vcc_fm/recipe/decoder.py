@@ -51,6 +51,10 @@ class DecoderSettings(Section):
         description="give what the same perturbation did in other contexts (leave-one-out); of a combination that was "
         "measured in none, the sum of what its single perturbations did",
     )
-    code_dropout: Fraction = Field(0.3, description="share of sets whose learned context and batch codes are hidden")
+    code_dropout: Fraction = Field(
+        0.3,
+        description="share of sets whose learned context and batch codes are hidden, and the learned vectors of "
+        "target genes that have a protein vector",
+    )
     response_dropout: Fraction = Field(0.3, description="share of sets whose known response is hidden")
     lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")
