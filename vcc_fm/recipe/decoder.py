@@ -31,7 +31,8 @@ class DecoderSettings(Section):
 
     base: str = Field(
         "scratch",
-        description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id",
+        description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id; of a "
+        "run of Arc's ST its folder, or a .ckpt file in it",
     )
     revision: str | None = Field(None, description="revision of the Hub id")
     backbone: dict[str, str | int | float | bool | None] = Field(
