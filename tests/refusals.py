@@ -108,6 +108,16 @@ def written(name: str, content: str | bytes) -> Edit:
     return edit
 
 
+ST = """model: {kwargs: {transformer_backbone_key: llama, transformer_backbone_kwargs: {
+  hidden_size: 328, intermediate_size: 1, num_hidden_layers: 1, num_attention_heads: 12}}}"""
+
+
+def run_of_st(config: str, *checkpoints: str) -> Edit:
+    """Writes what there is of a run of Arc's ST without its weights, and starts from it."""
+    files = [written(f"st/checkpoints/{name}", "") for name in checkpoints or ("last.ckpt",)]
+    return both(written("st/config.yaml", config), *files, keys(decoder__base="FOLDER/st"))
+
+
 def screen(change: Callable[[anndata.AnnData], Any]) -> Edit:
     """Writes the screen again, changed; ``change`` may return another table."""
 
@@ -322,6 +332,12 @@ CASES = [
         "decoder.lora.layers: the backbone has no 5",
     ),
     Case("decoder.build.base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
+    Case("decoder.arc_st.find_st", keys(decoder__base="FOLDER/none.ckpt"), "none.ckpt: no such file"),
+    Case("decoder.arc_st.find_st", run_of_st("{}", "a.ckpt", "b.ckpt"), "it has a.ckpt, b.ckpt; give the path of one"),
+    Case("decoder.arc_st.ArcSt._config", run_of_st("{}"), "it is no run of ST"),
+    Case("decoder.arc_st.ArcSt.backbone", run_of_st(ST.replace("llama", "GPT2")), "the backbone is 'GPT2'"),
+    Case("decoder.arc_st.ArcSt.backbone", run_of_st(ST.replace("328", "0")), "hidden_size is 0, where a size"),
+    Case("decoder.arc_st.ArcSt.backbone", run_of_st(ST), "hidden_size 328, 12 heads of 27: transformers builds"),
     Case("cellsets.targets.require_vectors", written("p.fasta", ">G0\nMKV\n"), "3 target genes have no protein"),
     # -------------------------------------------------------------------------------------------- encoders' inputs
     Case(

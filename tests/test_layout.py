@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from program import TINY
 
+from vcc_fm.ground.identity import file_identity, folder_identity
 from vcc_fm.recipe.recipe import Recipe
-from vcc_fm.run.layout import Layout, file_identity, folder_identity
+from vcc_fm.run.layout import Layout
 
 
 def recipe(folder: Path, **keys: Any) -> Recipe:

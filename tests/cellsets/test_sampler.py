@@ -16,7 +16,7 @@ from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler, Vocabulary, 
 FOLDERS = itertools.count()
 # Each example has a folder of its own; how fast they are drawn says how busy the machine is.
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-VOCABULARY = Vocabulary(("H", "K"), ("K:1", "H:2"), ("z", "y"))
+VOCABULARY = Vocabulary(("H", "K"), ("K:1", "H:2"), ("z", "y", "b"))
 
 
 def epoch_of(sampler: SetSampler, epoch: int = 0) -> list[CellSet]:
@@ -201,7 +201,7 @@ def test_a_batch_holds_what_its_sets_say(data):
     assert {one.hide_codes for one in sets} == {one.hide_response for one in sets} == {True, False}
     batch = Assembler(data, VOCABULARY, size, response=True).assemble(sets)
     assert len(batch) == len(sets)
-    genes = {"a": (0, 0), "b": (1, 0), "z": (-1, 1)}  # position on the axis, learned code
+    genes = {"a": (0, 0), "b": (1, 3), "z": (-1, 1)}  # position on the axis, learned code
     for i, one in enumerate(sets):
         n, rows = len(one.control_rows), one.control_rows
         np.testing.assert_array_equal(batch.cell_mask_BS[i], np.arange(size) < n)
@@ -219,6 +219,7 @@ def test_a_batch_holds_what_its_sets_say(data):
         np.testing.assert_array_equal(batch.target_mask_BP[i], np.arange(2) < len(targets))
         for j, symbol in enumerate(targets):
             position, code = genes[symbol]
+            code = 0 if symbol == "b" and one.hide_codes else code  # it has a protein vector as well
             vector = {"a": [0, 1, 1], "b": [1, 1, 1], "z": [0, 0, 0]}[symbol]
             assert (batch.target_gene_BP[i, j], batch.target_code_BP[i, j]) == (position, code)
             assert batch.target_vector_BPV[i, j].tolist() == vector

@@ -175,11 +175,27 @@ def test_a_target_without_a_vector_is_known_by_its_learned_one_alone() -> None:
     decoder, batch = make_decoder(), make_batch()
     code_BP = torch.zeros_like(batch.target_code_BP)
     code_BP[0, 0] = 1
-    batch = replace(batch, target_code_BP=code_BP)
     vector_BPV = batch.target_vector_BPV.clone()
-    vector_BPV[0, 0] = 9.0
-    other = replace(batch, target_vector_BPV=vector_BPV)
-    torch.testing.assert_close(decoder(other).delta_BSG, decoder(batch).delta_BSG)
+    vector_BPV[0, 0] = 0.0
+    batch = replace(batch, target_code_BP=code_BP, target_vector_BPV=vector_BPV)
+    none = decoder(batch).delta_BSG
+    vector_BPV[0, 0] = average = torch.linspace(-1.0, 1.0, PROTEIN)
+    decoder.protein_scaling.mean.copy_(average)
+    vector_BPV[0, 1] += average
+    vector_BPV[1:] += average
+    torch.testing.assert_close(decoder(batch).delta_BSG, none)
+    vector_BPV[0, 0] = 0.0
+    torch.testing.assert_close(decoder(batch).delta_BSG, none)
+    assert (decoder(replace(batch, target_code_BP=0 * code_BP)).delta_BSG - none)[0].abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_target_may_have_both_a_protein_and_a_learned_vector() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    both = replace(batch, target_code_BP=torch.ones_like(batch.target_code_BP))
+    without = replace(both, target_vector_BPV=0 * batch.target_vector_BPV)
+    assert (decoder(both).delta_BSG - decoder(batch).delta_BSG).abs().max() > 1e-3
+    assert (decoder(both).delta_BSG - decoder(without).delta_BSG).abs().max() > 1e-3
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class Batch:
             store's whole table, which all batches share and which is on the device from the start.
         profile_BS: int64, the technical batch of a cell: its row in ``log_share_UG``.
         target_vector_BPV: protein vector of each target gene; zeros where it has none.
-        target_code_BP: int64, learned vector of a target gene without a protein vector; 0 for all others.
+        target_code_BP: int64, learned vector of a target gene; 0 where it has none, or a hidden one.
         target_mask_BP: bool, False behind the last target of a set.
         target_gene_BP: int64, position of the target gene on the gene axis, -1 where it is not on it.
         context_code_B: int64, learned code of the context; 0 when unknown or hidden.

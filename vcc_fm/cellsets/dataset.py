@@ -114,15 +114,18 @@ class Dataset:
         return {symbol: rows[name] for symbol, name in self.protein_names.items()}
 
     @cached_property
+    def all_targets(self) -> set[str]:
+        """Target genes of the perturbations that the split holds: one that it left out needs no vector."""
+        return targets_of((label for _, label in self.split.roles), self.separator)
+
+    @cached_property
     def learned_targets(self) -> list[str]:
         """Target genes without a protein vector, which get a learned one; of perturbations that the split holds.
 
         Raises:
             UserError: there are some, and ``missing`` refuses them.
         """
-        # A perturbation that the split left out (missing=drop) needs no vector.
-        targets = targets_of((label for _, label in self.split.roles), self.separator)
-        without = sorted(targets - self.protein_rows.keys())
+        without = sorted(self.all_targets - self.protein_rows.keys())
         require_vectors(without, self.missing)
         return without
 

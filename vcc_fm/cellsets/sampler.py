@@ -25,7 +25,7 @@ class Vocabulary:
 
     Attributes:
         contexts, batches: labels with a code of their own, code = position + 1.
-        learned_targets: target genes without a protein vector that have a learned one, code = position + 1.
+        learned_targets: target genes that have a learned vector, code = position + 1.
     """
 
     contexts: tuple[str, ...]
@@ -157,13 +157,15 @@ class Assembler:
         shape = len(sets), max(map(len, targets))
         vector, code = np.zeros((*shape, vectors.shape[1]), np.float32), np.zeros(shape, np.int64)
         mask, gene = np.zeros(shape, bool), np.full(shape, -1, np.int64)
-        for i, symbols in enumerate(targets):
+        for i, (one, symbols) in enumerate(zip(sets, targets, strict=True)):
             for j, symbol in enumerate(symbols):
                 mask[i, j] = True
                 gene[i, j] = self._axis.get(symbol, -1)
-                code[i, j] = self._target_code.get(symbol, 0)
                 if symbol in self._protein:
                     vector[i, j] = vectors[self._protein[symbol]]
+                # Hidden where a protein vector is left, so that those are learned from, too.
+                if not (one.hide_codes and symbol in self._protein):
+                    code[i, j] = self._target_code.get(symbol, 0)
         fields = {"target_vector_BPV": vector, "target_code_BP": code, "target_mask_BP": mask, "target_gene_BP": gene}
         return {name: torch.from_numpy(values) for name, values in fields.items()}
 

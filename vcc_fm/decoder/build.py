@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Vocabulary
+from vcc_fm.decoder.arc_st import find_st
 from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone, unfit
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
@@ -25,8 +27,10 @@ def vocabulary_of(config: PerturbationDecoderConfig) -> Vocabulary:
     return Vocabulary(tuple(config.contexts), tuple(config.batches), tuple(config.learned_targets))
 
 
-def decoder_config(settings: DecoderSettings, data: Dataset, backbone: dict[str, Any]) -> PerturbationDecoderConfig:
-    """Configuration of a decoder for ``data`` around ``backbone``.
+def decoder_config(
+    settings: DecoderSettings, data: Dataset, backbone: dict[str, Any], known: Iterable[str] = ()
+) -> PerturbationDecoderConfig:
+    """Configuration of a decoder for ``data`` around ``backbone``; the base has vectors of the ``known`` target genes.
 
     Raises:
         UserError: target genes have no protein vector and the recipe does not ask for learned ones.
@@ -37,7 +41,7 @@ def decoder_config(settings: DecoderSettings, data: Dataset, backbone: dict[str,
         control=data.cells.control,
         contexts=data.cells.contexts,
         batches=data.cells.batches,
-        learned_targets=data.learned_targets,
+        learned_targets=sorted({*data.learned_targets, *known}),
         cell_width=data.cell_vectors.width,
         protein_width=data.protein_vectors.width,
         cell_encoder=_encoder(data.cell_vectors.meta),
@@ -61,7 +65,8 @@ def build_decoder(
     Args:
         settings: say the rest.
         data: gives gene axis, labels, protein vectors and the first dispersions.
-        base: ``scratch``, or folder or Hub id of a decoder or of any backbone that ``transformers`` can load.
+        base: ``scratch``; a run of Arc's ST; or folder or Hub id of a decoder or of any backbone that ``transformers``
+            can load.
         seed: of the initial weights.
 
     Returns:
@@ -77,6 +82,13 @@ def build_decoder(
         _initialise(decoder, data)
         return decoder, []
     notes: list[str] = []
+    st = find_st(base)
+    if st is not None:
+        known = st.vectors(data)
+        decoder = _new(decoder_config(settings, data, st.backbone, known))
+        _initialise(decoder, data)
+        notes = st.move_into(decoder, known, len(data.all_targets))
+        return add_adapters(decoder, settings.lora, base), notes
     config = base_config(base, settings.revision)
     if isinstance(config, PerturbationDecoderConfig):
         trained = load_decoder(base, settings.revision)
@@ -184,7 +196,10 @@ def adopt(
     Returns:
         The moved decoder, and a sentence for each side that starts anew.
     """
-    config = decoder_config(settings, data, base.config.backbone)
+    # A learned vector is kept beside the protein vector that a target gene may have here.
+    known = data.all_targets.intersection(base.config.learned_targets)
+    config = decoder_config(settings, data, base.config.backbone, known)
+    config.started_from = base.config.started_from
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
     config.trained_on_responses = base.config.trained_on_responses
@@ -223,5 +238,6 @@ def adopt(
             if label in position:
                 state[name][row] = value[position[label]]
     decoder.load_state_dict(state)
-    notes = [f"the base read other {side} vectors: what reads them starts anew and is trained" for side in fresh]
+    notes = [f"licence of the base: {config.started_from['licence']}"] if config.started_from else []
+    notes += [f"the base read other {side} vectors: what reads them starts anew and is trained" for side in fresh]
     return decoder, notes

@@ -28,7 +28,8 @@ class PerturbationDecoderConfig(PretrainedConfig):
         genes: gene axis, ordered symbols.
         control: label of the control cells.
         contexts, batches: labels with learned codes.
-        learned_targets: target genes without a protein vector that have a learned one.
+        learned_targets: target genes that have a learned vector: those without a protein vector, and those whose
+            vector the base knew by name, which have both.
         cell_width, protein_width: lengths of a cell's and a protein's vector.
         cell_encoder, protein_encoder: what the embedding stores say of their encoders, fingerprints included.
         gene_rank: rank of the gene-axis terms.
@@ -38,6 +39,8 @@ class PerturbationDecoderConfig(PretrainedConfig):
         values: value contract of input profiles and output; always raw counts.
         recipe_fingerprint: of the recipe that made the weights.
         simulated: whether the weights were fitted on simulated cells.
+        started_from: ``files``, ``licence`` and ``citation`` of weights of others that these ones started from; empty
+            where there are none. A decoder that starts from this one inherits it.
     """
 
     model_type = "perturbation-decoder"
@@ -60,6 +63,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         values: str = "counts",
         recipe_fingerprint: str = "",
         simulated: bool = False,
+        started_from: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         self.backbone = backbone or {"model_type": "llama"}
@@ -78,6 +82,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         self.values = values
         self.recipe_fingerprint = recipe_fingerprint
         self.simulated = simulated
+        self.started_from = started_from or {}
         super().__init__(**kwargs)
 
     def backbone_config(self) -> PretrainedConfig:

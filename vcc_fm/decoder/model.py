@@ -77,8 +77,8 @@ class PerturbationDecoder(PreTrainedModel):
         response_BD = self.response_projection(response_BR)
         response_BD = torch.where(batch.response_known_B[:, None], response_BD, no_response_D)
         target_BPV = self.protein_scaling(batch.target_vector_BPV)
-        # A target gene without a protein vector is the average one, and has a learned vector of its own.
-        target_BPV = target_BPV.masked_fill((batch.target_code_BP > 0)[..., None], 0.0)
+        # A target gene without a protein vector is the average one; it has a learned vector of its own.
+        target_BPV = target_BPV.masked_fill(~batch.target_vector_BPV.any(-1, keepdim=True), 0.0)
         target_BPD = self.target_projection(target_BPV) + self.learned_target(batch.target_code_BP)
         # Depth enters on the log scale around a typical 10^4 UMI, so that it has the size of the other inputs.
         depth_BS1 = (batch.control_depth_BS.log() - 9.2)[..., None]

@@ -12,6 +12,9 @@ _END = 1 << 20
 MODEL = ("config.json", "*.safetensors")
 """Files of a transformers model that say what it computes."""
 
+ARC_ST = ("config.yaml", "pert_onehot_map.pt")
+"""Files of a run of Arc's ST, beside its checkpoints, that say what it computes."""
+
 _ZARR_ROOT = ("zarr.json", ".zgroup")
 _ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
@@ -59,6 +62,22 @@ def _zarr_identity(folder: Path) -> str:
         if file.name in _ZARR_METADATA or name.startswith(("obs/", "var/", "raw/var/")):
             digest.update(file.read_bytes())
     return f"{total}:{digest.hexdigest()}"
+
+
+def base_identity(base: Path) -> dict[str, str]:
+    """Of what a decoder starts from: a saved model's folder, a run of Arc's ST, or a ``.ckpt`` file in one.
+
+    None for a Hub id.
+    """
+    if base.suffix == ".ckpt":
+        return {**folder_identity(arc_st_folder(base), ARC_ST), base.name: file_identity(str(base))}
+    return folder_identity(base, (*MODEL, *ARC_ST, "checkpoints/*.ckpt"))
+
+
+def arc_st_folder(checkpoint: Path) -> Path:
+    """Folder of the run of ST that a checkpoint is of; it stands in ``checkpoints`` there, or in the folder itself."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def folder_identity(folder: Path, patterns: tuple[str, ...] = MODEL) -> dict[str, str]:

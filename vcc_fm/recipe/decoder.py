@@ -31,7 +31,8 @@ class DecoderSettings(Section):
 
     base: str = Field(
         "scratch",
-        description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id",
+        description="scratch (train everything), pretrain (the base this recipe makes), a folder or a Hub id; of a "
+        "run of Arc's ST its folder, or a .ckpt file in it",
     )
     revision: str | None = Field(None, description="revision of the Hub id")
     backbone: dict[str, str | int | float | bool | None] = Field(
@@ -51,6 +52,10 @@ class DecoderSettings(Section):
         description="give what the same perturbation did in other contexts (leave-one-out); of a combination that was "
         "measured in none, the sum of what its single perturbations did",
     )
-    code_dropout: Fraction = Field(0.3, description="share of sets whose learned context and batch codes are hidden")
+    code_dropout: Fraction = Field(
+        0.3,
+        description="share of sets whose learned context and batch codes are hidden, and the learned vectors of "
+        "target genes that have a protein vector",
+    )
     response_dropout: Fraction = Field(0.3, description="share of sets whose known response is hidden")
     lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")

@@ -13,7 +13,7 @@ from pathlib import Path
 from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.encoders.proteins.encoder import ProteinEncoder
 from vcc_fm.ground.files import fingerprint
-from vcc_fm.ground.identity import file_identity, folder_identity
+from vcc_fm.ground.identity import base_identity, file_identity
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.parts import BASELINES, CELL_ENCODERS, PRESETS, PROTEIN_ENCODERS
@@ -158,7 +158,7 @@ class Layout:
         if recipe.decoder.base == "pretrain" and phase == "train":
             before = self._training_fingerprint(fold, "pretrain")
         elif recipe.decoder.base not in ("scratch", "pretrain"):
-            before = folder_identity(expand(recipe.decoder.base))
+            before = base_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         keys = recipe.phases[phase].model_dump(mode="json", exclude=_SILENT_KEYS)
         return fingerprint([SCHEMA, stores, decoder, missing, keys, before, recipe.seed, fold, phase])

@@ -83,17 +83,17 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, control, problems)
     missing = {entry["needed_for"] for entry in plan["missing"]}
     plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
+    targets = targets_of(labels, recipe.data.separator)
     if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
-        without = set(plan["proteins"]["targets_without_sequence"])
-        targets = targets_of(labels, recipe.data.separator)
-        groups = with_vectors(groups, targets - without, control, recipe.data.separator)
+        targets -= set(plan["proteins"]["targets_without_sequence"])
+        groups = with_vectors(groups, targets, control, recipe.data.separator)
     if "split" not in missing:
         splits = list[Split]()
         with collected(problems):
             splits = make_splits(recipe.split, groups, control, recipe.data.separator, recipe.seed, sources)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
         check_split(recipe, splits, groups, control, problems)
-    plan["decoder"] = plan_decoder(recipe, opened, genes, plan["proteins"], problems)
+    plan["decoder"] = plan_decoder(recipe, opened, genes, targets, plan["proteins"], problems)
     plan["resources"] = _resources(recipe, opened, len(genes))
 
 

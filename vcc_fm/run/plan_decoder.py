@@ -19,7 +19,12 @@ _SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 
 
 def plan_decoder(
-    recipe: Recipe, cells: dict[str, Any], genes: list[str], proteins: dict[str, Any] | None, problems: list[str]
+    recipe: Recipe,
+    cells: dict[str, Any],
+    genes: list[str],
+    targets: set[str],
+    proteins: dict[str, Any] | None,
+    problems: list[str],
 ) -> dict[str, Any] | None:
     """Base, backbone, and parameters (total and trainable) of the model that `train` trains.
 
@@ -27,6 +32,7 @@ def plan_decoder(
         recipe: its ``decoder`` section says which.
         cells: ``contexts``, number of ``batches`` and ``vector_width`` of the plan.
         genes: gene axis.
+        targets: target genes.
         proteins: ``targets_without_sequence`` and ``width`` of the plan; None where they are not known.
         problems: what would fail is added here.
 
@@ -38,7 +44,7 @@ def plan_decoder(
     sizes = _plain_sizes(recipe)
     if sizes is not None:
         return _plain(recipe, sizes, cells, len(genes), proteins)
-    return _built(recipe, cells, genes, proteins, problems)
+    return _built(recipe, cells, genes, targets, proteins, problems)
 
 
 def _plain_sizes(recipe: Recipe) -> dict[str, int] | None:
@@ -79,7 +85,12 @@ def _plain(
 
 
 def _built(
-    recipe: Recipe, cells: dict[str, Any], genes: list[str], proteins: dict[str, Any], problems: list[str]
+    recipe: Recipe,
+    cells: dict[str, Any],
+    genes: list[str],
+    targets: set[str],
+    proteins: dict[str, Any],
+    problems: list[str],
 ) -> dict[str, Any] | None:
     """Build the decoder on torch's device without memory, show it tokens, and count."""
     import torch
@@ -91,13 +102,13 @@ def _built(
 
     base = recipe.decoder.base
     try:
-        backbone = _backbone(recipe)
+        backbone, known = _backbone(recipe, targets)
         config = PerturbationDecoderConfig(
             backbone=backbone,
             genes=genes,
             contexts=cells["contexts"],
             batches=[str(i) for i in range(cells["batches"])],
-            learned_targets=proteins["targets_without_sequence"],
+            learned_targets=sorted({*proteins["targets_without_sequence"], *known}),
             cell_width=cells["vector_width"],
             protein_width=proteins["width"],
             gene_rank=recipe.decoder.gene_rank,
@@ -116,21 +127,27 @@ def _built(
     return {"base": base, "parameters": total, "trainable": trainable, "backbone": backbone["model_type"]}
 
 
-def _backbone(recipe: Recipe) -> dict[str, Any]:
-    """The config of the backbone: the recipe's, or that of its base.
+def _backbone(recipe: Recipe, targets: set[str]) -> tuple[dict[str, Any], set[str]]:
+    """The config of the backbone, the recipe's or that of its base; of which ``targets`` the base has vectors.
 
     Raises:
         UserError: the backbone's keys are wrong, or there is no such base.
     """
+    from vcc_fm.decoder.arc_st import find_st
     from vcc_fm.decoder.build import base_config
     from vcc_fm.decoder.config import PerturbationDecoderConfig, check_backbone
 
     settings = recipe.decoder
     if settings.base in ("scratch", "pretrain"):
         check_backbone(settings.backbone)
-        return dict(settings.backbone)
-    found = base_config(str(expand(settings.base)), settings.revision)
-    return found.backbone if isinstance(found, PerturbationDecoderConfig) else found.to_dict()
+        return dict(settings.backbone), set()
+    base = str(expand(settings.base))
+    if (st := find_st(base)) is not None:
+        return st.backbone, st.known(targets)
+    found = base_config(base, settings.revision)
+    if isinstance(found, PerturbationDecoderConfig):
+        return found.backbone, targets.intersection(found.learned_targets)
+    return found.to_dict(), set()
 
 
 def _show_tokens(decoder: PerturbationDecoder) -> None:

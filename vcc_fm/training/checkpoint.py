@@ -205,7 +205,8 @@ def save_decoder(model: nn.Module, folder: Path, extra: dict[str, Any]) -> None:
     on the base it was trained on.
     """
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder / "adapter"))
+        # There are no words. Left to itself, peft would ask the Hub for a base without config.json, by its path.
+        model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
         model = model.merge_and_unload()
     assert isinstance(model, PreTrainedModel)
     model.save_pretrained(str(folder))
