@@ -121,6 +121,8 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "run.launch._judge": (0, 3, "machine"),
     "run.outputs.Output.require": (0, 1, "made"),
     "run.outputs.check_outputs": (0, 2, "made"),
+    "run.prepare._check_read": (0, 1, "command"),
+    "run.prepare.check_sources": (0, 1, "made"),
     "run.stages.stage_named": (0, 1, "command"),
     "scoring.inputs._check_counts": (1, 4, "made"),
     "scoring.inputs._open": (0, 1, "made"),

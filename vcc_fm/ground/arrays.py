@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from vcc_fm.ground.files import whole_file
 
@@ -65,14 +66,40 @@ def made_once(path: Path | None, make: Callable[[], tuple[Arrays, Any]]) -> tupl
         if not _is_whole(path):
             arrays, said = make()
             with whole_file(path) as partial:
-                contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-                save_file(contiguous, partial, metadata={"said": json.dumps(said)})
-            del arrays, contiguous
+                _write(partial, arrays, said)
+            del arrays
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         mapped = np.memmap(path, np.uint8, "r", file.tell()).view(np.ndarray)
     said = json.loads(header.pop("__metadata__")["said"])
     return {name: _array(mapped, **of) for name, of in header.items()}, said
+
+
+def let_go(kept: np.ndarray) -> None:
+    """Give the memory of an array of :func:`made_once`, and of its neighbours in the file, back until it is needed."""
+    base: Any = kept
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and sys.platform != "win32":
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def _write(path: Path, arrays: Arrays, said: Any) -> None:
+    """Write a safetensors file; the library would copy every array first."""
+    # Wide numbers first: all begin at a multiple of their size.
+    ordered = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
+    header: dict[str, Any] = {"__metadata__": {"said": json.dumps(said)}}
+    end = 0
+    for name, values in ordered.items():
+        dtype = f"{values.dtype.kind.upper()}{8 * values.itemsize}"
+        header[name] = {"dtype": dtype, "shape": values.shape, "data_offsets": (end, end + values.nbytes)}
+        end += values.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for values in ordered.values():
+            np.ascontiguousarray(values).tofile(file)
 
 
 def _is_whole(path: Path) -> bool:

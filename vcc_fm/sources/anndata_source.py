@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.ground.arrays import counted
+from vcc_fm.ground.arrays import counted, let_go
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.paths import expand, without_secrets
 from vcc_fm.recipe.data import SourceConfig
@@ -23,7 +23,7 @@ from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
 from vcc_fm.sources.integers import mix_of
 from vcc_fm.sources.labels import kept_labels
-from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
+from vcc_fm.sources.matrix import Block, CsrMatrix, open_matrix, whole_cells
 from vcc_fm.sources.obs import open_obs
 from vcc_fm.sources.proof import BASE_NAMES, PROVED, Reading, ScaledValues
 from vcc_fm.sources.symbols import SymbolTable
@@ -169,6 +169,12 @@ class AnnDataSource:
         self._rename(renamed_targets(self.labels.names["perturbation"], self._config, renamed))
         if changed := len(own & renamed.keys()):
             self.repairs["genes spelled as data.genes has them"] = changed
+
+    def let_go(self) -> None:
+        """Give the memory of what is kept of all cells back until it is needed."""
+        let_go(self.labels.rows)
+        if isinstance(self._matrix, CsrMatrix):
+            let_go(self._matrix.indptr)
 
     @property
     def bytes(self) -> int:

@@ -77,19 +77,19 @@ class CsrMatrix:
 
     def __init__(self, data: Rows, indices: Rows, indptr: np.ndarray, shape: tuple[int, ...], where: str) -> None:
         self.shape = shape
-        self._data, self._indices, self._indptr, self._where = data, indices, indptr, where
+        self._data, self._indices, self.indptr, self._where = data, indices, indptr, where
 
     def block(self, start: int, stop: int) -> Block:
         """Stored values of the rows from ``start`` to ``stop``."""
-        low, high = int(self._indptr[start]), int(self._indptr[stop])
+        low, high = int(self.indptr[start]), int(self.indptr[stop])
         with reading(self._where, "AnnData"):
             data, indices = _native(self._data[low:high]), self._indices[low:high]
         _check_range(indices, self.shape[1], self._where)
-        return Block(data, indices, self._indptr[start : stop + 1] - low)
+        return Block(data, indices, self.indptr[start : stop + 1] - low)
 
     def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Rows ``start`` to ``stop`` in ranges of at most so many stored values, or of one row."""
-        return _ranges(self._indptr, values, start, self.shape[0] if stop is None else stop)
+        return _ranges(self.indptr, values, start, self.shape[0] if stop is None else stop)
 
     def sample(self, rows: np.ndarray) -> Block:
         """The cells at ``rows`` ([k] int64)."""

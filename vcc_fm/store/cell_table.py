@@ -88,6 +88,8 @@ def cell_table(
 
     first = np.concatenate([[0], np.cumsum([len(source) for source in sources])])
     arrays, names = made_once(path, make)
+    for source in sources:
+        source.let_go()
     codes = {label: arrays[label] for label in LABELS}
     return CellTable(arrays["rank"], arrays["start"], codes, names, arrays["batch_source"], first)
 

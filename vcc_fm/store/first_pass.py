@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from rich.console import Console
 
+from vcc_fm.ground.arrays import let_go
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, write_json
 from vcc_fm.ground.work import WorkFolder
@@ -96,6 +97,9 @@ def make_chunks(
 
     sizes = [stop - start for _, start, stop in pieces]
     work.share(sizes, lambda n: _chunk_path(work.path, *pieces[n]), make, "cells", "prepare: read", console)
+    let_go(table.rank)
+    for source in aligned.opened:
+        source.let_go()
     return [
         [Chunk(_chunk_path(work.path, of, *rows)) for rows in mine] for of, mine in zip(numbers, ranges, strict=True)
     ]

@@ -129,6 +129,7 @@ class _Decision:
         if not len(rank):
             raise UserError(f"no cell is left after the filters ({self._told()}); loosen them")
         length, depth = self._length[rank], self._depth[rank]
+        del self._length, self._depth  # of all cells, while there are those of the rows
         if not length.any():
             raise UserError("no gene of any source is on the gene axis with a count above zero")
         cells = self._of_groups(rank)

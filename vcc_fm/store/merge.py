@@ -21,6 +21,9 @@ SHARD_BYTES = 512 << 20
 MOST_SHARDS = 512
 """Each is an open file to every reader. None of these depends on how much memory there is, and so no file does."""
 
+CELL_BYTES = 200
+"""Of memory for a cell that is put into its place, beside its genes and counts."""
+
 Ranges = list[tuple[int, int]]
 
 
@@ -85,8 +88,9 @@ def shard_batches(
     """
     kinds = {name: np.dtype(features[name].feature.dtype) for name in ("genes", "counts")}
     size = value_bytes(features)
-    bytes_of_batch = np.array([int(rows.length[start:stop].sum(dtype=np.int64)) * size for start, stop in batches])
-    for first, last in cut(bytes_of_batch, memory, len(batches)):
+    values_of_batch = np.array([int(rows.length[start:stop].sum(dtype=np.int64)) for start, stop in batches])
+    cells_of_batch = np.array([stop - start for start, stop in batches])
+    for first, last in cut(values_of_batch * size + cells_of_batch * CELL_BYTES, memory, len(batches)):
         begin, end = batches[first][0], batches[last - 1][1]
         offsets = np.concatenate([[0], np.cumsum(rows.length[begin:end], dtype=np.int64)])
         values = {name: np.empty(offsets[-1], kind) for name, kind in kinds.items()}

@@ -114,7 +114,7 @@ def read_source(
     name: str,
     state: PartialState,
     console: Console,
-) -> bool:
+) -> None:
     """Leave the chunks of one source for :func:`write_cell_store`; jobs of other sources may run beside this one.
 
     Labels and genes of all sources are read as well, since they say where a cell belongs; whoever comes first does it.
@@ -129,17 +129,12 @@ def read_source(
         state: of this process alone.
         console: where progress goes.
 
-    Returns:
-        Whether there was anything to do: not where the store is whole.
-
     Raises:
         UserError: there is no such source, or it is refused.
     """
     names = [config.name for config in configs]
     if name not in names:
         raise UserError(f"--source: choose one of {', '.join(names)}, found {name}")
-    if _is_whole(final, fingerprint_):
-        return False
     number = names.index(name)
     with one_writer(_read_by(final, number)):
         work = _work(final, configs, fingerprint_, state)
@@ -149,7 +144,6 @@ def read_source(
             make_checksums(work, aligned.opened, [number], console)
             make_chunks(work, (data.memory_mb << 20) // READING_BYTES, [number], aligned, filters, table, console)
         write_json(work.path / f"read-{number:04d}.json", {"owner": work.fingerprint})
-    return True
 
 
 def unread_sources(final: Path, configs: list[SourceConfig], fingerprint_: str) -> list[str]:
