@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from vcc_fm.ground.files import whole_file
 
 Arrays = dict[str, np.ndarray]
-BLOCK = 1 << 20
+BLOCK = 1 << 19
 """Numbers that are worked on at a time where a copy of all would double the memory."""
 
 

@@ -105,8 +105,8 @@ def read_labels(table: Obs | pd.DataFrame, config: SourceConfig, where: str) -> 
     repairs: Counter[str] = Counter()
     target = read_column(obs, config.perturbation_column)
     kept, dropped, left_out = _kept(obs, target, config, where)
-    rows = places(kept)
     numbers = numbered(obs)
+    rows = places(kept)
     if renamed := int(kept[numbers[0]].sum()):
         repairs["duplicate barcodes numbered"] = renamed
     present, chosen, cells = _present(target, rows)

@@ -20,7 +20,7 @@ from vcc_fm.ground.errors import reading
 from vcc_fm.sources.anndata_file import File, check_columns, read_table
 from vcc_fm.sources.zarr_array import ChunkReader, Rows
 
-RANGE = 1 << 18
+RANGE = 1 << 16
 """Rows that are read at a time."""
 _NULLABLE: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     "nullable-integer": lambda values, mask: pd.arrays.IntegerArray(values, mask),

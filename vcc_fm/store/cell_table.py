@@ -123,14 +123,16 @@ def _keys(sources: Sequence[AnnDataSource], codes: list[Codes], shape: tuple[int
 
 def _ranks(keys: Callable[[], Iterator[np.ndarray]], cells: int, seed: int) -> tuple[np.ndarray, ...]:
     """The distinct keys, the ranks at which their groups begin [groups + 1], and the rank of each cell."""
-    distinct = np.unique(np.concatenate([pd.unique(block) for block in keys()]))
+    cell, rank = (np.empty(cells, places_type(cells)) for _ in range(2))
+    _invert(np.random.default_rng([seed, cells]).permutation(cells), cell)
+    distinct = np.empty(0, np.int64)
+    for block in keys():
+        distinct = np.union1d(distinct, pd.unique(block))
     group, done = np.empty(cells, places_type(len(distinct))), 0
     for block in keys():
         group[done : done + len(block)] = np.searchsorted(distinct, block)
         done += len(block)
     start = np.concatenate([[0], np.cumsum(counted(group, len(distinct)))])
-    cell, rank = (np.empty(cells, places_type(cells)) for _ in range(2))
-    _invert(np.random.default_rng([seed, cells]).permutation(cells), cell)
     _rank(cell, group, start[:-1].copy(), rank)
     return distinct, start, rank
 

@@ -115,8 +115,7 @@ class _Decision:
     def rows(self, minimum_cells: int) -> tuple[Rows, dict[str, Any]]:
         """The rows of the store, and what else :class:`Kept` has to say."""
         table = self._table
-        rank = places(self._length >= 0)
-        cells = self._of_groups(rank)
+        cells = self._of_groups(places(self._length >= 0))
         few = self._few(cells, minimum_cells)
         for number, left_out in enumerate(
             np.bincount(table.batch_source[table.codes["batch"][few]], cells[few], len(self._dropped))
@@ -128,8 +127,10 @@ class _Decision:
         rank = places(self._length >= 0)
         if not len(rank):
             raise UserError(f"no cell is left after the filters ({self._told()}); loosen them")
-        length, depth = self._length[rank], self._depth[rank]
-        del self._length, self._depth  # of all cells, while there are those of the rows
+        length = self._length[rank]
+        del self._length  # of all cells: there is one of the rows now
+        depth = self._depth[rank]
+        del self._depth
         if not length.any():
             raise UserError("no gene of any source is on the gene axis with a count above zero")
         cells = self._of_groups(rank)
