@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     rows = [Row(f"labels, what is kept ({many:,} cells)", rates[many], rates[few], f"{few:,} cells", "cells/s", ratio)]
     claims = [
         Claim(
-            f"until what is kept is known, {many:,} cells take at most {MEMORY_MB:,} MB in two processes",
+            f"{many:,} cells take at most {MEMORY_MB:,} MB in two processes, until they are written",
             1,
             MEMORY_MB / megabytes[many],
         ),
