@@ -416,7 +416,7 @@ CASES = [
     Case(SOURCES + "genes._text", source(symbols="none"), "var has no column 'none'"),
     Case(SOURCES + "genes.gene_columns", screen(lambda t: setattr(t, "var_names", GENES[:1] * 20)), "repeats 1 gene"),
     # ------------------------------------------------------------------------------------------------------ labels
-    Case(SOURCES + "labels.read_labels", source(perturbation_column="taget"), "did you mean 'target'?"),
+    Case(SOURCES + "labels._check_columns", source(perturbation_column="taget"), "did you mean 'target'?"),
     Case(SOURCES + "labels._keep", source(keep={"line": "z"}), "no cell has"),
     Case(SOURCES + "labels._with_guides", source(quality={"guides_column": "guides", "guides": [7]}), "no kept cell"),
     Case(
@@ -427,7 +427,7 @@ CASES = [
     Case(SOURCES + "labels._text", labelled("line", ["x", None] * 40), "has no value in 40"),
     Case(SOURCES + "perturbations._check_texts", source(also_control=["none"]), "has no label 'none' (also_control)"),
     Case(SOURCES + "perturbations.read_perturbations", source(control="none"), "has no control label 'none'"),
-    Case("store.cell_table._unified_labels", two_sources("NT", "_", G0="G1+G2"), "which joins target genes in"),
+    Case("store.cell_table._unified", two_sources("NT", "_", G0="G1+G2"), "which joins target genes in"),
     Case("store.cell_table._check_controls", two_sources("NT", G0="G1+non-targeting"), "the control of source 's'"),
     # ----------------------------------------------------------------------------------------------------- the file
     Case("ground.errors.reading", written("s.h5ad", "text"), "not readable as HDF5"),
@@ -441,13 +441,12 @@ CASES = [
     Case(
         SOURCES + "anndata_source.AnnDataSource.__init__", hdf5(lambda f: f["X"].attrs.update(shape=(80, 9))), "shape"
     ),
-    Case(
-        SOURCES + "anndata_source.AnnDataSource._read_totals", source(totals_column="none"), "(totals_column); set it"
-    ),
+    Case(SOURCES + "totals.read_totals", source(totals_column="none"), "(totals_column); set it"),
+    Case(SOURCES + "totals._read", source(totals_column="line"), "totals_column 'line' holds"),
     Case(SOURCES + "anndata_source.AnnDataSource._find_reading", source(values="normalised"), "but they look like"),
     Case(SOURCES + "anndata_source.AnnDataSource._refusal", screen(lambda t: setattr(t, "X", t.X * -1.5)), "holds -"),
     Case(SOURCES + "matrix._open", hdf5(lambda f: f["X"].attrs.update({"encoding-type": "coo"})), "is not read"),
     Case(SOURCES + "matrix._check_kind", rewritten("X/data", np.array([b"a"] * 3)), "holds values of type"),
-    Case(SOURCES + "matrix._check_compressed", rewritten("X/indptr", np.zeros(81, int)), "indptr does not rise"),
+    Case(SOURCES + "matrix._checked_indptr", rewritten("X/indptr", np.zeros(81, int)), "indptr does not rise"),
     Case(SOURCES + "zarr_array.check_chunks", zarr_without_chunks, "are not in the store"),
 ]

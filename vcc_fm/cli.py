@@ -42,7 +42,6 @@ Processes = Annotated[
     int, typer.Option("--processes", "-p", min=1, help="processes that read cells, train and predict, on this node")
 ]
 
-
 INTERRUPTED = 130
 """Exit code that Typer makes of Ctrl-C, as shells do."""
 
@@ -162,7 +161,40 @@ def run(
     _run_stages(recipe, overrides, quiet, as_json, only, processes)
 
 
+@app.command("prepare")
+def prepare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="read this source alone; jobs of others may run beside it")
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="put together what jobs with --source have read")] = False,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check the sources and write the cell store."""
+    if source is not None and (join or processes > 1):
+        raise UserError("--source reads one source in one process; leave --join and --processes away")
+    if source is None and not join:
+        _run_stages(recipe, overrides, quiet, as_json, "prepare", processes)
+        return
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.prepare import check_sources, prepare_source
+
+    if source is None:
+        check_sources(load_recipe(recipe, overrides))
+        _run_stages(recipe, overrides, quiet, as_json, "prepare", processes)
+        return
+    ran = prepare_source(load_recipe(recipe, overrides), source, _console(quiet, as_json))
+    if as_json:
+        _print_json({"source": source, "ran": ran})
+
+
 for _stage in STAGES:
+    if _stage.name == "prepare":  # it has options of its own
+        continue
     _group = embed_app if _stage.name.startswith("embed ") else app
     _command = _launched_command if _stage.shared else _stage_command
     _group.command(_stage.name.removeprefix("embed "))(_command(_stage.name, _stage.help))

@@ -30,7 +30,7 @@ def read_all(config, chunk_cells=5):
         assert all(counts.has_sorted_indices and (counts.data > 0).all() for _, counts in chunks)
         assert {counts.dtype for _, counts in chunks} <= {np.dtype(np.int32)}
         positions = np.concatenate([positions for positions, _ in chunks])
-        np.testing.assert_array_equal(positions, np.arange(len(source.cells)))
+        np.testing.assert_array_equal(positions, np.arange(len(source)))
         return source, sp.vstack([counts for _, counts in chunks]).toarray()
 
 
@@ -85,8 +85,8 @@ def test_cells_are_labelled_and_dropped_cells_counted(h5ad_file, source_config, 
     config = source_config(path, context=None, context_column="line", batch_column="gem", keep={"good": True})
     source, found = read_all(config)
     rows = [i for i in range(20) if i not in (1, 5)]
-    assert source.rows.tolist() == rows
-    assert source.rows.dtype == np.int64
+    assert source.labels.rows.tolist() == rows
+    assert source.labels.rows.dtype == np.int32
     np.testing.assert_array_equal(found, counts[rows])
     assert source.dropped == {"keep good": 4, "no perturbation label": 2}
     assert source.repairs == {
@@ -96,11 +96,13 @@ def test_cells_are_labelled_and_dropped_cells_counted(h5ad_file, source_config, 
         "combinations with 'non-targeting' read without it": 1,
         "repeated combination parts read once": 1,
     }
-    assert source.cells.columns.tolist() == ["barcode", "context", "batch", "perturbation"]
-    assert source.cells.iloc[1].tolist() == ["cell2", "K562", "1", "B"]
-    assert source.cells.iloc[2].tolist() == ["cell3", "HepG2", "1", "A+B"]
-    assert source.cells.set_index("barcode")["perturbation"][["cell9", "cell13"]].tolist() == ["A", "A"]
-    assert set(source.cells["batch"]) == {"1", "2"}
+    with AnnDataSource(config) as opened:
+        cells = opened.cells
+    assert cells.columns.tolist() == ["barcode", "context", "batch", "perturbation"]
+    assert cells.iloc[1].tolist() == ["cell2", "K562", "1", "B"]
+    assert cells.iloc[2].tolist() == ["cell3", "HepG2", "1", "A+B"]
+    assert cells.set_index("barcode")["perturbation"][["cell9", "cell13"]].tolist() == ["A", "A"]
+    assert set(cells["batch"]) == {"1", "2"}
 
 
 def test_batch_is_the_source_where_no_column_holds_it(h5ad_file, source_config):
@@ -456,10 +458,10 @@ def test_papalexi_2021(real_data, source_config):
     )
     reference = anndata.read_h5ad(path)
     source, found = read_all(config, 4096)
-    assert len(source.cells) == 16_192
-    assert source.cells["perturbation"].nunique() == 26
+    assert len(source) == 16_192
+    assert len(source.labels.names["perturbation"]) == 26
     assert source.dropped == {"keep assigned": 4537}
-    np.testing.assert_array_equal(found, reference.X[source.rows].toarray())
+    np.testing.assert_array_equal(found, reference.X[source.labels.rows].toarray())
     np.testing.assert_array_equal(source.genes, reference.var_names.to_numpy(str))
 
 

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import zarr
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.sources import anndata_file
+from vcc_fm.sources import obs
 from vcc_fm.sources.anndata_source import AnnDataSource
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:zarr", "ignore::UserWarning:anndata")
@@ -121,5 +121,5 @@ def test_memory_that_runs_out_is_the_files_fault(h5ad_file, refuses, monkeypatch
     def read(stored: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(anndata_file, "read_elem", read)
+    monkeypatch.setattr(obs, "read_elem", read)
     refuses(h5ad_file(), r"obs is not readable as AnnData: it takes more memory than there is; get it again$")

@@ -58,6 +58,9 @@ def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeyp
     config = write_screen(tmp_path, "s0", sixty_cells())
     whole = {digests(write_store(tmp_path / f"seed{seed}", [config], seed, 60)): seed for seed in (0, 1)}
     assert {len(files) for files in whole} == {6}
+    begin = time.monotonic()
+    write_store(tmp_path / "timed", [config], 0, 60)
+    seconds = time.monotonic() - begin
     final, log = tmp_path / "cells", tmp_path / "log"
 
     def write(seed: int) -> None:
@@ -78,7 +81,7 @@ def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeyp
         log.unlink(missing_ok=True)
         process = child(write_for_ever)
         wait_until(log.exists)
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, seconds))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         # Killed with chunks on disk, which the next writer of that recipe goes on from.

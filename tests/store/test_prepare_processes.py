@@ -1,18 +1,24 @@
 """Several processes prepare one store; a store in several files is one to everybody who reads it."""
 
+import os
+import subprocess
+
 import anndata
 import datasets
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import yaml
-from program import QUIET, TINY, vcc_fm
+from program import QUIET, TINY, command, vcc_fm, write_recipe
+from safetensors import safe_open
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
+from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.data import DataConfig
 from vcc_fm.recipe.read import load_recipe
+from vcc_fm.run.prepare import check_sources, prepare_source
 from vcc_fm.run.stages import run_stage, stages_of
-from vcc_fm.store import merge
+from vcc_fm.store import chunks, first_pass, merge, prepare
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.verify import verify
 
@@ -92,3 +98,105 @@ def test_a_store_in_many_files_reads_as_one(tmp_path, monkeypatch, shard_bytes):
     read = datasets.load_from_disk(str(store.folder))
     assert read["barcode"][:] == store.barcodes.tolist()
     assert verify(store.folder)["shards"] == len(store.meta["shards"])
+
+
+def files_of(folder):
+    (store,) = folder.glob("**/cells/store.json")
+    return {path.name: path.read_bytes() for path in store.parent.iterdir()}
+
+
+def test_jobs_by_source_and_a_join_write_the_same_store(tmp_path):
+    configs = sources(tmp_path, 300)
+    alone, jobs = recipe_of(tmp_path / "alone", configs), recipe_of(tmp_path / "jobs", configs)
+    recipe = load_recipe(alone)
+    run_stage(stages_of(recipe)[0], recipe, QUIET)
+    refused = vcc_fm("prepare", jobs, "--join")
+    assert refused.returncode == 2
+    assert "--join: 2 sources of 2 not read as the recipe and the files are now: s0, s1; run" in refused.stderr
+    # The last one first, both at once, and one of them twice at once.
+    started = [subprocess.Popen(command("prepare", jobs, "--source", name)) for name in ("s1", "s0", "s1")]
+    assert [job.wait() for job in started] == [0, 0, 0]
+    before = {path: path.stat().st_mtime_ns for path in jobs.parent.glob("**/chunk-*")}
+    assert len(before) == 2
+    again = vcc_fm("prepare", jobs, "--source", "s0")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in jobs.parent.glob("**/chunk-*")} == before
+    done = vcc_fm("prepare", jobs, "--join")
+    assert done.returncode == 0, done.stderr
+    assert files_of(jobs.parent) == files_of(alone.parent)
+    assert not list(jobs.parent.glob("**/*.shards"))
+    assert "the cell store is whole" in vcc_fm("prepare", jobs, "--source", "s0").stdout
+
+
+def test_a_join_misses_a_source_that_changed_or_was_stopped(tmp_path, monkeypatch):
+    configs = sources(tmp_path, 60)
+    recipe = load_recipe(recipe_of(tmp_path / "jobs", configs))
+    prepare_source(recipe, "s1", QUIET)
+    with pytest.raises(UserError, match=r"1 source of 2 not read as the recipe and the files are now: s0; run"):
+        check_sources(recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(first_pass, "write_chunk", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_source(recipe, "s0", QUIET)
+    with pytest.raises(UserError, match="are now: s0;"):
+        check_sources(recipe)
+    prepare_source(recipe, "s0", QUIET)
+    check_sources(recipe)
+    os.utime(configs[0].path)
+    with pytest.raises(UserError, match="are now: s0, s1;"):
+        check_sources(load_recipe(tmp_path / "jobs" / "r.yaml"))
+
+
+def test_sources_that_cannot_be_read_alone(tmp_path):
+    recipe = load_recipe(recipe_of(tmp_path / "jobs", sources(tmp_path, 60)))
+    with pytest.raises(UserError, match="--source: choose one of s0, s1, found s2"):
+        prepare_source(recipe, "s2", QUIET)
+    drawn = load_recipe(write_recipe(tmp_path / "drawn"))
+    with pytest.raises(UserError, match="simulated cells are drawn and prepared without them"):
+        prepare_source(drawn, "alpha", QUIET)
+    assert "leave --join and --processes away" in vcc_fm("prepare", "r.yaml", "--source", "s0", "--join").stderr
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_chunk_is_opened_only_for_shards_that_have_its_cells(tmp_path, monkeypatch):
+    """Two sources of one context each: the shards of one need no chunk of the other; one file is open at a time."""
+    rng = np.random.default_rng(0)
+    labels = np.array([CONTROL, "A", "B"])[np.arange(60) % 3]
+    screens = [screen(rng.poisson(2.0, (60, 8)), context, "1", labels) for context in ("K", "H")]
+    configs = [write_screen(tmp_path, f"s{number}", one) for number, one in enumerate(screens)]
+    opened, most = [], []
+
+    class Counted:
+        def __init__(self, path, **keys):
+            self.path, self.file = path, safe_open(path, **keys)
+
+        def __enter__(self):
+            opened.append(self.path.name)
+            most.append(most[-1] + 1 if most else 1)
+            return self.file.__enter__()
+
+        def __exit__(self, *error):
+            most.append(most[-1] - 1)
+            return self.file.__exit__(*error)
+
+    monkeypatch.setattr(merge, "BATCH_ROWS", 60)
+    monkeypatch.setattr(merge, "SHARD_BYTES", 60)
+    shards = merge.shard_batches
+    by_shard = []
+
+    def watched(*arguments):
+        by_shard.append(len(opened))
+        yield from shards(*arguments)
+
+    monkeypatch.setattr(prepare, "shard_batches", watched)
+    monkeypatch.setattr(chunks, "safe_open", Counted)
+    store = write_store(tmp_path / "store", configs, chunk_values=200)
+    assert len(store.meta["shards"]) == len(by_shard) == 2
+    # Contexts are sorted: H, which is the second source, comes first.
+    of_shard = np.split(np.array(opened), by_shard)[1:]
+    assert [{name[:10] for name in names} for names in of_shard] == [{"chunk-0001"}, {"chunk-0000"}]
+    assert all(len(names) == len(set(names)) > 1 for names in of_shard)
+    assert max(most) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 from rich.console import Console
 
-from vcc_fm.ground.files import empty_folder, read_json, write_json
+from vcc_fm.ground.files import empty_folder, one_writer, read_json, write_json
 from vcc_fm.ground.progress import ProgressLines
 
 
@@ -23,6 +23,7 @@ class WorkFolder:
     Attributes:
         path: of the folder.
         state: who takes part.
+        fingerprint: of everything that they depend on.
 
     Args:
         final: the output that they will become.
@@ -31,14 +32,16 @@ class WorkFolder:
     """
 
     def __init__(self, final: Path, fingerprint: str, state: PartialState):
-        self.path = _folder(final)
-        self.state = state
+        self.path = work_folder(final)
+        self.state, self.fingerprint = state, fingerprint
         owner = self.path / "owner.json"
-        if state.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
-            # First of all the owner: a stop in the middle must not leave half of the pieces under it.
-            owner.unlink(missing_ok=True)
-            empty_folder(self.path)
-            write_json(owner, {"fingerprint": fingerprint})
+        if state.is_main_process:
+            with one_writer(self.path):  # several jobs may begin at once
+                if not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
+                    # First of all the owner: a stop in the middle must not leave half of the pieces under it.
+                    owner.unlink(missing_ok=True)
+                    empty_folder(self.path)
+                    write_json(owner, {"fingerprint": fingerprint})
         state.wait_for_everyone()
 
     def share(
@@ -79,10 +82,11 @@ class WorkFolder:
 
 def remove_work(final: Path) -> None:
     """Take the pieces of an output away, if there are any."""
-    shutil.rmtree(_folder(final), ignore_errors=True)
+    shutil.rmtree(work_folder(final), ignore_errors=True)
 
 
-def _folder(final: Path) -> Path:
+def work_folder(final: Path) -> Path:
+    """Where the pieces of an output are until it is whole."""
     return final.with_name(f"{final.name}.shards")
 
 

@@ -60,8 +60,9 @@ def export_obsm(
     with AnnDataSource(config) as source:
         prefix = f"{source.name}:" if len(configs) > 1 else ""
         # A cell may have been dropped after the source was read: for want of others with its perturbation.
-        rows = np.array([row_of.get(prefix + barcode, -1) for barcode in source.cells["barcode"]], np.int64)
-        places = source.rows
+        barcodes = source.labels.barcodes(0, len(source))
+        rows = np.array([row_of.get(prefix + barcode, -1) for barcode in barcodes], np.int64)
+        places = source.labels.rows
     with whole_file(file) as partial:
         shutil.copyfile(path, partial)
         with h5py.File(partial, "r+") as copy:

@@ -133,7 +133,7 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
             described = [
                 {
                     "name": source.name,
-                    "cells": len(source.cells),
+                    "cells": len(source),
                     "genes": len(source.genes),
                     "genes_off_axis": int((columns < 0).sum()),
                     "values": source.evidence,
@@ -145,18 +145,11 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
     except UserError as error:
         problems.append(str(error))
         return None
-    pairs, sizes = np.unique(
-        np.column_stack([cells.codes["context"], cells.codes["perturbation"]]), axis=0, return_counts=True
-    )
+    sizes = cells.sizes(np.diff(cells.start))
     counts = {
-        (str(cells.names["context"][context]), str(cells.names["perturbation"][label])): int(number)
-        for (context, label), number in zip(pairs, sizes, strict=True)
+        (cells.names["context"][context], cells.names["perturbation"][label]): int(sizes[context, label])
+        for context, label in np.argwhere(sizes).tolist()
     }
-    of_source = np.column_stack([cells.codes["context"], cells.source(np.arange(len(cells.rank)))])
-    context_sources = [
-        (str(cells.names["context"][context]), cells.sources[source])
-        for context, source in np.unique(of_source, axis=0)
-    ]
     few = {key: n for key, n in counts.items() if n < recipe.data.minimum_cells and key[1] != configs[0].control}
     kept = {key: n for key, n in counts.items() if key not in few}
     if not kept:
@@ -174,7 +167,12 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
         "axis": axis.tolist(),
         "genes_in_all": int(measured.all(axis=0).sum()),
         "group_cells": kept,
-        "context_sources": context_sources,
+        "context_sources": [
+            (context, source.name)
+            for context in cells.names["context"]
+            for source in sources
+            if context in source.labels.names["context"]
+        ],
     }
 
 

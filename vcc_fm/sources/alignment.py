@@ -56,7 +56,7 @@ def open_sources(data: DataConfig, configs: list[SourceConfig], scratch: Path | 
                 f"data.names.pins.{symbol}: {gene} is no approved symbol in {data.names.symbols}; pin it to one"
             )
     with ExitStack() as stack:
-        folders = [None if scratch is None else scratch / f"turned-{n:04d}" for n in range(len(configs))]
+        folders = [None if scratch is None else scratch / f"source-{n:04d}" for n in range(len(configs))]
         opened = [
             stack.enter_context(AnnDataSource(config, names, pins, folder))
             for config, folder in zip(configs, folders, strict=True)

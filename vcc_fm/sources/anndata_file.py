@@ -81,6 +81,17 @@ def _root(store: LocalStore | ZipStore, where: str) -> zarr.Group:
             raise UserError(f"{where}: {message}") from None
 
 
+def check_columns(file: File, path: str, columns: set[str], where: str) -> Stored:
+    """The table at ``path`` as it is stored, if none of its columns is cut short; see :func:`read_table`."""
+    with reading(f"{where}, {path}", "AnnData"):
+        stored = file[path]
+        if isinstance(stored, h5py.Group | zarr.Group):
+            check_lengths(stored, f"{where}, {path}")
+        if isinstance(stored, zarr.Group):
+            check_table(stored, columns, f"{where}, {path}")
+    return stored
+
+
 def read_table(file: File, path: str, columns: set[str], where: str) -> pd.DataFrame:
     """Read the table at ``path`` (obs, var, raw/var).
 
@@ -93,12 +104,8 @@ def read_table(file: File, path: str, columns: set[str], where: str) -> pd.DataF
     Raises:
         UserError: it is damaged, or written by a very old anndata.
     """
+    stored = check_columns(file, path, columns, where)
     with reading(f"{where}, {path}", "AnnData"):
-        stored = file[path]
-        if isinstance(stored, h5py.Group | zarr.Group):
-            check_lengths(stored, f"{where}, {path}")
-        if isinstance(stored, zarr.Group):
-            check_table(stored, columns, f"{where}, {path}")
         table = read_elem(stored)
     if not isinstance(table, pd.DataFrame):
         raise UserError(f"{where}, {path}: written by an anndata before 0.7; write it again with a newer one")

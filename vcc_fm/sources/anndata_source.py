@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from vcc_fm.ground.arrays import counted, let_go
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.paths import expand, without_secrets
 from vcc_fm.recipe.data import SourceConfig
@@ -20,10 +22,12 @@ from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, r
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
 from vcc_fm.sources.integers import mix_of
-from vcc_fm.sources.labels import read_labels
-from vcc_fm.sources.matrix import Block, open_matrix, whole_cells
+from vcc_fm.sources.labels import kept_labels
+from vcc_fm.sources.matrix import Block, CsrMatrix, open_matrix, whole_cells
+from vcc_fm.sources.obs import open_obs
 from vcc_fm.sources.proof import BASE_NAMES, PROVED, Reading, ScaledValues
 from vcc_fm.sources.symbols import SymbolTable
+from vcc_fm.sources.totals import read_totals
 from vcc_fm.sources.values import (
     COUNT_LIMIT,
     AmbiguousError,
@@ -43,7 +47,7 @@ class SourceCells(NamedTuple):
     """Kept cells as read.
 
     Attributes:
-        positions: [m] int64 into ``AnnDataSource.cells``.
+        positions: [m] int64, places among the kept cells of the source.
         counts: [m, G] int32 CSR with sorted indices and no stored zeros.
         evidence: of these cells, and of those that were left out as not proved.
     """
@@ -59,8 +63,7 @@ class AnnDataSource:
     Attributes:
         name: name of the source.
         genes: [G] str, distinct symbols in order of the file.
-        cells: one row a kept cell, index 0..n-1, columns barcode, context, batch, perturbation (str).
-        rows: [n] int64, row of each kept cell in the file.
+        labels: of the kept cells; two of the names of perturbations may be equal, where both became approved.
         dropped: reason -> number of cells; those whose counts could not be proved come in with :meth:`conclude`.
         repairs: name of a repair -> number of cells (or matrix columns, for genes) that it touched.
         evidence: what the matrix holds and how that was found: matrix, stored (dtype), declared, found, base (of the
@@ -82,8 +85,8 @@ class AnnDataSource:
             config: of the source.
             names: other names of genes; genes and target genes go under their approved symbols.
             pins: symbol -> gene that it stands for, before ``names``.
-            scratch: folder where a matrix by column is turned by row, once for all processes that open it there; None:
-                a temporary one.
+            scratch: folder for what is made once for all processes that open the file there: labels, where rows begin,
+                a matrix by column turned by row; None: memory and a temporary folder.
 
         Raises:
             UserError: the file is missing, damaged or not written by anndata, the matrix is absent, or labels, genes
@@ -97,18 +100,22 @@ class AnnDataSource:
         with reading(self._where, "AnnData"), ExitStack() as stack:
             file = stack.enter_context(open_file(self.path, self._where, config.get))
             stored, var = locate(file, config.matrix, self._where)
-            obs = read_table(file, "obs", _columns_used(config), self._where)
-            labels = read_labels(obs, config, self._where)
+            obs = open_obs(file, _columns_used(config), self._where)
+            self.labels = kept_labels(
+                obs, config, self._where, None if scratch is None else scratch / "labels.safetensors"
+            )
             genes = read_table(file, var, {config.symbols}, self._where)
             named = gene_columns(genes, config.symbols, config.duplicate_genes, self._where, names, pins)
-            self.cells, self.rows, self.dropped = labels.cells, labels.rows, labels.dropped
+            self.dropped = self.labels.dropped
             self.genes, self._columns = named.genes, named.columns
-            self.repairs = labels.repairs | named.repairs
+            self.repairs = self.labels.repairs | named.repairs
             if names is not None:
-                approved = approved_targets(self.cells["perturbation"], config, named, names, pins)
-                if changed := int((approved != self.cells["perturbation"]).sum()):
+                known = self.labels.names["perturbation"]
+                approved = approved_targets(known, config, named, names, pins)
+                cells = counted(self.labels.codes["perturbation"], len(known))
+                if changed := int(cells[approved != known].sum()):
                     self.repairs["target genes brought to their approved symbol"] = changed
-                self.cells["perturbation"] = approved
+                self._rename(approved)
             # Temporary files come later: a stack inside the stack, so that pop_all moves them too.
             temporary = stack.enter_context(ExitStack())
             self._matrix = open_matrix(stored, f"{self._where}, {config.matrix}", temporary, scratch)
@@ -119,11 +126,24 @@ class AnnDataSource:
                     f"have {expected[0]} and {expected[1]} rows)"
                 )
             self._others = [name for name in matrices(file) if name != config.matrix]
-            self._totals = self._read_totals(obs)
+            kept = None if scratch is None else scratch / "totals.safetensors"
+            self._totals = read_totals(self.labels, config.totals_column, self._where, kept)
             self._dropped = dict(self.dropped)
             self._reading: Reading | float
             self._reading, self.evidence = self._sample()
             self._stack = stack.pop_all()
+
+    def _rename(self, perturbations: np.ndarray) -> None:
+        self.labels = replace(self.labels, names=self.labels.names | {"perturbation": perturbations})
+
+    def __len__(self) -> int:
+        """Number of kept cells."""
+        return len(self.labels.rows)
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The kept cells as a table to look at; see :class:`Labels`."""
+        return self.labels.cells
 
     def __enter__(self) -> Self:
         return self
@@ -146,9 +166,15 @@ class AnnDataSource:
         own = set(self.genes)
         renamed = {symbol: other for symbol, other in spelling.items() if other not in own}
         self.genes = np.array([renamed.get(symbol, symbol) for symbol in self.genes], dtype=str)
-        self.cells["perturbation"] = renamed_targets(self.cells["perturbation"], self._config, renamed)
+        self._rename(renamed_targets(self.labels.names["perturbation"], self._config, renamed))
         if changed := len(own & renamed.keys()):
             self.repairs["genes spelled as data.genes has them"] = changed
+
+    def let_go(self) -> None:
+        """Give the memory of what is kept of all cells back until it is needed."""
+        let_go(self.labels.rows)
+        if isinstance(self._matrix, CsrMatrix):
+            let_go(self._matrix.indptr)
 
     @property
     def bytes(self) -> int:
@@ -180,11 +206,13 @@ class AnnDataSource:
         Raises:
             UserError: a value is no count on the scale that was found, or the file is damaged.
         """
-        positions = np.arange(*np.searchsorted(self.rows, [start, stop]), dtype=np.int64)
+        rows = self.labels.rows
+        first, last = np.searchsorted(rows, np.array([start, stop], rows.dtype))
+        positions = np.arange(first, last, dtype=np.int64)
         evidence = no_evidence(self._reading)
         if not len(positions):
             return SourceCells(positions, sp.csr_matrix((0, len(self.genes)), dtype=np.int32), evidence)
-        block = self._matrix.block(start, stop).take(self.rows[positions] - start)
+        block = self._matrix.block(start, stop).take(rows[first:last].astype(np.int64) - start)
         if isinstance(evidence, ScaledEvidence):
             assert isinstance(self._reading, Reading)
             values, proved = self._scaled_counts(block, positions, self._reading, evidence)
@@ -215,33 +243,12 @@ class AnnDataSource:
             self.dropped = self._dropped | dict(sorted(whole.unproved.items()))
         self.evidence = self.evidence | {"checked": "all"} | whole.summary()
 
-    def _read_totals(self, obs: pd.DataFrame) -> np.ndarray | None:
-        """Depth of each kept cell before normalisation, [n] int64."""
-        column = self._config.totals_column
-        if column is None:
-            return None
-        if column not in obs.columns:
-            raise UserError(
-                f"{self._where}: obs has no column {column!r} (totals_column); set it to one of "
-                + ", ".join(map(str, obs.columns))
-            )
-        if not pd.api.types.is_numeric_dtype(obs[column]):
-            raise UserError(f"{self._where}: totals_column {column!r} holds {obs[column].dtype}, no numbers")
-        totals = obs[column].to_numpy(np.float64, na_value=np.nan)[self.rows]
-        wrong = ~((totals >= 0) & (totals == np.rint(totals)) & (totals < 2.0**53))
-        if wrong.any():
-            raise UserError(
-                f"{self._where}: totals_column {column!r} holds {totals[wrong.argmax()]:g} for cell "
-                f"{self._cell(int(wrong.argmax()))}; give the column with the UMI count of each cell, or none"
-            )
-        return totals.astype(np.int64)
-
     def _sample(self) -> tuple[Reading | float, dict[str, Any]]:
         """How to read the matrix and the evidence for it, from cells spread over the file."""
         declared = self._config.values
         scales: tuple[Scale, ...] = ("counts", "log1p-counts") if declared == "auto" else (declared,)
         places = self._places(_SAMPLE_CELLS)
-        block = self._matrix.sample(self.rows[places])
+        block = self._matrix.sample(self.labels.rows[places])
         evidence = {"matrix": self._config.matrix, "stored": str(block.data.dtype), "declared": declared}
         if declared in ("auto", "counts", "log1p-counts"):
             try:
@@ -262,7 +269,7 @@ class AnnDataSource:
                 }
         self._check(block, places)  # turning a matrix by column only to refuse it would be a waste
         places = self._places(_SCALED_SAMPLE_CELLS)
-        block = whole_cells(self._matrix, self.rows[places])
+        block = whole_cells(self._matrix, self.labels.rows[places])
         reading = self._find_reading(block, places)
         sample = ScaledEvidence(reading)
         self._scaled_counts(block, places, reading, sample)
@@ -274,7 +281,7 @@ class AnnDataSource:
 
     def _places(self, number: int) -> np.ndarray:
         """Positions of up to ``number`` kept cells, spread over the file."""
-        return np.unique(np.linspace(0, len(self.rows) - 1, number).astype(np.int64))
+        return np.unique(np.linspace(0, len(self) - 1, number).astype(np.int64))
 
     def _find_reading(self, block: Block, places: np.ndarray) -> Reading:
         """How scaled cells are to be read, from whole ones."""
@@ -374,7 +381,7 @@ class AnnDataSource:
         )
 
     def _cell(self, position: int) -> str:
-        return repr(self.cells["barcode"].iloc[position])
+        return repr(self.labels.barcode(position))
 
 
 def _columns_used(config: SourceConfig) -> set[str]:

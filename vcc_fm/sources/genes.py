@@ -111,35 +111,39 @@ def _text(var: pd.DataFrame, column: str, where: str) -> tuple[str, pd.Series]:
 
 
 def approved_targets(
-    labels: pd.Series, config: SourceConfig, named: GeneColumns, names: SymbolTable, pins: Mapping[str, str] | None
-) -> pd.Series:
+    labels: np.ndarray, config: SourceConfig, named: GeneColumns, names: SymbolTable, pins: Mapping[str, str] | None
+) -> np.ndarray:
     """Perturbation labels whose target genes are named as the genes of the matrix are.
 
     Args:
-        labels: [n] str.
+        labels: [L] str, distinct.
         config: of the source: its control label stays, its separator joins target genes.
         named: the genes of the matrix. A target gene among them is renamed if and as its column is.
         names: other names of genes, for target genes that the matrix lacks.
         pins: symbol -> gene that it stands for, before everything else.
+
+    Returns:
+        [L] str; two labels may have become one.
     """
-    distinct = [label for label in labels.unique() if label != config.control]
-    targets = pd.unique(np.array([part for label in distinct for part in label.split(config.separator)], dtype=object))
-    columns = set(named.genes)
-    elsewhere = np.array([target for target in targets if target not in columns | named.renamed.keys()], dtype=str)
+    distinct = [label for label in labels if label != config.control]
+    targets = dict.fromkeys(part for label in distinct for part in label.split(config.separator))
+    known = set(named.genes) | named.renamed.keys()
+    elsewhere = np.array([target for target in targets if target not in known], dtype=str)
     return renamed_targets(
         labels, config, approved_symbols(elsewhere, names, merge=True).renamed | named.renamed | dict(pins or {})
     )
 
 
-def renamed_targets(labels: pd.Series, config: SourceConfig, renamed: Mapping[str, str]) -> pd.Series:
-    """Perturbation labels with target genes under other names, those that ``renamed`` has; the control stays."""
+def renamed_targets(labels: np.ndarray, config: SourceConfig, renamed: Mapping[str, str]) -> np.ndarray:
+    """[L] labels with target genes under other names, those that ``renamed`` has; the control stays."""
     # Two names of one gene in a combination become one target.
-    known = {config.control: config.control} | {
-        label: config.separator.join(sorted({renamed.get(part, part) for part in label.split(config.separator)}))
-        for label in labels.unique()
-        if label != config.control
-    }
-    return labels.map(known)
+    found = [
+        label
+        if label == config.control
+        else config.separator.join(sorted({renamed.get(part, part) for part in label.split(config.separator)}))
+        for label in labels
+    ]
+    return np.array(found, dtype=object)
 
 
 def _symbol_hint(var: pd.DataFrame, column: str, ids: bool) -> str:

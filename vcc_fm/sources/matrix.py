@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from filelock import FileLock
 
+from vcc_fm.ground.arrays import BLOCK, made_once
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.files import whole_file
 from vcc_fm.sources.turned import row_lengths, turn, turned_arrays
@@ -76,20 +77,19 @@ class CsrMatrix:
 
     def __init__(self, data: Rows, indices: Rows, indptr: np.ndarray, shape: tuple[int, ...], where: str) -> None:
         self.shape = shape
-        self._data, self._indices, self._indptr, self._where = data, indices, indptr, where
-        _check_compressed(data, indices, indptr, shape[0], where)
+        self._data, self._indices, self.indptr, self._where = data, indices, indptr, where
 
     def block(self, start: int, stop: int) -> Block:
         """Stored values of the rows from ``start`` to ``stop``."""
-        low, high = int(self._indptr[start]), int(self._indptr[stop])
+        low, high = int(self.indptr[start]), int(self.indptr[stop])
         with reading(self._where, "AnnData"):
             data, indices = _native(self._data[low:high]), self._indices[low:high]
         _check_range(indices, self.shape[1], self._where)
-        return Block(data, indices, self._indptr[start : stop + 1] - low)
+        return Block(data, indices, self.indptr[start : stop + 1] - low)
 
     def ranges(self, values: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Rows ``start`` to ``stop`` in ranges of at most so many stored values, or of one row."""
-        return _ranges(self._indptr, values, start, self.shape[0] if stop is None else stop)
+        return _ranges(self.indptr, values, start, self.shape[0] if stop is None else stop)
 
     def sample(self, rows: np.ndarray) -> Block:
         """The cells at ``rows`` ([k] int64)."""
@@ -112,7 +112,6 @@ class CscMatrix:
         self.shape = shape
         self._data, self._indices, self._indptr, self._where = data, indices, indptr, where
         self._stack, self._folder = stack, folder
-        _check_compressed(data, indices, indptr, shape[1], where)
 
     def block(self, start: int, stop: int) -> Block:
         """Stored values of the rows from ``start`` to ``stop``."""
@@ -156,7 +155,7 @@ class CscMatrix:
         with FileLock(folder / "lock"):
             if not (folder / "starts.npy").exists():
                 self._turn(folder)
-        starts = np.load(folder / "starts.npy")
+        starts = np.load(folder / "starts.npy", mmap_mode="r").view(np.ndarray)
         data, columns = turned_arrays(folder, self._data.dtype.newbyteorder("="), self._data.shape[0])
         return CsrMatrix(data, columns, starts, self.shape, self._where)
 
@@ -212,13 +211,17 @@ def _open(stored: Stored, where: str, stack: ExitStack, folder: Path | None) -> 
     # Without values all of indptr is 0, which a writer may leave out; with some, rows at its start would be empty.
     if isinstance(stored, zarr.Group) and data.shape[0]:
         check_chunks(stored["indptr"], f"{where}/indptr")
-    indptr = stored["indptr"][:].astype(np.int64)
     if len(shape) != 2:
         raise UserError(f"{where}: cut short or damaged (no shape of the sparse matrix); get it again")
     _check_kind(data.dtype, where)
-    if encoding.startswith("csr"):
-        return CsrMatrix(data, indices, indptr, shape, where)
-    return CscMatrix(data, indices, indptr, shape, where, stack, folder)
+    by_row = encoding.startswith("csr")
+    arrays, _ = made_once(
+        folder / "indptr.safetensors" if folder is not None and by_row else None,
+        lambda: ({"indptr": _checked_indptr(stored["indptr"], shape[0 if by_row else 1], data, indices, where)}, {}),
+    )
+    if by_row:
+        return CsrMatrix(data, indices, arrays["indptr"], shape, where)
+    return CscMatrix(data, indices, arrays["indptr"], shape, where, stack, folder)
 
 
 def _by_rows(stored: h5py.Dataset | zarr.Array, where: str) -> Rows:
@@ -239,15 +242,25 @@ def _check_kind(dtype: np.dtype, where: str) -> None:
         raise UserError(f"{where}: holds values of type {dtype}; integers or floating-point numbers are expected")
 
 
-def _check_compressed(data: Rows, indices: Rows, indptr: np.ndarray, major: int, where: str) -> None:
-    if len(indptr) != major + 1:
-        raise UserError(f"{where}: cut short or damaged (indptr has {len(indptr)} entries, {major + 1} are expected)")
-    n_values, n_indices = data.shape[0], indices.shape[0]
-    if indptr[0] != 0 or (np.diff(indptr) < 0).any() or not indptr[-1] == n_values == n_indices:
+def _checked_indptr(
+    stored: h5py.Dataset | zarr.Array, major: int, data: Rows, indices: Rows, where: str
+) -> np.ndarray:
+    """Where each of ``major`` rows or columns begins, [major + 1] int64."""
+    read = stored if isinstance(stored, h5py.Dataset) else ChunkReader(stored)
+    entries, n_values, n_indices = read.shape[0], data.shape[0], indices.shape[0]
+    if entries != major + 1:
+        raise UserError(f"{where}: cut short or damaged (indptr has {entries} entries, {major + 1} are expected)")
+    indptr = np.empty(entries, np.int64)
+    blocks = [slice(start, min(start + BLOCK, entries)) for start in range(0, entries, BLOCK)]
+    for block in blocks:
+        indptr[block] = read[block]
+    falls = any((np.diff(indptr[max(block.start - 1, 0) : block.stop]) < 0).any() for block in blocks)
+    if indptr[0] != 0 or falls or not indptr[-1] == n_values == n_indices:
         raise UserError(
             f"{where}: cut short or damaged (indptr does not rise from 0 to the number of values: it ends at "
             f"{indptr[-1]}, with {n_values} values and {n_indices} indices)"
         )
+    return indptr
 
 
 def _check_range(indices: np.ndarray, limit: int, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -67,28 +68,27 @@ def _without_controls(text: str, config: SourceConfig) -> str:
 
 
 def read_perturbations(
-    column: pd.Series, config: SourceConfig, left_out: dict[str, int], where: str
-) -> tuple[np.ndarray, dict[str, int]]:
+    labels: Sequence[object], cells: np.ndarray, config: SourceConfig, left_out: dict[str, int], where: str
+) -> tuple[list[str], dict[str, int]]:
     """Read the labels of the kept cells.
 
     Args:
-        column: [n] label of each kept cell, none missing.
+        labels: [L] the distinct labels of the kept cells, none missing, in the order in which they come.
+        cells: [L] int64, number of kept cells with each.
         config: what the control is, what joins the parts of a combination, and where the gene is in a part.
         left_out: labels of cells that were dropped for their label -> number of cells, for messages.
         where: source and file, for messages.
 
     Returns:
-        [n] str labels, combinations as sorted parts joined by the separator; and repair -> number of cells.
+        [L] str labels, combinations as sorted parts joined by the separator; and repair -> number of cells.
 
     Raises:
         UserError: labels are numbers or all the same, no cell is a control or all are, or also_control or
             target_pattern applies to no label.
     """
     what = f"{where}: obs column {config.perturbation_column!r}"
-    if not len(column):
+    if not labels:
         raise UserError(f"{what} has no label for any kept cell; set perturbation_column to the column that has")
-    codes, labels = pd.factorize(column.astype(object))
-    cells = np.bincount(codes)
     texts = [str(label).strip() for label in labels]
     _check_texts(texts, cells, config, what)
     repairs: Counter[str] = Counter()
@@ -116,7 +116,7 @@ def read_perturbations(
         )
     if len(set(parsed)) == 1:
         raise UserError(f"{what} holds controls only ({config.control!r}); perturbations are needed too")
-    return np.array(parsed, dtype=object)[codes], dict(repairs)
+    return parsed, dict(repairs)
 
 
 def _check_texts(texts: list[str], cells: np.ndarray, config: SourceConfig, what: str) -> None:

@@ -1,17 +1,19 @@
 """Chunks: the counts of some cells of a source on disk, sorted by rank, until the store is written from all of them.
 
-A chunk is a safetensors file of its own, whole or absent. It holds, for cells in order of rank, their ranks, numbers
-of values and depths, and their genes and counts, one cell after the other, in two bytes each wherever they fit.
+A chunk is a safetensors file of its own, whole or absent. It holds, for cells in order of rank, their ranks, depths
+and barcodes, where their values begin, and their genes and counts, one cell after the other, in two bytes each
+wherever they fit.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -21,39 +23,53 @@ from vcc_fm.sources.evidence import Evidence
 from vcc_fm.store.cells import NARROW
 
 
+class Cells(NamedTuple):
+    """What is known of the cells of a chunk beside their counts. Arrays are [m]."""
+
+    rank: np.ndarray
+    """int32 or int64, distinct; rising in a chunk that was read."""
+    depth: np.ndarray
+    """int32, UMI over the gene axis."""
+    barcode: np.ndarray
+    """str (object); empty in a chunk that was read."""
+    further: dict[str, np.ndarray]
+    """[m, ...] what else is kept of each cell, by name."""
+
+
 def write_chunk(
     path: Path,
-    rank: np.ndarray,
+    cells: Cells,
     counts: sp.csr_matrix,
-    depth: np.ndarray,
-    further: dict[str, np.ndarray],
     whole: dict[str, np.ndarray],
     evidence: Evidence,
     dropped: dict[str, int],
+    owner: str,
 ) -> None:
     """Write a chunk.
 
     Args:
         path: of the file.
-        rank: [m] int64, distinct.
+        cells: of the chunk.
         counts: [m, G] int32 CSR with sorted indices, on the gene axis.
-        depth: [m] int64, sum of each cell's counts.
-        further: [m, ...] what else is kept of each cell, by name.
         whole: arrays of the chunk as a whole, by name.
         evidence: for the counts of these cells, and of those that were not proved.
         dropped: reason -> number of cells that a filter left out.
+        owner: fingerprint of everything that the chunk depends on.
     """
-    order = np.argsort(rank)
+    order = np.argsort(cells.rank)
     counts = counts[order]
     wide = counts.data.max(initial=0) >= NARROW
+    ends, text = _text(cells.barcode[order])
     arrays = {
-        "rank": rank[order],
-        "length": np.diff(counts.indptr).astype(np.int32),
-        "depth": depth[order],
+        "rank": cells.rank[order],
+        "start": counts.indptr.astype(np.int64),
+        "depth": cells.depth[order],
+        "text": text,
+        "text_start": ends,
         "genes": counts.indices.astype(np.uint16 if counts.shape[1] <= NARROW else np.int32),
         "counts": counts.data.astype(np.int32 if wide else np.uint16),
     }
-    arrays |= {f"further.{name}": np.ascontiguousarray(values[order]) for name, values in further.items()}
+    arrays |= {f"further.{name}": np.ascontiguousarray(values[order]) for name, values in cells.further.items()}
     arrays |= {f"whole.{name}": np.ascontiguousarray(values) for name, values in whole.items()}
     # One number a cell is too much for the header of the file.
     state = evidence.state()
@@ -61,61 +77,92 @@ def write_chunk(
     said = {name: value for name, value in state.items() if not isinstance(value, np.ndarray)}
     notes = {"evidence": said, "dropped": dropped, "largest": int(counts.data.max(initial=0))}
     with whole_file(path) as partial:
-        save_file(arrays, partial, metadata={"notes": json.dumps(notes)})
+        save_file(arrays, partial, metadata={"notes": json.dumps(notes), "owner": owner})
+
+
+def _text(barcodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each barcode begins [m + 1] int64, and their UTF-8 bytes one after the other."""
+    encoded = [barcode.encode() for barcode in barcodes]
+    ends = np.concatenate([[0], np.cumsum([len(one) for one in encoded], dtype=np.int64)])
+    return ends.astype(np.int64), np.frombuffer(b"".join(encoded), np.uint8)
+
+
+class ChunkIndex(NamedTuple):
+    """All of a chunk but its counts and barcodes."""
+
+    cells: Cells
+    length: np.ndarray
+    """[m] int64, number of values."""
+    whole: dict[str, np.ndarray]
+    """Arrays of the chunk as a whole."""
+    notes: dict[str, Any]
+    """``dropped``: reason -> number of cells; ``largest``: count; ``evidence``: its state."""
 
 
 class Chunk:
-    """A chunk on disk; opening reads its index, no counts.
-
-    Attributes:
-        rank: [m] int64, rising.
-        length: [m] int32, number of values.
-        depth: [m] int64, UMI over the gene axis.
-        further: [m, ...] arrays by name.
-        whole: arrays of the chunk as a whole.
-        notes: ``dropped``: reason -> number of cells; ``largest``: count.
-        evidence: its state.
-    """
+    """A chunk on disk; it is open only while something is read of it."""
 
     def __init__(self, path: Path):
         self._path = path
-        with safe_open(path, framework="numpy") as file:
-            self.notes: dict[str, Any] = json.loads(file.metadata()["notes"])
-            self.rank, self.length, self.depth = (file.get_tensor(name) for name in ("rank", "length", "depth"))
-            self._start = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)])
-            self.further, self.whole, evidence = (
-                {name.removeprefix(kind): file.get_tensor(name) for name in file.keys() if name.startswith(kind)}
-                for kind in ("further.", "whole.", "evidence.")
-            )
-        self.evidence: dict[str, Any] = self.notes["evidence"] | evidence
 
     @staticmethod
-    def is_whole(path: Path) -> bool:
-        """Whether a file is as long as its header says, and has one."""
+    def is_whole(path: Path, owner: str) -> bool:
+        """Whether a file is as long as its header says, has one, and belongs to ``owner``."""
         try:
-            with safe_open(path, framework="numpy"):
-                return True
+            with safe_open(path, framework="numpy") as file:
+                return bool(file.metadata()["owner"] == owner)
         except SafetensorError:
             return False
 
-    def place(self, low: int, high: int, place: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-        """Put the values of the cells of some ranks where they belong.
+    def rank(self) -> np.ndarray:
+        """[m] int32 or int64, rising."""
+        with safe_open(self._path, framework="numpy") as file:
+            return np.asarray(file.get_tensor("rank"))
+
+    def index(self) -> ChunkIndex:
+        """Read the index."""
+        with safe_open(self._path, framework="numpy") as file:
+            notes = json.loads(file.metadata()["notes"])
+            rank, depth, start = (file.get_tensor(name) for name in ("rank", "depth", "start"))
+            further, whole, evidence = (
+                {name.removeprefix(kind): file.get_tensor(name) for name in file.keys() if name.startswith(kind)}
+                for kind in ("further.", "whole.", "evidence.")
+            )
+        notes["evidence"] |= evidence
+        return ChunkIndex(Cells(rank, depth, np.empty(0, object), further), np.diff(start), whole, notes)
+
+    def place(
+        self, first: int, last: int, low: int, row_of: np.ndarray, offsets: np.ndarray, values: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, pa.StringArray]:
+        """Put the values of some cells where they belong.
 
         Args:
-            low: first rank.
-            high: rank after the last.
-            place: [high - low] int64, where in the target each cell's values begin; -1: it is left out.
-            genes: target of the genes.
-            counts: target of the counts.
+            first: cell of the chunk.
+            last: cell after the last; the ranks of those between may begin before ``low`` and end after ``row_of``.
+            low: rank of the first entry of ``row_of``.
+            row_of: [ranks] int64, row of the target of each rank; -1: it is left out.
+            offsets: [rows + 1] int64, where in the target each row's values begin.
+            values: targets of the genes and of the counts.
+
+        Returns:
+            Rows [k] that were filled, and their barcodes.
         """
-        a, b = np.searchsorted(self.rank, [low, high])
-        begin, end = int(self._start[a]), int(self._start[b])
-        if begin == end:
-            return
-        where = place[self.rank[a:b] - low]
         with safe_open(self._path, framework="numpy") as file:
-            for name, target in (("genes", genes), ("counts", counts)):
-                _place(file.get_slice(name)[begin:end], self._start[a : b + 1] - begin, where, target)
+            rank = file.get_slice("rank")[first:last].astype(np.int64) - low
+            first, last = (first + int(place) for place in np.searchsorted(rank, [0, len(row_of)]))
+            row = row_of[rank[(rank >= 0) & (rank < len(row_of))]]
+            if not len(row):
+                return row, pa.array([], pa.string())
+            start = file.get_slice("start")[first : last + 1]
+            if start[-1] > start[0]:
+                where = np.where(row >= 0, offsets[row], -1)
+                for name, target in values.items():
+                    _place(file.get_slice(name)[int(start[0]) : int(start[-1])], start - start[0], where, target)
+            ends = file.get_slice("text_start")[first : last + 1]
+            text = file.get_slice("text")[int(ends[0]) : int(ends[-1])] if ends[-1] > ends[0] else b""
+        buffers = (pa.py_buffer(part) for part in ((ends - ends[0]).astype(np.int32), text))
+        barcodes = pa.StringArray.from_buffers(len(row), *buffers)
+        return row[row >= 0], barcodes.filter(pa.array(row >= 0))
 
 
 @numba.njit(cache=True, nogil=True)
