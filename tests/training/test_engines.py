@@ -131,7 +131,7 @@ def make(recipe: Path, overrides: list[str], *wanted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("DDP", "ZeRO-3") else pytest.mark.slow) for name in ENGINES]
+    "name", [pytest.param(name, marks=[] if name == "ZeRO-3" else pytest.mark.slow) for name in ENGINES]
 )
 def test_every_engine_trains_the_same_model(
     name: str, one: Run, tiny_recipe: Path, prepared: Callable[[Path], list[str]], tmp_path: Path

@@ -99,7 +99,7 @@ def _write(path: Path, arrays: Arrays, said: Any) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for values in ordered.values():
-            np.ascontiguousarray(values).tofile(file)
+            file.write(np.ascontiguousarray(values).data)  # `tofile` says without a number that the disk is full
 
 
 def _is_whole(path: Path) -> bool:

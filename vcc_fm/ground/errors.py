@@ -7,6 +7,7 @@ Anything else is a fault of the program (exit code 1).
 
 from __future__ import annotations
 
+import errno
 import os
 import reprlib
 import signal
@@ -18,6 +19,9 @@ _LINE = 160
 """Letters of a value, or of a library's reason, that a message shows."""
 _LONGEST = 2000
 """Letters of a line of a message: what is longer holds a value that nobody cut, and loses its middle."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the system where there is no room to write."""
 
 _values = reprlib.Repr()
 _values.maxlevel, _values.maxstring, _values.maxother, _values.maxlong = 3, 120, 120, 60
@@ -81,6 +85,8 @@ def reading(where: str | os.PathLike[str], what: str, advice: str = "get it agai
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise  # of something that is written meanwhile
         raise UserError(f"{where} is not readable as {what}: {first_line(error)}; {advice}") from error
 
 

@@ -6,6 +6,7 @@ and nothing that is done is done again.
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ class WorkFolder:
     """The pieces of an output; those of anything else are thrown away.
 
     Attributes:
+        final: the output that they will become.
         path: of the folder.
         state: who takes part.
         fingerprint: of everything that they depend on.
@@ -32,7 +34,7 @@ class WorkFolder:
     """
 
     def __init__(self, final: Path, fingerprint: str, state: PartialState):
-        self.path = work_folder(final)
+        self.final, self.path = final, work_folder(final)
         self.state, self.fingerprint = state, fingerprint
         owner = self.path / "owner.json"
         if state.is_main_process:
@@ -77,12 +79,15 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Take the pieces away, once the output is whole."""
-        shutil.rmtree(self.path)
+        remove_work(self.final)
 
 
 def remove_work(final: Path) -> None:
-    """Take the pieces of an output away, if there are any."""
+    """Take the pieces of an output away, if there are any, and the locks under which they were made."""
     shutil.rmtree(work_folder(final), ignore_errors=True)
+    name = glob.escape(final.name)
+    for lock in [*final.parent.glob(f".{name}.shards.lock"), *final.parent.glob(f".{name}.source-*.lock")]:
+        lock.unlink(missing_ok=True)
 
 
 def work_folder(final: Path) -> Path:

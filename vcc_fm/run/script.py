@@ -20,13 +20,12 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from vcc_fm.ground.errors import TRY_AGAIN, TryAgain, UserError, obey_signals
+from vcc_fm.ground.errors import DISK_FULL, TRY_AGAIN, TryAgain, UserError, obey_signals
 from vcc_fm.ground.files import one_writer
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 
 # What the owner of a disk can mend, and a program cannot.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 A_DAY = 24 * 3600.0
@@ -45,7 +44,7 @@ def storage_problem(error: BaseException) -> str | None:
     if named is None and (found := re.search(r"filename = '([^']+)'", str(error))):  # HDF5's way
         named = found.group(1)
     where = "an output" if named is None else str(named)
-    full = next((code for code in _FULL if number == code or os.strerror(code) in str(error)), None)
+    full = next((code for code in DISK_FULL if number == code or os.strerror(code) in str(error)), None)
     if full is not None:
         return f"{where}: {os.strerror(full).lower()}; make room, or set `output` to a folder on another disk"
     if number in _CLOSED:
