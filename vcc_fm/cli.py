@@ -177,16 +177,18 @@ def prepare(
     """Check the sources and write the cell store."""
     if source is not None and (join or processes > 1):
         raise UserError("--source reads one source in one process; leave --join and --processes away")
-    if source is None and not join:
-        _run_stages(recipe, overrides, quiet, as_json, "prepare", processes)
-        return
     from vcc_fm.recipe.read import load_recipe
-    from vcc_fm.run.prepare import check_sources, prepare_source
 
     if source is None:
-        check_sources(load_recipe(recipe, overrides))
+        if join:
+            from vcc_fm.run.prepare import check_sources
+
+            check_sources(load_recipe(recipe, overrides))
+        # Without --join what the stage is made of is imported when it runs: one that is done need not wait for it.
         _run_stages(recipe, overrides, quiet, as_json, "prepare", processes)
         return
+    from vcc_fm.run.prepare import prepare_source
+
     ran = prepare_source(load_recipe(recipe, overrides), source, _console(quiet, as_json))
     if as_json:
         _print_json({"source": source, "ran": ran})

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from vcc_fm.ground.files import whole_file
+from vcc_fm.ground.files import one_writer, whole_file
 
 Arrays = dict[str, np.ndarray]
 BLOCK = 1 << 19
@@ -61,8 +60,7 @@ def made_once(path: Path | None, make: Callable[[], tuple[Arrays, Any]]) -> tupl
     """
     if path is None:
         return make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with one_writer(path):
         if not _is_whole(path):
             arrays, said = make()
             with whole_file(path) as partial:

@@ -38,7 +38,7 @@ class Peers:
     """
 
     def __init__(self, rank: int, world: int, lost_after: float):
-        self._rank, self._world, self._lost_after = rank, world, lost_after
+        self._rank, self._lost_after = rank, lost_after
         self._host, self._port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         now = time.monotonic()
         self._said = {peer: ("", now) for peer in range(world) if peer != rank}
