@@ -184,7 +184,6 @@ def prepare(
             from vcc_fm.run.prepare import check_sources
 
             check_sources(load_recipe(recipe, overrides))
-        # Without --join what the stage is made of is imported when it runs: one that is done need not wait for it.
         _run_stages(recipe, overrides, quiet, as_json, "prepare", processes)
         return
     from vcc_fm.run.prepare import prepare_source
