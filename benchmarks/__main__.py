@@ -53,8 +53,9 @@ def page(results: list[dict[str, Any]], day: datetime.date, quick: bool) -> str:
         machine = result["machine"]
         versions = ", ".join(f"{library} {version}" for library, version in result["versions"].items())
         lines += [f"## {result['name']}", ""]
-        lines += [f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB memory, "]
-        lines[-1] += f"{machine['system']}. Versions: {versions}."
+        gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+        lines += [f"Machine: {machine['processor']}, {machine['cores']} cores{gpu}, {machine['memory_gb']} GB memory"]
+        lines[-1] += f", {machine['system']}. Versions: {versions}."
         lines += ["", "| what | ours | peer | ratio | unit | peer is |", "|---|---:|---:|---:|---|---|"]
         for row in result["rows"]:
             numbers = f"{row['ours']:,.0f} | {row['peer']:,.0f} | {row['ratio']:.2f}"

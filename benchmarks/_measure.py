@@ -106,13 +106,19 @@ def finish(
         record = {
             "name": name,
             "machine": machine(),
-            "versions": {"python": platform.python_version()}
-            | {library: importlib.metadata.version(library) for library in libraries},
+            "versions": {"python": platform.python_version()} | {library: _version(library) for library in libraries},
             "rows": [asdict(row) for row in rows],
             "claims": [asdict(claim) | {"holds": claim.holds} for claim in claims],
         }
         write_json(path, record)
     return 1 if any(claim.holds is False for claim in claims) else 0
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:  # it is run from where it lies
+        return "not installed"
 
 
 def matmul_peak() -> float:
@@ -129,7 +135,7 @@ def matmul_peak() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, number of cores, memory (GB), and system."""
+    """Processor, number of cores, GPU or None, memory (GB), and system."""
     try:
         described = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:  # not Linux
@@ -139,6 +145,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": models[0] if models else platform.machine(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gb": round(memory / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -114,7 +114,7 @@ def _ours(screen: Screen, rows: list[np.ndarray]) -> dict[str, Callable[[int], f
     dense = Assembler(data, vocabulary, SET_SIZE, response=True, sparse=False)
     sparse = Assembler(data, vocabulary, SET_SIZE, response=True, sparse=True)
     # As many as the trainer has: none is written again while it is in use, and no cache holds them all.
-    buffers = [np.zeros((SETS, SET_SIZE, GENES), np.float32) for _ in range(screen.recipe.train.prefetch + 2)]
+    buffers = [np.zeros((SETS, SET_SIZE, GENES), np.float32) for _ in range(screen.recipe.train.prefetch + 1)]
 
     def batch(assembler: Assembler, number: int) -> float:
         sets = sampler.step(number, SETS, slice(None))

@@ -1,9 +1,12 @@
 """Cells per second of training, beside `state tx train`; the likelihood beside torch's own derivative of it.
 
 Both programs train a backbone of the geometry `state_sm` (672 wide, 4 layers) on the same cells, as many a step, with
-their own loaders, in one thread of arithmetic. They are not the same model: theirs predicts expression through layers
-of its own, ours the distribution of counts. What is compared is processor time, loaders included, so that neither
-gains from a second core: of ours after the first steps, of theirs the difference of two runs.
+their own loaders. They are not the same model: theirs predicts expression through layers of its own, ours the
+distribution of counts. Of ours the steps after the first ones count, of theirs the difference of two runs.
+
+On a CPU what is compared is processor time in one thread of arithmetic, loaders included, so that neither gains from a
+second core. On a GPU it is time, both in float32 and each with as many loader threads or workers as it has by itself;
+then a backbone of 100 M parameters in bfloat16 shows how much of the GPU's arithmetic a step uses.
 """
 
 from __future__ import annotations
@@ -31,12 +34,15 @@ from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.train import LossWeights, TrainConfig
-from vcc_fm.training.accelerator import count_parameters, make_accelerator
+from vcc_fm.training.accelerator import count_parameters, forget_accelerator, make_accelerator
+from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.loop import Trainer, mean_loss
 
 PEER = "state tx train"
-SETS, SET_SIZE = 4, 64
-CELLS = 6_000
+PEER_INSTALLED = importlib.util.find_spec("state") is not None
+SET_SIZE = 64
+SETS, GPU_SETS, LARGE_SETS = 4, 16, 64
+CELLS, GPU_CELLS = 6_000, 40_000
 BACKBONE: dict[str, str | int | float | bool | None] = {
     "model_type": "llama",
     "hidden_size": 672,
@@ -46,98 +52,145 @@ BACKBONE: dict[str, str | int | float | bool | None] = {
     "head_dim": 84,
     "vocab_size": 1,
 }
+LARGE: dict[str, str | int | float | bool | None] = BACKBONE | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "head_dim": 64,
+}
+LARGE_STEPS = 40
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
     parser = new_parser("cells per second of training", "fewer steps and rounds")
     options = parser.parse_args(arguments)
-    rounds, steps = (2, 4) if options.quick else (4, 10)
-    torch.set_num_threads(1)
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(1)
     console, rows, claims = Console(), [], []
-    peer = importlib.util.find_spec("state") is not None
-    if not peer:
+    if not PEER_INSTALLED:
         console.print("skipped: state is not installed (pip install arc-state)")
     for genes, nonzeros, target in ((18_080, 3_000, 2.0), (2_000, 600, 1.0)):
         with tempfile.TemporaryDirectory(prefix="train-step-") as name:
             folder = Path(name)
-            console.print(f"writing {CELLS:,} cells with {genes:,} genes", highlight=False)
-            train = TrainConfig(
-                steps=steps,
-                batch_sets=SETS,
-                set_size=SET_SIZE,
-                eval_every=steps,
-                checkpoint_every=steps,
-                tracker="none",
-            )
-            screen = write_screen(folder, Size(CELLS, genes, nonzeros), train)
-            size, measured = f"{genes:,} genes, {SETS} sets of {SET_SIZE} cells", None
-            if peer:
-                theirs = State(screen, folder, genes, steps)
-                found = {"ours": [], PEER: []}
-                for number in range(rounds):
-                    found["ours"].append(_training(screen, folder / f"run-{number}", console if not number else None))
-                    found[PEER].append(theirs.rate(console if not number else None))
-                ours, other = (np.array(values) for values in found.values())
-                rows.append(compare(f"training ({size})", ours, other, PEER, "cells/CPU s"))
-                measured = rows[-1].ratio
-            said = f"at {genes:,} genes a step of training is {{}}, each with its own loader, energy distance included"
-            claims.append(
-                Claim(said.format(f"{target:g} times as fast as {PEER}'s, or faster"), target, measured)
-                if target > 1
-                else Claim(said.format(f"at least as fast as {PEER}'s, within the spread of rounds"), 0.95, measured)
-            )
+            screen = _screen(folder, genes, nonzeros, gpu, options.quick, console)
+            row = _beside(screen, folder, 2 if options.quick or gpu else 4, console) if PEER_INSTALLED else None
+            rows += [row] if row else []
+            claims.append(_faster(genes, target, gpu, row))
             if target > 1:
-                faster, smaller = _likelihood(screen, rounds)
+                faster, smaller = _likelihood(screen, 6 if options.quick else 12)
                 rows.append(faster)
                 console.print(f"kept for the likelihood's gradient: {smaller:.2f} of what torch keeps")
-                claims.append(
-                    Claim("the likelihood makes a step 1.3 times as fast as torch's derivative", 1.3, faster.ratio)
-                )
+                told = "the likelihood makes a step 1.3 times as fast as torch's derivative"
+                claims.append(Claim(told, 1.3, faster.ratio))
                 claims.append(Claim("and keeps at most half of the memory for it", 2.0, 1 / smaller))
-    for claim in ("2 times state tx train's, on a GPU", "40 % of the GPU's arithmetic at 100 M parameters"):
-        claims.append(Claim(f"training reaches {claim}", 1.0, None))
+                claims.append(_large(screen, folder / "large", gpu, console))
     return finish("train_step", ["vcc-fm", "torch", "transformers", "arc-state"], rows, claims, options.json, console)
 
 
-class _Timed(SetLosses):
-    """The losses, and the processor time at which each call began."""
+def _screen(folder: Path, genes: int, nonzeros: int, gpu: bool, quick: bool, console: Console) -> Screen:
+    """Cells to train on."""
+    cells, steps = (GPU_CELLS, 40) if gpu else (CELLS, 4 if quick else 10)
+    console.print(f"writing {cells:,} cells with {genes:,} genes", highlight=False)
+    batch = {"batch_sets": GPU_SETS if gpu else SETS, "set_size": SET_SIZE}
+    train = TrainConfig(steps=steps, eval_every=steps, checkpoint_every=steps, tracker="none", **batch)
+    return write_screen(folder, Size(cells, genes, nonzeros), train)
 
-    def __init__(self, weights: LossWeights):
-        super().__init__(weights)
+
+def _beside(screen: Screen, folder: Path, rounds: int, console: Console) -> Row:
+    """Ours and the peer's, in turns."""
+    train, genes = screen.recipe.train, len(screen.data.cells.genes)
+    theirs, found = State(screen, folder, genes), {"ours": [], PEER: []}
+    for number in range(rounds):
+        found["ours"].append(_training(screen, folder / f"run-{number}", console if not number else None))
+        found[PEER].append(theirs.rate(console if not number else None))
+    ours, other = (np.array(values) for values in found.values())
+    where, unit = ("GPU, ", "cells/s") if torch.cuda.is_available() else ("", "cells/CPU s")
+    size = f"{where}{genes:,} genes, {train.batch_sets} sets of {SET_SIZE} cells"
+    return compare(f"training ({size})", ours, other, PEER, unit)
+
+
+def _faster(genes: int, target: float, gpu: bool, row: Row | None) -> Claim:
+    """What is claimed beside the peer."""
+    where = " on a GPU" if gpu else ""
+    said = f"at {genes:,} genes{where} a step of training is {{}}, each with its own loader, energy distance included"
+    measured = row.ratio if row else None
+    if target > 1:
+        return Claim(said.format(f"{target:g} times as fast as {PEER}'s, or faster"), target, measured)
+    return Claim(said.format(f"at least as fast as {PEER}'s, within the spread of rounds"), 0.95, measured)
+
+
+def _large(screen: Screen, folder: Path, gpu: bool, console: Console) -> Claim:
+    """How much of a GPU's arithmetic a backbone of 100 M parameters uses, loader included."""
+    claim = "on a GPU training with a backbone of 100 M parameters in bfloat16 uses 40 % of its arithmetic"
+    if not gpu:
+        return Claim(claim, 0.4, None)
+    steps = {"steps": LARGE_STEPS, "eval_every": LARGE_STEPS, "checkpoint_every": LARGE_STEPS, "log_every": 10}
+    how = {"precision": "bf16", "compile": True, "batch_sets": LARGE_SETS}
+    _train(screen, folder, TrainConfig(set_size=SET_SIZE, tracker="none", **steps, **how), LARGE)
+    line = read_log(folder / "metrics.jsonl")[-1]
+    for name in ("cells_per_s", "tokens_per_s", "mfu_percent", "loader_wait_percent", "peak_memory_gb"):
+        console.print(f"100 M parameters, {LARGE_SETS} sets of {SET_SIZE}: {name} {line[name]:,.1f}", highlight=False)
+    return Claim(claim, 0.4, line["mfu_percent"] / 100)
+
+
+class _Timed(SetLosses):
+    """The losses, and the time at which each call began."""
+
+    def __init__(self, weights: LossWeights, compiled: bool = False):
+        super().__init__(weights, compiled)
         self.times: list[float] = []
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        self.times.append(time.process_time())
+        self.times.append(_clock())
         return super().__call__(model, batch)
 
 
-def _decoder(screen: Screen) -> PerturbationDecoder:
-    model, _ = build_decoder(DecoderSettings(backbone=BACKBONE), screen.data, "scratch", 0)
+def _clock() -> float:
+    """Processor time where a CPU computes; time where it waits for a GPU."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
+def _decoder(screen: Screen, backbone: dict[str, str | int | float | bool | None]) -> PerturbationDecoder:
+    model, _ = build_decoder(DecoderSettings(backbone=backbone), screen.data, "scratch", 0)
     assert isinstance(model, PerturbationDecoder)
     return model
 
 
 def _training(screen: Screen, folder: Path, console: Console | None) -> float:
-    """Cells per processor second of our trainer, its loader's thread included."""
-    config, model, timed = screen.recipe.train, _decoder(screen), _Timed(screen.recipe.train.loss)
+    """Cells per second of our trainer, its loader's threads included."""
+    config = screen.recipe.train
+    model, times = _train(screen, folder, config, BACKBONE)
     if console is not None:
         console.print(f"ours: {count_parameters(model)[1]:,} parameters train", highlight=False)
+    # The first steps fill what later ones find: shares and responses of groups.
+    return config.batch_sets * SET_SIZE / float(np.median(np.diff(times)[1:]))
+
+
+def _train(
+    screen: Screen, folder: Path, config: TrainConfig, backbone: dict[str, str | int | float | bool | None]
+) -> tuple[PerturbationDecoder, list[float]]:
+    """Run our trainer; the model, and when its steps began."""
+    model, timed = _decoder(screen, backbone), _Timed(config.loss, config.compile)
+    model.bf16_backbone = config.precision == "bf16"
+    if config.compile:
+        model.backbone.compile()
     accelerator = make_accelerator(config, folder)
     assembler = Assembler(screen.data, vocabulary_of(model.config), SET_SIZE, True, accelerator.device)
     sampler = SetSampler(screen.data, screen.data.split.groups("train"), SET_SIZE, 0, 0.3, 0.3)
     quiet = Console(quiet=True)
     Trainer("train", config, model, timed, sampler, None, assembler, folder, accelerator, quiet).run()
-    # The first steps fill what later ones find: shares and responses of groups.
-    seconds = np.diff(timed.times)[1:]
-    return SETS * SET_SIZE / float(np.median(seconds))
+    forget_accelerator()
+    return model, timed.times
 
 
 class State:
     """`state tx train` on the same cells, from its command line."""
 
-    def __init__(self, screen: Screen, folder: Path, genes: int, steps: int):
-        self.steps, self.folder = steps, folder
+    def __init__(self, screen: Screen, folder: Path, genes: int):
+        self.train, self.folder = screen.recipe.train, folder
         self.arguments = ["data.kwargs.embed_key=null", "data.kwargs.output_space=all"]
         if genes == 2_000:
             self.arguments = ["data.kwargs.embed_key=X_hvg", "data.kwargs.output_space=gene"]
@@ -151,12 +204,12 @@ class State:
         )
 
     def rate(self, console: Console | None) -> float:
-        """Cells per processor second."""
-        few, many = self._run(2, console), self._run(2 + self.steps, None)
-        return self.steps * SETS * SET_SIZE / (many - few)
+        """Cells per second."""
+        few, many = self._run(2, console), self._run(2 + self.train.steps, None)
+        return self.train.steps * self.train.batch_sets * SET_SIZE / (many - few)
 
     def _run(self, steps: int, console: Console | None) -> float:
-        """Processor seconds of so many steps."""
+        """Seconds of so many steps, of the processor where that computes."""
         data = {"pert_col": "perturbation", "cell_type_key": "context", "batch_col": "batch", "control_pert": CONTROL}
         command = [
             sys.executable,
@@ -167,44 +220,53 @@ class State:
             f"data.kwargs.toml_config_path={self.folder}/split.toml",
         ]
         command += self.arguments + [f"data.kwargs.{key}={value}" for key, value in data.items()]
-        command += ["data.kwargs.num_workers=0", "data.kwargs.pin_memory=false", f"training.max_steps={steps}"]
-        command += [f"training.batch_size={SETS}", "model=state_sm", f"model.kwargs.cell_set_len={SET_SIZE}"]
+        gpu, quiet = torch.cuda.is_available(), {"WANDB_MODE": "disabled"}
+        if not gpu:
+            command += ["data.kwargs.num_workers=0", "data.kwargs.pin_memory=false"]
+            quiet |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        command += [f"training.max_steps={steps}", f"training.batch_size={self.train.batch_sets}"]
+        command += ["model=state_sm", f"model.kwargs.cell_set_len={SET_SIZE}"]
         command += [f"training.{key}=1000000" for key in ("val_freq", "ckpt_every_n_steps")]
         command += ["use_wandb=false", f"output_dir={self.folder}", "name=peer", "overwrite=true"]
-        quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-        before = os.times()
+        before, begin = os.times(), time.perf_counter()
         done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True)
-        after = os.times()
+        after, seconds = os.times(), time.perf_counter() - begin
         if done.returncode:
             raise RuntimeError(f"{PEER}: {done.stderr[-2000:]}")
         if console is not None:
             for line in (done.stdout + done.stderr).splitlines():
                 if "params" in line.lower():
                     console.print(f"{PEER}: {line.strip()}", highlight=False)
+        if gpu:
+            return seconds
         return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def _likelihood(screen: Screen, rounds: int) -> tuple[Row, float]:
     """A whole step, without the energy distance, with our gradient and with torch's; and the memory that it keeps."""
-    model = _decoder(screen)
-    assembler = Assembler(screen.data, vocabulary_of(model.config), SET_SIZE, True, torch.device("cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, sets = _decoder(screen, BACKBONE).to(device), screen.recipe.train.batch_sets
+    assembler = Assembler(screen.data, vocabulary_of(model.config), SET_SIZE, True, device)
     sampler = SetSampler(screen.data, screen.data.split.groups("train"), SET_SIZE, 0)
-    batch = assembler.assemble([sampler[number] for number in range(SETS)]).to(torch.device("cpu"))
+    batch = assembler.assemble([sampler[number] for number in range(sets)]).to(device)
     ours, plain = SetLosses(LossWeights(energy=0.0)), _Plain(LossWeights(energy=0.0))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
 
     def step(objective: SetLosses) -> float:
-        mean_loss(objective(model, batch), objective).backward()
+        loss = mean_loss(objective(model, batch), objective)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return SETS * SET_SIZE
+        loss.item()  # waits for a GPU
+        return sets * SET_SIZE
 
     first, second = (objective(model, batch) for objective in (ours, plain))
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-4)
     works = {"ours": lambda _: step(ours), "plain": lambda _: step(plain)}
-    found = rates(works, 3 * rounds, time.process_time)
-    row = compare("a step without energy distance", found["ours"], found["plain"], "torch's derivative", "cells/CPU s")
+    found = rates(works, rounds, _clock)
+    unit = "cells/s" if device.type == "cuda" else "cells/CPU s"
+    row = compare("a step without energy distance", found["ours"], found["plain"], "torch's derivative", unit)
     return row, _kept(ours, model, batch) / _kept(plain, model, batch)
 
 

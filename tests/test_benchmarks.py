@@ -19,6 +19,15 @@ ROOT = Path(__file__).parents[1]
 NEEDS_STATE = "needs arc-state: pip install -e '.[peers]'"
 
 
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")))
+def test_every_benchmark_can_be_loaded(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{script}", ROOT / "benchmarks" / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert callable(module.main)
+
+
 @pytest.mark.slow
 def test_the_loader_writes_rows_and_claims_and_its_exit_code_is_theirs(tmp_path):
     # Started elsewhere, so that nothing is found by luck of the working folder.
@@ -29,7 +38,7 @@ def test_the_loader_writes_rows_and_claims_and_its_exit_code_is_theirs(tmp_path)
     result = json.loads((tmp_path / "loader.json").read_text())
     assert list(result) == ["name", "machine", "versions", "rows", "claims"]
     assert result["name"] == "loader"
-    assert set(result["machine"]) == {"processor", "cores", "memory_gb", "system"}
+    assert set(result["machine"]) == {"processor", "cores", "gpu", "memory_gb", "system"}
     peers = {"cell-load": "cell_load", "scdataset": "scdataset", "datasets": "datasets"}
     there = {package for package, module in peers.items() if importlib.util.find_spec(module)}
     assert set(result["versions"]) == {"python", "vcc-fm", "numpy", "numba", "pyarrow", "torch"} | there
@@ -109,7 +118,7 @@ def test_the_page_says_of_each_claim_whether_it_holds(monkeypatch, holds, word):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.__main__ import page
 
-    machine = {"processor": "P", "cores": 2, "memory_gb": 24.0, "system": "S"}
+    machine = {"processor": "P", "cores": 2, "gpu": None, "memory_gb": 24.0, "system": "S"}
     row = {"what": "w", "ours": 2000.0, "peer": 500.0, "peer_name": "other", "unit": "cells/s", "ratio": 4.0}
     claim = {"claim": "c", "target": 2, "measured": None if holds is None else 4.0, "holds": holds}
     result = {"name": "n", "machine": machine, "versions": {"v": "1"}, "rows": [row], "claims": [claim]}

@@ -18,6 +18,7 @@ from vcc_fm.decoder.losses import (
     _energy,
     _Likelihood,
     _noise,
+    _table,
     negative_binomial_nll,
     set_losses,
 )
@@ -25,7 +26,9 @@ from vcc_fm.recipe.train import LossWeights
 from vcc_fm.training.loop import mean_loss
 
 
-def test_negative_binomial_against_scipy() -> None:
+@pytest.mark.parametrize("look", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_negative_binomial_against_scipy(look: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "pays_to_look_for_zeros", lambda _: look)
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 200, 1000)
     mean, alpha = rng.gamma(2.0, 20.0, 1000) + 1e-3, rng.gamma(2.0, 0.5, 1000) + 0.02
@@ -126,10 +129,15 @@ def test_energy_prefers_the_right_cells() -> None:
     assert energy(share.log()) < 0.1 * energy(share.log().flip(0))
 
 
-def test_noise_belongs_to_a_set() -> None:
-    like = torch.zeros(3, 4)
-    assert torch.equal(_noise(7, like), _noise(7, like))
-    assert not torch.equal(_noise(7, like), _noise(8, like))
+def test_noise_belongs_to_a_set_and_is_normal() -> None:
+    shape, table = torch.Size((3, 40, 50)), _table(16_000, torch.device("cpu"))
+    first = _noise(table, torch.tensor([7, 2**61 + 1, 9]), shape)
+    again = _noise(table, torch.tensor([9, 8, 7]), shape)
+    assert torch.equal(first[0], again[2])
+    assert torch.equal(first[2], again[0])
+    assert not torch.equal(again[0], again[1])
+    assert first.mean().item() == pytest.approx(0.0, abs=0.06)
+    assert first.std().item() == pytest.approx(1.0, abs=0.06)
 
 
 def test_weights_weigh() -> None:
@@ -171,8 +179,22 @@ def test_the_likelihood_has_the_gradient_of_its_formula(monkeypatch: pytest.Monk
     gradients = [torch.autograd.grad(values, logits, weights)[0] for values in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     # However many sets are worked on at a time.
-    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", 1)
+    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", {"cpu": 1, "cuda": 1})
     assert torch.equal(torch.autograd.grad(terms(logits), logits, weights)[0], gradients[0])
+
+
+def test_the_losses_of_a_gpu_can_be_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "pays_to_look_for_zeros", lambda _: False)
+    batch, predicted = make_batch(), make_decoder()(make_batch())
+    predicted = predicted._replace(log_share_BSG=predicted.log_share_BSG.detach().requires_grad_())
+    terms, noise = ("likelihood", "energy", "delta"), losses._noise_table(batch)
+    traced = torch.compile(set_losses, fullgraph=True, backend="aot_eager")
+    found = []
+    for compute in (set_losses, traced):
+        values = compute(predicted, batch, terms, noise)
+        total = torch.stack([values[name].sum() for name in terms])
+        found.append((total, torch.autograd.grad(total.sum(), predicted.log_share_BSG)[0]))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_term_of_weight_zero_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,7 @@ def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny
         "train", recipe.train, model, losses, sampler, None, assembler, recipe.run_folder / "probe",
         make_accelerator(recipe.train, recipe.run_folder / "probe"), QUIET,
     )  # fmt: skip
-    batch = trainer._micro_batch(0)
+    batch = trainer._micro_batch(0).to(trainer.accelerator.device)
     for _ in range(2):  # the first step moves an adapter's B from zero, the second its A
         loop.mean_loss(losses(trainer.model, batch), losses).backward()
         trainer.optimizer.step()
@@ -345,8 +345,8 @@ def test_the_mean_of_the_weights_is_what_is_saved(tiny: Tiny, monkeypatch: pytes
         decay = min(0.5, (1 + at) / (10 + at))
         mean = {name: decay * value + (1 - decay) * weights[name] for name, value in mean.items()}
     for name, value in mean.items():
-        torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-6, msg=name)
-    assert max((saved[name] - value).abs().max() for name, value in seen[-1].items()) > 1e-3
+        torch.testing.assert_close(saved[name], value.cpu(), rtol=0, atol=1e-6, msg=name)
+    assert max((saved[name] - value.cpu()).abs().max() for name, value in seen[-1].items()) > 1e-3
 
 
 def test_training_ends_when_it_no_longer_helps(tiny: Tiny) -> None:

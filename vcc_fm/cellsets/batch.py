@@ -17,11 +17,11 @@ import torch
 
 @dataclass(frozen=True)
 class SparseCounts:
-    """Counts of B x S cells as they stand in the store: a sixth of the dense bytes at 3,000 of 18,080 genes.
+    """Counts of B x S cells as they stand in the store: a twelfth of the dense bytes at 3,000 of 18,080 genes.
 
     Attributes:
-        gene_N: int32 position on the gene axis.
-        count_N: int32.
+        gene_N: position on the gene axis, uint16 or uint32.
+        count_N: uint16 or uint32.
         start: [B * S + 1] int64, where each cell's counts begin.
         shape: (B, S, G).
     """
@@ -38,7 +38,7 @@ class SparseCounts:
             torch.arange(sets * size, device=self.start.device), self.start.diff(), output_size=len(self.gene_N)
         )
         flat = torch.zeros(sets * size * genes, device=self.start.device)
-        flat[cell_N * genes + self.gene_N] = self.count_N.float()
+        flat[cell_N * genes + self.gene_N.long()] = self.count_N.float()
         return flat.view(self.shape)
 
 
@@ -100,7 +100,7 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The batch in page-locked memory, so far as it is not on the device already."""
-        return _each(self, lambda value: value if value.is_cuda else value.pin_memory())
+        return _each(self, lambda value: value if value.is_cuda or value.is_pinned() else value.pin_memory())
 
     def not_finite(self) -> list[str]:
         """Names of the fields that hold NaN or infinity; a log share of -inf says that a gene was not measured."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vcc_fm.cellsets.batch import Batch, SparseCounts
@@ -82,6 +83,7 @@ class Assembler:
         device = torch.device("cpu") if device is None else device
         self.sparse = device.type != "cpu" if sparse is None else sparse
         self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
+        self._pinned = device.type == "cuda"
         self._axis = {symbol: i for i, symbol in enumerate(data.cells.genes)}
         self._protein = data.protein_rows
         self._context_code, batch_code, self._target_code = (
@@ -119,7 +121,7 @@ class Assembler:
         store, shape = self.data.cells, (len(sets), self.set_size)
         rows, mask = np.concatenate([one.control_rows for one in sets]), self._mask(sets)
         # What is written whole is not zeroed before, which took a twentieth of the time.
-        cells = np.empty((*shape, self.data.cell_vectors.width), np.float32)
+        cells = self._new((*shape, self.data.cell_vectors.width), np.float32)
         for vectors, one in zip(cells, sets, strict=True):
             self.data.cell_vectors.take(one.control_rows, out=vectors[: len(one.control_rows)])
             vectors[len(one.control_rows) :] = 0
@@ -173,10 +175,12 @@ class Assembler:
         """The fields of a batch on responses."""
         known = [None if one.hide_response else self.response_of(one.context, one.perturbation) for one in sets]
         nothing = np.zeros(len(self.data.cells.genes), np.float32)
-        response = np.stack([nothing if one is None else one for one in known], dtype=np.float32)
-        null_ratio = np.ones_like(response)
+        response, null_ratio = (self._new((len(sets), len(nothing)), np.float32) for _ in range(2))
+        np.stack([nothing if one is None else one for one in known], out=response)
+        null_ratio[:] = 1.0
         if sets[0].measured_rows is not None:  # only a likelihood, of cells that were measured, asks for it
-            null_ratio = self.data.null_ratios[[self.data.cells.contexts.index(one.context) for one in sets]]
+            contexts = [self.data.cells.contexts.index(one.context) for one in sets]
+            self.data.null_ratios.take(contexts, axis=0, out=null_ratio)
         return {
             "response_BG": torch.from_numpy(response),
             "response_known_B": torch.tensor([one is not None for one in known]),
@@ -201,15 +205,24 @@ class Assembler:
         if sets[0].measured_rows is None:
             return None
         rows = np.concatenate([one.measured_rows for one in sets if one.measured_rows is not None])
-        counts = self.data.cells.sparse(rows)
+        genes, counts, start = self.data.cells.lists(rows, self._new)
         length = np.zeros((len(sets), self.set_size), np.int64)
-        length[self._mask(sets)] = np.diff(counts.indptr)
+        length[self._mask(sets)] = np.diff(start)
         return SparseCounts(
-            torch.from_numpy(counts.indices),
-            torch.from_numpy(counts.data),
+            torch.from_numpy(genes),
+            torch.from_numpy(counts),
             torch.from_numpy(np.concatenate([[0], np.cumsum(length)])),
             (len(sets), self.set_size, len(self.data.cells.genes)),
         )
+
+    def _new(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+        """Memory for a large field of a batch.
+
+        What goes to a GPU is written where it can be copied from, into memory that torch keeps and gives again: fresh
+        pages cost as much as what is written to them.
+        """
+        kind = getattr(torch, np.dtype(dtype).name)
+        return torch.empty(shape, dtype=kind, pin_memory=self._pinned).numpy()
 
 
 class SetSampler:

@@ -48,7 +48,10 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute the backbone's hidden states twice rather than keep them; less memory, more time"
     )
-    compile: bool = Field(False, description="compile the backbone (torch.compile); the first steps take minutes")
+    compile: bool = Field(
+        False,
+        description="compile the backbone, and on a GPU the losses (torch.compile); the first steps take minutes",
+    )
     average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="decay of a running mean of the weights (0.999), which is then judged and saved; null: none"
     )
@@ -69,7 +72,7 @@ class TrainConfig(Section):
     log_every: PositiveInt = Field(20, description="steps between log lines")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints to resume from")
     keep_checkpoints: PositiveInt = Field(2, description="checkpoints kept")
-    prefetch: PositiveInt = Field(2, description="batches assembled ahead by a background thread")
+    prefetch: PositiveInt = Field(2, description="batches assembled ahead; on a GPU each by a thread of its own")
     processes: PositiveInt | None = Field(None, description="processes that must take part; another number is refused")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = Field("tensorboard", description="where curves go")
 

@@ -7,9 +7,11 @@ measured, where everything came from and what was dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numba
@@ -263,21 +265,35 @@ class CellStore(Store):
 
     def sparse(self, rows: np.ndarray) -> sp.csr_matrix:
         """Counts of ``rows`` [n] as a [n, G] int32 CSR matrix with sorted indices."""
+        genes, counts, start = self.lists(rows, lambda n, _: np.empty(n, np.int32))
+        return sp.csr_matrix((counts, genes, start), shape=(len(rows), len(self.genes)))
+
+    def lists(
+        self, rows: np.ndarray, new: Callable[[int, np.dtype[Any]], np.ndarray] = np.empty
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts of ``rows`` [n] as the store has them.
+
+        Args:
+            rows: of the store.
+            new: makes an array of a length, for what the store has in a type; it may choose another one.
+
+        Returns:
+            Positions on the gene axis and counts, both cell after cell, uint16 or uint32 if ``new`` does as it is
+            told; where each cell begins, [n + 1] int64.
+        """
         if len(rows) and rows.min() < 0:
             raise IndexError("a row that the store does not have")
-        lengths = self._genes.length[rows]
-        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        indices = np.empty(indptr[-1], np.int32)
-        data = np.empty(indptr[-1], np.int32)
+        start = np.concatenate([[0], np.cumsum(self._genes.length[rows], dtype=np.int64)])
+        genes, counts = (new(int(start[-1]), lists.values[0].dtype) for lists in (self._genes, self._counts))
         largest = -1
         for file, places in self._table.by_file(rows):
-            for lists, out in ((self._counts, data), (self._genes, indices)):
-                found = _gather(lists.values[file], lists.start, lists.length, rows, places, indptr, out)
+            for lists, out in ((self._counts, counts), (self._genes, genes)):
+                found = _gather(lists.values[file], lists.start, lists.length, rows, places, start, out)
             largest = max(largest, found)
-        if len(indices) and largest >= len(self.genes):
-            off = int(np.argmax(indices.view(np.uint32) >= len(self.genes)))
-            raise self._off_axis(int(rows[np.searchsorted(indptr, off, side="right") - 1]))
-        return sp.csr_matrix((data, indices, indptr), shape=(len(rows), len(self.genes)))
+        if len(genes) and largest >= len(self.genes):
+            off = int(np.argmax((genes < 0) | (genes >= len(self.genes))))
+            raise self._off_axis(int(rows[np.searchsorted(start, off, side="right") - 1]))
+        return genes, counts, start
 
     def sums(self, rows: np.ndarray) -> np.ndarray:
         """Sum of the counts of ``rows`` [n] per gene, [G] int64, a chunk at a time."""

@@ -131,11 +131,11 @@ class Trainer:
         self.selection: Selection | None = None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, accelerator)
         self._micro, self._accumulation = config.micro_batches(accelerator.num_processes)
-        # One batch is in use, `prefetch` wait, one is being made: a buffer is written again when its batch is done.
+        # One batch is in use, `prefetch` wait or are being made: a buffer is written again when its batch is done.
         shape = (self._micro, config.set_size, len(assembler.data.cells.genes))
         self._buffers: list[np.ndarray | None] = [None]
         if not assembler.sparse:
-            self._buffers = [np.empty(shape, np.float32) for _ in range(config.prefetch + 2)]
+            self._buffers = [np.empty(shape, np.float32) for _ in range(config.prefetch + 1)]
 
     def _micro_batch(self, number: int) -> Batch:
         """Micro-batch ``number`` of this process, counted from the first step of the phase."""

@@ -141,7 +141,8 @@ def _trainer(
             save_decoder(finished(weights), Path(folder), {})
             return judge(Path(folder))
 
-    losses, score = SetLosses(config.loss), judge and judge_weights
+    losses = SetLosses(config.loss, config.compile and accelerator.device.type == "cuda")
+    score = judge and judge_weights
     trainer = Trainer(name, config, model, losses, *samplers, assembler, work, accelerator, console, score)
     return trainer, finished
 

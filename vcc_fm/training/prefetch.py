@@ -1,11 +1,11 @@
-"""Batches assembled ahead by a thread, with the time that the consumer had to wait."""
+"""Batches assembled ahead by threads, with the time that the consumer had to wait."""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -15,46 +15,40 @@ from vcc_fm.cellsets.batch import Batch
 class Prefetcher:
     """Iterates over ``make(0), make(1), …`` for ``keys``, at most ``depth`` batches ahead of the consumer.
 
+    For a GPU each of these batches has a thread of its own. Where the consumer computes on the same CPU there is one
+    thread for all.
+
     Attributes:
         waited: seconds that the consumer has waited for a batch so far.
     """
 
     def __init__(self, make: Callable[[int], Batch], keys: range, depth: int, device: torch.device):
         self.waited = 0.0
-        self._make, self._keys, self._device = make, keys, device
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._make, self._device = make, device
+        self._pool = ThreadPoolExecutor(1 if device.type == "cpu" else depth, "batches")
+        self._keys, self._ahead = iter(keys), deque[Future[Batch]]()
+        for _ in range(depth):
+            self._ask()
 
-    def _work(self) -> None:
-        try:
-            for key in self._keys:
-                batch = self._make(key)
-                # Pinned memory lets the copy to the GPU overlap with its computation.
-                self._put(batch.pinned() if self._device.type == "cuda" else batch)
-                if self._stop.is_set():
-                    return
-        except BaseException as error:  # noqa: BLE001 - whatever happens here is raised where the batch was wanted
-            self._put(error)
+    def _ask(self) -> None:
+        """Begin the next batch, if there is one."""
+        for key in self._keys:
+            self._ahead.append(self._pool.submit(self._work, key))
+            return
 
-    def _put(self, item: Batch | BaseException) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+    def _work(self, key: int) -> Batch:
+        batch = self._make(key)
+        # Pinned memory lets the copy to the GPU overlap with its computation.
+        return batch.pinned() if self._device.type == "cuda" else batch
 
     def __iter__(self) -> Iterator[Batch]:
-        for _ in self._keys:
+        while self._ahead:
             start = time.perf_counter()
-            item = self._queue.get()
+            batch = self._ahead.popleft().result()
             self.waited += time.perf_counter() - start
-            if isinstance(item, BaseException):
-                raise item
-            yield item.to(self._device)
+            self._ask()
+            yield batch.to(self._device)
 
     def close(self) -> None:
-        """Stop the thread; batches not yet asked for are thrown away."""
-        self._stop.set()
-        self._thread.join()
+        """Stop the threads; batches not yet asked for are thrown away."""
+        self._pool.shutdown(cancel_futures=True)
