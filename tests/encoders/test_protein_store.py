@@ -168,7 +168,8 @@ def test_shards_of_another_encoder_are_not_used(
     assert embed(tmp_path / "proteins", fasta, model) == whole[1]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_makes_the_same_store(
     whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path, processes: int
 ) -> None:

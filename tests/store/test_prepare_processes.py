@@ -1,5 +1,6 @@
 """Several processes prepare one store; a store in several files is one to everybody who reads it."""
 
+import io
 import os
 import subprocess
 
@@ -10,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 import yaml
 from program import QUIET, TINY, command, vcc_fm, write_recipe
+from rich.console import Console
 from safetensors import safe_open
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
@@ -68,6 +70,7 @@ def test_the_number_of_processes_changes_no_byte(tmp_path, processes):
     assert not run_stage(stages_of(recipe)[0], recipe, QUIET)
 
 
+@pytest.mark.slow
 def test_a_refusal_in_one_process_ends_all_and_stands_alone(tmp_path):
     configs = sources(tmp_path)
     wrong = configs[1].model_copy(update={"values": "log1p-counts"})
@@ -110,22 +113,22 @@ def test_jobs_by_source_and_a_join_write_the_same_store(tmp_path):
     alone, jobs = recipe_of(tmp_path / "alone", configs), recipe_of(tmp_path / "jobs", configs)
     recipe = load_recipe(alone)
     run_stage(stages_of(recipe)[0], recipe, QUIET)
-    refused = vcc_fm("prepare", jobs, "--join")
-    assert refused.returncode == 2
-    assert "--join: 2 sources of 2 not read as the recipe and the files are now: s0, s1; run" in refused.stderr
+    with pytest.raises(UserError, match="--join: 2 sources of 2 not read as the recipe and the files are now: s0, s1"):
+        check_sources(load_recipe(jobs))
     # The last one first, both at once, and one of them twice at once.
     started = [subprocess.Popen(command("prepare", jobs, "--source", name)) for name in ("s1", "s0", "s1")]
     assert [job.wait() for job in started] == [0, 0, 0]
     before = {path: path.stat().st_mtime_ns for path in jobs.parent.glob("**/chunk-*")}
     assert len(before) == 2
-    again = vcc_fm("prepare", jobs, "--source", "s0")
-    assert again.returncode == 0, again.stderr
+    prepare_source(load_recipe(jobs), "s0", QUIET)
     assert {path: path.stat().st_mtime_ns for path in jobs.parent.glob("**/chunk-*")} == before
     done = vcc_fm("prepare", jobs, "--join")
     assert done.returncode == 0, done.stderr
     assert files_of(jobs.parent) == files_of(alone.parent)
     assert not list(jobs.parent.glob("**/*.shards"))
-    assert "the cell store is whole" in vcc_fm("prepare", jobs, "--source", "s0").stdout
+    said = Console(record=True, file=io.StringIO())
+    prepare_source(load_recipe(jobs), "s0", said)
+    assert "the cell store is whole" in said.export_text()
 
 
 def test_a_join_misses_a_source_that_changed_or_was_stopped(tmp_path, monkeypatch):
