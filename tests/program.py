@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -82,9 +85,33 @@ def command(*arguments: Any) -> list[str]:
     return [sys.executable, "-c", "from vcc_fm.cli import main; main()", *map(str, arguments)]
 
 
-def vcc_fm(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``vcc-fm`` in a process of its own."""
-    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def vcc_fm(*arguments: Any, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.CompletedProcess[str]:
+    """Run ``vcc-fm`` in a process of its own, which need not import anything; ``environment`` is added to its own."""
+    words = list(map(str, arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = forks().Process(target=_command, args=(words, out, err, dict(environment)))
+        process.start()
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(f"vcc-fm {' '.join(words)}: {err.read_text()}")
+        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+
+def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:
+    """The command line, printing into files; for a forked process."""
+    import torch
+
+    from vcc_fm.cli import main
+
+    torch.set_num_threads(1)
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = ["vcc-fm", *words]
+    main()
 
 
 def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = ()) -> None:
@@ -120,6 +147,7 @@ def forks() -> Any:
     context.set_forkserver_preload(
         [
             "program",
+            "vcc_fm.cli",
             "vcc_fm.run.stages",
             "vcc_fm.training.phase",
             "vcc_fm.prediction.predict",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from program import TINY
+from program import TINY, vcc_fm
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.read import load_recipe
@@ -31,16 +29,11 @@ def recipe_of(folder: Path, **keys: Any) -> Path:
     return path
 
 
-def vcc_fm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command, in a process that can import this folder's modules."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vcc_fm", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
 def test_parts_of_ones_own_run_a_recipe(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
-    done = vcc_fm("run", recipe, "--json")
+    # What it starts can import this folder's modules.
+    found = {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    done = vcc_fm("run", recipe, "--json", environment=found)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [stage["stage"] for stage in told["stages"]][-2:] == ["score", "count genes"]
@@ -57,7 +50,7 @@ def test_parts_of_ones_own_run_a_recipe(tmp_path: Path) -> None:
     assert json.loads((run / "genes.json").read_text()) == {"processes": 1}
     # A stage that several processes share finds its parts in each of them.
     (run / "genes.json").unlink()
-    again = vcc_fm("run", recipe, "--json", "--processes", "2")
+    again = vcc_fm("run", recipe, "--json", "--processes", "2", environment=found)
     assert again.returncode == 0, again.stderr
     assert [stage["stage"] for stage in json.loads(again.stdout)["stages"] if stage["ran"]] == ["count genes"]
     assert json.loads((run / "genes.json").read_text()) == {"processes": 2}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
 import yaml
+from program import vcc_fm
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
@@ -95,13 +94,10 @@ def test_cells_that_the_recipe_left_out_have_no_vector(tmp_path: Path, h5ad_file
 def test_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     recipe = tmp_path / "r.json"
     recipe.write_text(tiny_run.model_dump_json())
-    vcc_fm = [sys.executable, "-c", "from vcc_fm.cli import main; main()", "export", "obsm", str(recipe)]
-    done = subprocess.run(
-        [*vcc_fm, str(tmp_path / "a.h5ad"), "--source", "alpha", "--json"], capture_output=True, text=True
-    )
+    done = vcc_fm("export", "obsm", recipe, tmp_path / "a.h5ad", "--source", "alpha", "--json")
     assert done.returncode == 0, done.stderr
     assert '"without_vector": 0' in done.stdout
     assert '"key": "X_pca"' in done.stdout
-    refused = subprocess.run([*vcc_fm, str(tmp_path / "x.h5ad")], capture_output=True, text=True)
+    refused = vcc_fm("export", "obsm", recipe, tmp_path / "x.h5ad")
     assert refused.returncode == 2
     assert "choose one of alpha, beta, gamma" in refused.stderr

@@ -7,7 +7,6 @@ import os
 import resource
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from accelerate import Accelerator
-from program import ENVIRONMENT, command, write_recipe
+from program import ENVIRONMENT, command, forks, write_recipe
 from safetensors.torch import save_file
 from tiny_screens import CONTROL, screen, write_screen, write_store
 
@@ -114,10 +113,10 @@ def refused_file(write: Callable[[Path], None], folder: Path) -> str:
     return "written"
 
 
-def main(folder: Path, writers: list[str]) -> None:
-    """Try writers where no file may be larger than ``LIMIT``, and print what came of it; never returns."""
+def try_writers(folder: Path, writers: list[str], said: Path) -> None:
+    """Try writers where no file may be larger than ``LIMIT``, and write what came of it; never returns."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
-    print(json.dumps({name: refused_file(WRITERS[name][0], folder / name) for name in writers}), flush=True)
+    said.write_text(json.dumps({name: refused_file(WRITERS[name][0], folder / name) for name in writers}))
     os._exit(0)
 
 
@@ -128,14 +127,15 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     for name in WRITERS:
         (folder / name).mkdir()
     write_source(folder)
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     said: dict[str, str] = {}
     # HDF5 takes the process down soon after a file that it could not write.
     for writers in (["counts"], ["HDF5"], [name for name in WRITERS if name not in ("counts", "HDF5")]):
-        script = f"from test_full_disk import *; main(Path({str(folder)!r}), {writers})"
-        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        said |= json.loads(done.stdout.splitlines()[-1])
+        file = folder / f"{writers[0]}.json"
+        process = forks().Process(target=try_writers, args=(folder, writers, file))
+        process.start()
+        process.join(300)
+        assert process.exitcode == 0, writers
+        said |= json.loads(file.read_text())
     return folder, said
 
 

@@ -97,19 +97,18 @@ def test_a_plan_is_printed_as_it_is(tmp_path):
     assert "nothing stands in the way" not in out.getvalue()
 
 
-@pytest.mark.parametrize(("override", "imported"), [("seed=0", False), ("decoder.backbone.rms_norm_eps=1e-6", True)])
-def test_a_plan_imports_torch_only_for_what_cannot_be_judged_without(tmp_path, override, imported):
+def test_a_plan_does_not_import_torch_for_what_can_be_judged_without(tmp_path):
     # Of the seconds that a plan takes, the import of torch and transformers would be two thirds.
     recipe = write_recipe(tmp_path)
     look = f"import sys; from vcc_fm.run.plan import DRIVERS, make_plan; from vcc_fm.recipe.read import load_recipe; \
-        from pathlib import Path; plan = make_plan(load_recipe({str(recipe)!r}, [{override!r}]), 1); \
+        from pathlib import Path; plan = make_plan(load_recipe({str(recipe)!r}), 1); \
         print(plan['problems'], any(map(Path.exists, map(Path, DRIVERS))), \
         bool({{'torch', 'transformers', 'datasets', 'matplotlib'}} & sys.modules.keys()))"
     ended = subprocess.run([sys.executable, "-c", look], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     problems, driver, found = ended.stdout.rsplit(maxsplit=2)
     assert problems == "[]", ended.stderr
     if driver == "False":
-        assert found == str(imported)
+        assert found == "False"
 
 
 @pytest.mark.parametrize("base", ["scratch", "pretrain"])

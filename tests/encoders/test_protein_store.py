@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from program import vcc_fm
 from rich.console import Console
 from transformers import EsmConfig, EsmModel
 
@@ -245,15 +246,14 @@ def test_a_table_goes_out_and_comes_back(
 def test_export_and_import_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(tiny_run.model_dump_json())
-    vcc_fm = [sys.executable, "-c", "from vcc_fm.cli import main; main()"]
     file = tmp_path / "proteins.pt"
-    subprocess.run([*vcc_fm, "export", "proteins", str(path), str(file)], check=True, capture_output=True)
+    vcc_fm("export", "proteins", path, file).check_returncode()
     over = [f"embed.proteins={{encoder: table, table: {file}}}", f"output={tmp_path}"]
-    subprocess.run([*vcc_fm, "embed", "proteins", str(path), *over], check=True, capture_output=True)
+    vcc_fm("embed", "proteins", path, *over).check_returncode()
     theirs = EmbeddingStore(tmp_path / "embeddings" / tiny_run.name / "proteins")
     ours = EmbeddingStore(Layout(tiny_run).proteins.path)
     np.testing.assert_array_equal(theirs.vectors[np.argsort(theirs.keys)], ours.vectors[np.argsort(ours.keys)])
-    plan = subprocess.run([*vcc_fm, "plan", str(path), *over, "--json"], check=True, capture_output=True, text=True)
+    plan = vcc_fm("plan", path, *over, "--json")
     assert '"targets_without_sequence": []' in plan.stdout
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from program import vcc_fm
 from tiny_screens import CONTROL, screen, store_of
 
 from vcc_fm.ground.errors import UserError
@@ -101,19 +100,16 @@ def test_vectors_that_are_not_finite_are_found(tmp_path: Path) -> None:
 
 def test_by_command(tiny_run: Recipe, tmp_path: Path) -> None:
     layout = Layout(tiny_run)
-    command = [sys.executable, "-c", "from vcc_fm.cli import main; main()", "verify"]
-    done = subprocess.run(
-        [*command, str(layout.cells.path), str(layout.proteins.path)], capture_output=True, text=True
-    )
+    done = vcc_fm("verify", layout.cells.path, layout.proteins.path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("whole") == 2
-    above = subprocess.run([*command, str(layout.cells.path.parent)], capture_output=True, text=True)
+    above = vcc_fm("verify", layout.cells.path.parent)
     assert above.returncode == 0, above.stderr
     assert above.stdout.count("whole") == 3
     damaged = Path(shutil.copytree(layout.proteins.path, tmp_path / "proteins"))
     data = bytearray((damaged / DATA_FILE).read_bytes())
     data[len(data) // 2] ^= 1
     (damaged / DATA_FILE).write_bytes(data)
-    refused = subprocess.run([*command, str(damaged)], capture_output=True, text=True)
+    refused = vcc_fm("verify", damaged)
     assert refused.returncode == 2
     assert "damaged or" in refused.stderr
