@@ -158,6 +158,7 @@ def test_a_whole_number_and_a_fraction_of_test_perturbations_stay_apart(load):
         ("train.lr", "override 'train.lr': write key=value, for example train.lr=1e-4"),
         ("train.lrr=1", r"unknown key train\.lrr \(did you mean lr\?\)"),
         ("trian.lr=1", r"unknown key trian \(did you mean train\?\)"),
+        ("---\n---\ntrain.lr=1", r"unknown key .---.n---.ntrain. \(known keys"),
         ("data.sources.2.path=x", "override data.sources.2.path: '2' is no position in a list of 2"),
         ("data.sources.one.path=x", "'one' is no position in a list of 2"),
         ("data.sources.2=x", "'2' is no position in a list of 2"),

@@ -459,6 +459,7 @@ def script(path: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_scripts_run_their_stage_and_end_with_its_code(finished, tmp_path):
     recipe = write_recipe(tmp_path)
     early = script("embeddings/proteins.py", recipe)

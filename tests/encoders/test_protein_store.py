@@ -117,6 +117,7 @@ def test_the_store_says_where_it_came_from(whole: tuple[Path, dict[str, bytes]],
     assert "MIT" in meta["licence"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_the_same(
     whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

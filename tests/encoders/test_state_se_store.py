@@ -274,9 +274,10 @@ def test_killed_at_any_moment(large: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("processes", "threads"),
-    [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1), pytest.param(3, 1, marks=pytest.mark.slow)],
+    [(1, 2), (2, 1), (3, 1)],
     ids=["1", "2", "3"],
 )
+@pytest.mark.slow
 def test_any_number_of_processes_makes_the_same_store(
     large: Any, tmp_path: Path, processes: int, threads: int
 ) -> None:

@@ -51,7 +51,8 @@ def sources(folder, cells=1500, genes=40):
     return configs
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_the_number_of_processes_changes_no_byte(tmp_path, processes):
     configs = sources(tmp_path)
     alone, shared = recipe_of(tmp_path / "alone", configs), recipe_of(tmp_path / "shared", configs)

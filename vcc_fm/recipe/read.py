@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,22 +122,28 @@ def _apply(content: dict[str, Any], override: str) -> None:
                 place[part] = {}
             place = place[part]
         if not isinstance(place, dict | list):
-            raise UserError(f"override {shown(override)}: {'.'.join(parents[: depth + 1])} holds a value, not keys")
+            raise UserError(f"override {shown(override)}: {_key(parents[: depth + 1])} holds a value, not keys")
     if isinstance(place, list):
         place[_position(place, last, key)] = parsed
     else:
         place[last] = parsed
 
 
+def _key(parts: Iterable[str]) -> str:
+    """A key of the recipe as messages call it: not too long, and in one line whatever it holds."""
+    text = ".".join(parts)[:_MOST_LETTERS]
+    return text if text.isprintable() else repr(text)
+
+
 def _position(place: list[Any], part: str, key: str) -> int:
     if not part.isdecimal() or len(part) > 9 or int(part) >= len(place):
-        raise UserError(f"override {key}: {shown(part)} is no position in a list of {len(place)}")
+        raise UserError(f"override {_key([key])}: {shown(part)} is no position in a list of {len(place)}")
     return int(part)
 
 
 def _describe(entry: Any, content: dict[str, Any]) -> str:
     """One pydantic error in the words of the recipe."""
-    where = ".".join(str(part) for part in entry["loc"])[:_MOST_LETTERS]
+    where = _key(str(part) for part in entry["loc"])
     if entry["type"] == "extra_forbidden":
         *parents, last = (str(part) for part in entry["loc"])
         return f"unknown key {where} ({_hint(parents, last[:_MOST_LETTERS], content)})"
