@@ -387,6 +387,7 @@ def test_a_killed_process_is_told_from_a_fault_and_takes_the_others_along(tmp_pa
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 def test_launched_processes_listen_on_this_machine_alone(tmp_path):
     body = (
         "import psutil, torch.distributed as group\n"
@@ -473,6 +474,7 @@ def test_scripts_run_their_stage_and_end_with_its_code(finished, tmp_path):
     assert Layout(load_recipe(recipe)).cell_embeddings.fault() is None
 
 
+@pytest.mark.slow
 def test_a_script_waits_for_the_run_that_is_writing(finished, tmp_path):
     recipe = write_recipe(tmp_path)
     with sole_writer(load_recipe(recipe), QUIET):
