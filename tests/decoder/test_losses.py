@@ -202,6 +202,8 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("the energy distance was computed")
 
     monkeypatch.setattr(losses, "_energy", computed)
-    assert list(SetLosses(LossWeights(energy=0.0))(make_decoder(), make_batch())) == ["likelihood", "delta"]
+    with monkeypatch.context() as patched:
+        patched.setattr(losses, "_noise_table", computed)
+        assert list(SetLosses(LossWeights(energy=0.0))(make_decoder(), make_batch())) == ["likelihood", "delta"]
     with pytest.raises(AssertionError, match="energy distance"):
         SetLosses(LossWeights())(make_decoder(), make_batch())

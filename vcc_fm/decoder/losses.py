@@ -46,7 +46,9 @@ class SetLosses:
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """See :func:`set_losses`."""
-        return self._terms(model(batch), batch, tuple(self.weights), _noise_table(batch))
+        # Made outside of what is compiled: a generator cannot be made in it.
+        noise_N = _noise_table(batch) if "energy" in self.weights else None
+        return self._terms(model(batch), batch, tuple(self.weights), noise_N)
 
 
 def set_losses(
@@ -187,7 +189,7 @@ class _SetBySet(torch.autograd.Function):
 def _parts(like_BSG: torch.Tensor) -> list[slice]:
     """Sets to work on at a time."""
     sets, cells, genes = like_BSG.shape
-    step = max(1, VALUES_AT_A_TIME.get(like_BSG.device.type, 2**20) // (cells * genes))
+    step = max(1, VALUES_AT_A_TIME.get(like_BSG.device.type, VALUES_AT_A_TIME["cpu"]) // (cells * genes))
     return [slice(start, start + step) for start in range(0, sets, step)]
 
 
@@ -204,21 +206,19 @@ def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: 
     With r = 1 / dispersion: -log p = r log(1 + mu / r) + y log((r + mu) / mu) + lgamma(r) + lgamma(y + 1)
     - lgamma(y + r), of which only the first term is not zero where y is.
     """
-    nll = torch.log1p(dispersion * mean).div_(dispersion)
+    nll, size_G = torch.log1p(dispersion * mean).div_(dispersion), 1.0 / dispersion
+    lgamma_G = torch.lgamma(size_G)
     if not pays_to_look_for_zeros(counts.device):
-        r = 1.0 / dispersion
-        more = counts * ((r + mean) / mean).log() + torch.lgamma(r) + torch.lgamma(counts + 1.0)
-        return nll + torch.where(counts > 0, more - torch.lgamma(counts + r), 0.0)
+        return nll + torch.where(counts > 0, _of_counts(counts, mean, size_G, lgamma_G), 0.0)
     seen_N = counts.flatten().nonzero()[:, 0]
-    y, mu, gene_N, size_G = (
-        counts.flatten()[seen_N],
-        mean.flatten()[seen_N],
-        seen_N % len(dispersion),
-        1.0 / dispersion,
-    )
-    r, lgamma_r = size_G[gene_N], torch.lgamma(size_G)[gene_N]
-    more = y * ((r + mu) / mu).log() + lgamma_r + torch.lgamma(y + 1.0) - torch.lgamma(y + r)
-    return nll.flatten().index_add(0, seen_N, more).view_as(nll)
+    gene_N = seen_N % len(dispersion)
+    more_N = _of_counts(counts.flatten()[seen_N], mean.flatten()[seen_N], size_G[gene_N], lgamma_G[gene_N])
+    return nll.flatten().index_add(0, seen_N, more_N).view_as(nll)
+
+
+def _of_counts(y: torch.Tensor, mu: torch.Tensor, r: torch.Tensor, lgamma_r: torch.Tensor) -> torch.Tensor:
+    """All terms of the negative log-likelihood but the first, which are zero where a count is."""
+    return y * ((r + mu) / mu).log() + lgamma_r + torch.lgamma(y + 1.0) - torch.lgamma(y + r)
 
 
 def _sample(
