@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
@@ -87,16 +88,30 @@ def command(*arguments: Any) -> list[str]:
 
 def vcc_fm(*arguments: Any, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.CompletedProcess[str]:
     """Run ``vcc-fm`` in a process of its own, which need not import anything; ``environment`` is added to its own."""
-    words = list(map(str, arguments))
+    return at_once(arguments, environment=environment)[0]
+
+
+def at_once(
+    *commands: Sequence[Any], environment: Mapping[str, str] = MappingProxyType({})
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run ``vcc-fm`` as :func:`vcc_fm` does, with several command lines at the same time."""
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = forks().Process(target=_command, args=(words, out, err, dict(environment)))
-        process.start()
-        process.join(300)
-        if process.is_alive():
-            process.kill()
-            raise TimeoutError(f"vcc-fm {' '.join(words)}: {err.read_text()}")
-        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+        done, processes = [], []
+        for number, arguments in enumerate(commands):
+            words, out, err = list(map(str, arguments)), Path(folder, f"out{number}"), Path(folder, f"err{number}")
+            processes.append(forks().Process(target=_command, args=(words, out, err, dict(environment))))
+            processes[-1].start()
+            done.append((words, out, err))
+        deadline = time.monotonic() + 300
+        for process, (words, _, err) in zip(processes, done, strict=True):
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                raise TimeoutError(f"vcc-fm {' '.join(words)}: {err.read_text()}")
+        return [
+            subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+            for process, (words, out, err) in zip(processes, done, strict=True)
+        ]
 
 
 def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:

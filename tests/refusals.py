@@ -331,7 +331,7 @@ CASES = [
         keys(decoder__base="pretrain", pretrain__steps=2, pretrain__batch_sets=4, decoder__lora__layers=[5]),
         "decoder.lora.layers: the backbone has no 5",
     ),
-    Case("decoder.build.base_config", keys(decoder__base="FOLDER/none"), "no such folder"),
+    Case("decoder.load.local_model", keys(decoder__base="FOLDER/none"), "no such folder"),
     Case("decoder.arc_st.find_st", keys(decoder__base="FOLDER/none.ckpt"), "none.ckpt: no such file"),
     Case("decoder.arc_st.find_st", run_of_st("{}", "a.ckpt", "b.ckpt"), "it has a.ckpt, b.ckpt; give the path of one"),
     Case("decoder.arc_st.ArcSt._config", run_of_st("{}"), "it is no run of ST"),

@@ -24,7 +24,8 @@ from torch.nn.functional import gelu, silu, softmax
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.decoder.arc_st import find_st
-from vcc_fm.decoder.build import build_decoder, load_decoder
+from vcc_fm.decoder.build import build_decoder
+from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json

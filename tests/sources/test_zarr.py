@@ -199,8 +199,15 @@ def test_a_column_that_is_one_value_and_a_mask_of_nothing_need_no_chunk(h5ad_fil
     assert everything(source_config(store, **keys)) == everything(source_config(h5ad, **keys))
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
-@pytest.mark.parametrize("layout", sorted(STORED))
+@pytest.mark.parametrize(
+    ("layout", "zarr_format"),
+    # Every layout and both formats; all pairs of them in the slow set.
+    [
+        pytest.param(layout, number, marks=[] if number == 2 + place % 2 else [pytest.mark.slow])
+        for place, layout in enumerate(sorted(STORED))
+        for number in (2, 3)
+    ],
+)
 def test_no_file_can_be_lost_or_cut_without_a_word(h5ad_file, source_config, layout, zarr_format):
     counts = np.random.default_rng(0).poisson(2.0, (24, 6)) + 1.0
     store = as_zarr(h5ad_file(STORED[layout](counts)), zarr_format)

@@ -2,7 +2,6 @@
 
 import io
 import os
-import subprocess
 
 import anndata
 import datasets
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import yaml
-from program import QUIET, TINY, command, vcc_fm, write_recipe
+from program import QUIET, TINY, at_once, vcc_fm, write_recipe
 from rich.console import Console
 from safetensors import safe_open
 from tiny_screens import CONTROL, screen, write_screen, write_store
@@ -117,14 +116,14 @@ def test_jobs_by_source_and_a_join_write_the_same_store(tmp_path):
     with pytest.raises(UserError, match="--join: 2 sources of 2 not read as the recipe and the files are now: s0, s1"):
         check_sources(load_recipe(jobs))
     # The last one first, both at once, and one of them twice at once.
-    started = [subprocess.Popen(command("prepare", jobs, "--source", name)) for name in ("s1", "s0", "s1")]
-    assert [job.wait() for job in started] == [0, 0, 0]
+    done = at_once(*(("prepare", jobs, "--source", name) for name in ("s1", "s0", "s1")))
+    assert [job.returncode for job in done] == [0, 0, 0]
     before = {path: path.stat().st_mtime_ns for path in jobs.parent.glob("**/chunk-*")}
     assert len(before) == 2
     prepare_source(load_recipe(jobs), "s0", QUIET)
     assert {path: path.stat().st_mtime_ns for path in jobs.parent.glob("**/chunk-*")} == before
-    done = vcc_fm("prepare", jobs, "--join")
-    assert done.returncode == 0, done.stderr
+    joined = vcc_fm("prepare", jobs, "--join")
+    assert joined.returncode == 0, joined.stderr
     assert files_of(jobs.parent) == files_of(alone.parent)
     assert not list(jobs.parent.glob("**/*.shards"))
     said = Console(record=True, file=io.StringIO())

@@ -19,7 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.decoder.build import load_decoder
+from vcc_fm.decoder.load import load_decoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe

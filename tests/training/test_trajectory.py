@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.groups import training_groups
 from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
-from vcc_fm.decoder.build import build_decoder, load_decoder, vocabulary_of
+from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 
 from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
 from vcc_fm.cellsets.profiles import control_log_shares
-from vcc_fm.cellsets.responses import Responses, estimate_responses
+from vcc_fm.cellsets.responses import Responses, estimate_responses, own_genes
 from vcc_fm.cellsets.split import Split
 from vcc_fm.cellsets.targets import require_vectors, targets_of
 from vcc_fm.ground.errors import UserError
@@ -42,6 +42,8 @@ class Dataset:
     """What becomes of a target gene without a protein vector."""
     cell_encoder: CellEncoderSettings | None = None
     """What made the cell vectors, for a baseline that decodes them."""
+    saved_responses: Responses | None = None
+    """Those that a model was trained with, where its training cells are not here."""
 
     def __post_init__(self) -> None:
         if len(self.cell_vectors.keys) != len(self.cells) or (self.cell_vectors.keys != self.cells.barcodes).any():
@@ -67,11 +69,9 @@ class Dataset:
     @cached_property
     def responses(self) -> Responses:
         """Of the training groups, see :func:`estimate_responses`."""
-        axis = {symbol: position for position, symbol in enumerate(self.cells.genes)}
-        own = {
-            label: np.array([axis[gene] for gene in self.targets(label) if gene in axis], np.int64)
-            for label in self.cells.labels
-        }
+        if self.saved_responses is not None:
+            return self.saved_responses
+        own = own_genes(self.cells.labels, self.separator, self.cells.genes)
         return estimate_responses(self.cells, self.split, self.log_shares, self.dispersion, own)
 
     @cached_property

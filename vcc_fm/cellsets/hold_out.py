@@ -60,7 +60,10 @@ def make_splits(
     for context, label in measured:
         labels_of[context].add(label)
     if not measured:
-        raise UserError("no perturbation is left to train on or to test; loosen data.minimum_cells, keep or quality")
+        raise UserError(
+            "no perturbation is left to train on or to test: all cells are controls; check perturbation_column and "
+            "control, or loosen data.minimum_cells, keep or quality"
+        )
     targets = _targets({label for _, label in measured}, control, separator)
     notes: list[str] = []
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Vocabulary
 from vcc_fm.decoder.arc_st import find_st
 from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone, unfit
+from vcc_fm.decoder.load import base_config, load_backbone, load_decoder
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.decoder import DecoderSettings
 
 
@@ -95,64 +91,9 @@ def build_decoder(
         decoder, notes = adopt(trained, settings, data)
     else:
         decoder = _new(decoder_config(settings, data, config.to_dict()))
-        decoder.backbone.load_state_dict(_load(AutoModel, base, settings.revision).state_dict())
+        decoder.backbone.load_state_dict(load_backbone(base, settings.revision).state_dict())
         _initialise(decoder, data)
     return add_adapters(decoder, settings.lora, base), notes
-
-
-def load_decoder(base: str | Path, revision: str | None = None) -> PerturbationDecoder:
-    """A trained decoder from a folder or the Hub.
-
-    Raises:
-        UserError: there is none, its weights are not safetensors, or they do not fit its config.
-    """
-    return _load(PerturbationDecoder, str(base), revision)
-
-
-def _load(kind: type[Any], base: str, revision: str | None) -> Any:
-    """Weights as safetensors only, code of this program only: a checkpoint from elsewhere must not run any."""
-    try:
-        model, found = kind.from_pretrained(
-            base, revision=revision, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{base}: its weights cannot be loaded (safetensors only): {said}") from None
-    # transformers fills them with whatever is in memory, and goes on.
-    if missing := sorted(found["missing_keys"]):
-        raise UserError(
-            f"{base}: its weights lack {len(missing)} tensors, such as {missing[0]}; take another checkpoint"
-        )
-    if wrong := not_finite(model):
-        raise UserError(f"{base}: {len(wrong)} tensors are not finite, such as {wrong[0]}; take another checkpoint")
-    return model
-
-
-def not_finite(model: nn.Module) -> list[str]:
-    """Names of the tensors of a model that hold NaN or infinity."""
-    return [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-
-
-def base_config(base: str, revision: str | None) -> PretrainedConfig:
-    """The configuration of a decoder or of any backbone that ``transformers`` can load.
-
-    Args:
-        base: folder or Hub id.
-        revision: of the Hub id.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        reason = (
-            f"no decoder or backbone that transformers can load ({said})"
-            if Path(base).is_dir()
-            else "no such folder, and no Hub id that can be reached from here"
-        )
-        raise UserError(f"decoder.base={base}: {reason}; give scratch, pretrain, a folder or a Hub id") from None
 
 
 def _new(config: PerturbationDecoderConfig) -> PerturbationDecoder:

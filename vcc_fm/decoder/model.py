@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -10,6 +12,7 @@ from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.count_head import CountDistribution, CountHead, GeneFactors
 from vcc_fm.decoder.scaling import VectorScaling
+from vcc_fm.ground.errors import UserError
 
 
 class PerturbationDecoder(PreTrainedModel):
@@ -56,6 +59,25 @@ class PerturbationDecoder(PreTrainedModel):
             if name.startswith("pooler."):
                 parameter.requires_grad_(False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """As of every model of `transformers`, but safetensors only, and refused where weights do not fit the config.
+
+        Raises:
+            UserError: tensors are missing, not expected or of another shape.
+        """
+        asked = options.pop("output_loading_info", False)
+        options |= {"use_safetensors": True, "output_loading_info": True}
+        model, found = super().from_pretrained(*args, **options)
+        # What is missing would be whatever is in memory.
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if wrong := sorted(map(str, found[kind])):
+                what = kind.removesuffix("_keys")
+                raise UserError(
+                    f"{args[0]}: {len(wrong)} tensors are {what}, such as {wrong[0]}; take another checkpoint"
+                )
+        return (model, found) if asked else model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every module above is initialised where it is made, the backbone by its own class."""

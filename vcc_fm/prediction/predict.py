@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.decoder.load import load_decoder
 from vcc_fm.ground.files import empty_folder
 from vcc_fm.ground.processes import process_state
 from vcc_fm.ground.progress import ProgressLines
@@ -107,7 +108,7 @@ def make_predictor(
     """
     device = process_state().device
     if name == MODEL:
-        return DecoderPredictor(data, decoder(), config.set_size, device)
+        return DecoderPredictor(data, load_decoder(decoder()), config.set_size, device)
     baseline = BASELINES[name](data)
     baseline.prepare([(one.context, one.perturbation) for one in groups], device, console)
     return RatioPredictor(data, baseline.log_ratio)

@@ -7,7 +7,6 @@ and by nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import Assembler, CellSet
-from vcc_fm.decoder.build import load_decoder, vocabulary_of
+from vcc_fm.decoder.build import vocabulary_of
+from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 
 
@@ -59,16 +59,18 @@ class RatioPredictor:
 class DecoderPredictor:
     """A trained decoder."""
 
-    def __init__(self, data: Dataset, folder: Path, set_size: int, device: torch.device):
-        """Load the decoder in ``folder``.
+    def __init__(self, data: Dataset, decoder: PerturbationDecoder, set_size: int, device: torch.device):
+        """Put ``decoder`` on a device.
 
         Raises:
-            UserError: it was trained on another gene axis or with other encoders.
+            UserError: it was trained on another gene axis.
         """
-        self.decoder = load_decoder(folder).eval().to(device)
+        self.decoder = decoder.eval().to(device)
         config = self.decoder.config
         if config.genes != data.cells.genes:
-            raise UserError(f"{folder}: its gene axis is not that of {data.cells.folder}; train it on these cells")
+            raise UserError(
+                f"{decoder.name_or_path}: its gene axis is not that of {data.cells.folder}; train it on these cells"
+            )
         self.data, self._device = data, device
         self._assembler = Assembler(data, vocabulary_of(config), set_size, config.response, device)
 

@@ -94,6 +94,10 @@ class SourceConfig(Section):
     path: str = Field(description="path of the h5ad file or zarr store (folder or .zip); ${VARIABLE} is expanded")
     get: str | None = Field(None, description="where to get the file, printed when it is missing")
     sha256: Sha256 = Field(None, description="SHA-256 that the h5ad file must have (hex); checked when it is prepared")
+    licence: str | None = Field(
+        None, description="licence of the data, such as CC BY 4.0; it goes along with what is shared"
+    )
+    citation: str | None = Field(None, description="what to cite for the data")
     matrix: str = Field("X", description="matrix to read: X, raw, or layers/NAME")
     values: Literal["auto", "counts", "log1p-counts", "normalised", "log-normalised"] = Field(
         "auto",

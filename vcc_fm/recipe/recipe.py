@@ -19,6 +19,7 @@ from vcc_fm.ground.paths import LONGEST_NAME, expand, without_secrets
 from vcc_fm.recipe.data import DataConfig
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.embed import EmbedConfig
+from vcc_fm.recipe.hub import HubConfig
 from vcc_fm.recipe.parts import BASELINES, PRESETS
 from vcc_fm.recipe.predict import PredictConfig, ScoreConfig
 from vcc_fm.recipe.section import PositiveFloat, Section
@@ -48,6 +49,7 @@ class Recipe(Section):
     train: TrainConfig = Field(description="training of the decoder")
     predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
     score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
+    hub: HubConfig | None = Field(None, description="where the run is shared; without it nothing is sent anywhere")
 
     @field_validator("plugins")
     @classmethod
@@ -122,8 +124,8 @@ class Recipe(Section):
         return content
 
     def fingerprint(self) -> str:
-        """SHA-256 of the resolved recipe."""
-        return fingerprint(self.model_dump(mode="json"))
+        """SHA-256 of the resolved recipe, but for where it is shared."""
+        return fingerprint(self.model_dump(mode="json", exclude={"hub"}))
 
 
 def _without_secrets(section: dict[str, Any]) -> dict[str, Any]:

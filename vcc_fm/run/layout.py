@@ -72,7 +72,8 @@ class Layout:
         data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb", "names"})
         for source in data["sources"]:
             source["path"] = file_identity(source["path"])
-            del source["get"], source["sha256"]  # what the file must be, not what is made of it
+            for key in ("get", "sha256", "licence", "citation"):  # nothing that changes what is made of it
+                del source[key]
         if data["genes"] not in ("union", "intersection"):
             data["genes"] = file_identity(data["genes"])
         names = self.names_fingerprint if self.recipe.data.names.approved else None
@@ -199,3 +200,14 @@ class Layout:
         version = PRESETS[score.preset].version
         made_from = fingerprint([self.predictions.fingerprint, score.model_dump(mode="json"), version])
         return Output("score", path, made_from, (path.with_suffix(".csv"), path.with_name("report.html")))
+
+    @property
+    def pushes(self) -> list[Output]:
+        """Where the run is shared, if it is."""
+        hub = self.recipe.hub
+        if hub is None:
+            return []
+        stores = [self.cells.fingerprint, self.cell_embeddings.fingerprint, self.proteins.fingerprint]
+        sent = stores if hub.what == "stores" else [*stores, self.scores.fingerprint]
+        made_from = fingerprint([sent, hub.model_dump(mode="json")])
+        return [Output("push", self.recipe.run_folder / "pushed.json", made_from)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vcc_fm.cellsets.dataset import Dataset
@@ -9,6 +11,7 @@ from vcc_fm.cellsets.split import Split
 from vcc_fm.cellsets.targets import protein_coverage, targets_of
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
+from vcc_fm.run.outputs import Output
 from vcc_fm.sources.symbols import Coverage
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
@@ -26,16 +29,21 @@ def covered_genes(recipe: Recipe, cells: CellStore, proteins: EmbeddingStore) ->
     return protein_coverage(recipe.data.names, targets, cells.genes, proteins.keys, faulty)
 
 
-def load_dataset(recipe: Recipe, fold: int) -> Dataset:
+def load_dataset(recipe: Recipe, fold: int, finished: Callable[[Output], Path] = Output.require) -> Dataset:
     """The stores and the split of one fold.
+
+    Args:
+        recipe: of the run.
+        fold: its number.
+        finished: the path of what a stage has made, or a refusal.
 
     Raises:
         UserError: a stage has not been run, or was run for another recipe; or as :func:`covered_genes`.
     """
     layout = Layout(recipe)
-    cells, proteins = CellStore(layout.cells.require()), EmbeddingStore(layout.proteins.require())
-    cell_vectors = EmbeddingStore(layout.cell_embeddings.require())
-    layout.splits.require()
+    cells, proteins = CellStore(finished(layout.cells)), EmbeddingStore(finished(layout.proteins))
+    cell_vectors = EmbeddingStore(finished(layout.cell_embeddings))
+    finished(layout.splits)
     return Dataset(
         cells,
         cell_vectors,

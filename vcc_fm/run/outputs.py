@@ -102,6 +102,11 @@ class Output:
         return self.path.with_name(f".{self.path.name}.done.json")
 
 
+def seconds_of(output: Output) -> float | None:
+    """How long making it took; None where it is not there."""
+    return _read(output._note).seconds if output._note.exists() else None
+
+
 def check_outputs(folder: Path) -> Iterator[tuple[Path, int, int]]:
     """Compare all that stages have finished in ``folder``, or below it, with its checksums.
 

@@ -134,8 +134,8 @@ def _backbone(recipe: Recipe, targets: set[str]) -> tuple[dict[str, Any], set[st
         UserError: the backbone's keys are wrong, or there is no such base.
     """
     from vcc_fm.decoder.arc_st import find_st
-    from vcc_fm.decoder.build import base_config
     from vcc_fm.decoder.config import PerturbationDecoderConfig, check_backbone
+    from vcc_fm.decoder.load import base_config
 
     settings = recipe.decoder
     if settings.base in ("scratch", "pretrain"):

@@ -107,5 +107,12 @@ STAGES = [
         "Score the predictions beside baselines and ceiling.",
         lambda layout: [layout.scores],
     ),
+    Stage(
+        "push",
+        "vcc_fm.run.push:push",
+        "Share model, stores or predictions on the Hugging Face Hub.",
+        lambda layout: layout.pushes,
+        asked_by="hub",
+    ),
 ]
 """In order."""

@@ -114,8 +114,6 @@ def read_perturbations(
             f"{what}: target_pattern {config.target_pattern!r} matches no part of a label (parts are joined by "
             f"{config.separator!r}); {_frequent(texts, cells)}"
         )
-    if len(set(parsed)) == 1:
-        raise UserError(f"{what} holds controls only ({config.control!r}); perturbations are needed too")
     return parsed, dict(repairs)
 
 
@@ -123,10 +121,6 @@ def _check_texts(texts: list[str], cells: np.ndarray, config: SourceConfig, what
     if pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").notna().all():
         raise UserError(
             f"{what} holds numbers ({', '.join(texts[:5])}); set perturbation_column to target gene labels"
-        )
-    if len(texts) == 1:
-        raise UserError(
-            f"{what} is {texts[0]!r} in all {cells.sum()} kept cells; controls and perturbations are needed"
         )
     for further in config.also_control:
         if not any(_holds(text, further, config) for text in texts):

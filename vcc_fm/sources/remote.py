@@ -13,15 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
-from urllib.parse import unquote
 
-from vcc_fm.ground.errors import UserError, first_line, reading
+from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.hub import address_of, download_file
 from vcc_fm.ground.paths import expand
 from vcc_fm.sources.download import cache_folder, check_sha256, fetch
-
-_HUB = re.compile(
-    r"hf://(?:(?P<kind>datasets)/|(?!(?:datasets|spaces)/))(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)"
-)
 
 
 def open_local(path: str, get: str | None = None, sha256: str | None = None) -> Path:
@@ -44,7 +40,12 @@ def open_local(path: str, get: str | None = None, sha256: str | None = None) -> 
             of a URL or a token.
     """
     if path.startswith("hf://"):
-        return check_sha256(_from_hub(path), sha256)
+        address = address_of(path)
+        if address is None or not address.path:
+            raise UserError(
+                f"{path}: write hf://datasets/ORG/NAME/FILE or hf://ORG/NAME/FILE, with NAME@REVISION if needed"
+            )
+        return check_sha256(download_file(address, path), sha256)
     if re.match(r"[A-Za-z]\w*://", path):
         return fetch(path, sha256)
     local = expand(path)
@@ -75,33 +76,3 @@ def read_bytes(path: Path, what: str) -> Iterator[IO[bytes]]:
         if kept and advice not in str(error):
             raise UserError(f"{error}; {advice}") from error.__cause__
         raise
-
-
-# ------------------------------------------------------------------------------------------------------------- the Hub
-def _from_hub(url: str) -> Path:
-    match = _HUB.fullmatch(url)
-    if match is None:
-        raise UserError(
-            f"{url}: write hf://datasets/ORG/NAME/FILE or hf://ORG/NAME/FILE, with NAME@REVISION if needed"
-        )
-    # Imported here: only a file on the Hub needs the library, and every command reads this module.
-    from huggingface_hub import errors, hf_hub_download
-
-    repo, revision = match["repo"], unquote(match["revision"] or "main")
-    kind = "dataset" if match["kind"] else "model"
-    try:
-        return Path(hf_hub_download(repo, match["file"], repo_type=kind, revision=revision))
-    except errors.GatedRepoError:
-        raise UserError(f"{url}: {repo} is gated; accept its terms on the Hub and run `hf auth login`") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(f"{url}: no {kind} repository {repo}; check the name, or `hf auth login` if private") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{url}: {repo} has no revision {revision}; name a branch, a tag or a commit") from None
-    except errors.LocalEntryNotFoundError:
-        raise UserError(
-            f"{url}: not in the local cache, and the Hub cannot be reached; check the network and HF_HUB_OFFLINE"
-        ) from None
-    except errors.EntryNotFoundError:
-        raise UserError(f"{url}: {repo} has no file {match['file']} in revision {revision}") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{url}: not downloaded ({first_line(error)}); check the address and the network") from None

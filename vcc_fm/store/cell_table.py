@@ -51,14 +51,14 @@ class CellTable:
 
 
 def cell_table(
-    sources: Sequence[AnnDataSource], configs: Sequence[SourceConfig], seed: int, path: Path | None = None
+    sources: Sequence[AnnDataSource], configs: Sequence[SourceConfig], seed: int | None, path: Path | None = None
 ) -> CellTable:
     """Bring the labels of all sources together.
 
     Args:
         sources: opened.
         configs: of these sources.
-        seed: of the order inside groups.
+        seed: of the order inside groups; None keeps that of the sources.
         path: of the file where ranks and groups are kept for all processes, if anywhere.
 
     Raises:
@@ -121,10 +121,11 @@ def _keys(sources: Sequence[AnnDataSource], codes: list[Codes], shape: tuple[int
             yield np.ravel_multi_index(of_cells, shape)
 
 
-def _ranks(keys: Callable[[], Iterator[np.ndarray]], cells: int, seed: int) -> tuple[np.ndarray, ...]:
+def _ranks(keys: Callable[[], Iterator[np.ndarray]], cells: int, seed: int | None) -> tuple[np.ndarray, ...]:
     """The distinct keys, the ranks at which their groups begin [groups + 1], and the rank of each cell."""
-    cell, rank = (np.empty(cells, places_type(cells)) for _ in range(2))
-    _invert(np.random.default_rng([seed, cells]).permutation(cells), cell)
+    cell, rank = (np.arange(cells, dtype=places_type(cells)) for _ in range(2))
+    if seed is not None:
+        _invert(np.random.default_rng([seed, cells]).permutation(cells), cell)
     distinct = np.empty(0, np.int64)
     for block in keys():
         distinct = np.union1d(distinct, pd.unique(block))

@@ -59,6 +59,11 @@ def written(folder: Path, shards: list[dict[str, Any]]) -> None:
     _vouch(folder, {shard["file"]: _state(folder / shard["file"], shard) for shard in shards}, {})
 
 
+def seen_whole(folder: Path, shards: list[dict[str, Any]]) -> None:
+    """Take the files of a store for whole in this process; nothing is written beside it."""
+    _checked[folder] = {shard["file"]: _state(folder / shard["file"], shard) for shard in shards}
+
+
 def _vouch(folder: Path, whole: dict[str, list[Any]], noted: dict[str, Any]) -> None:
     """Remember the state of files that were whole; not of those written a moment ago."""
     now = time.time_ns()

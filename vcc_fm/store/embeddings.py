@@ -76,6 +76,11 @@ def write_embeddings(
     write_store_json(folder, described | {"fingerprint": fingerprint} | meta)
 
 
+def is_dataset_file(name: str) -> bool:
+    """Whether a file in the folder of a store is the store's own, rather than one that its encoder left."""
+    return name in {NAME, "state.json", "dataset_info.json", "LICENSE"} or name.endswith(".arrow")
+
+
 @numba.njit(cache=True, nogil=True)
 def _take(values, start, rows, places, out):  # type: ignore[no-untyped-def]
     """Copy the vectors of ``rows[places]``, which lie in ``values``, into ``out[places]`` [m, width]."""

@@ -47,7 +47,7 @@ def write_cell_store(
     final: Path,
     data: DataConfig,
     configs: list[SourceConfig],
-    seed: int,
+    seed: int | None,
     fingerprint_: str,
     simulated: bool,
     state: PartialState,
@@ -59,7 +59,7 @@ def write_cell_store(
         final: where the dataset and ``store.json`` go.
         data: gene axis rule, minimum cells, memory.
         configs: the sources, simulated ones included.
-        seed: of the order inside groups.
+        seed: of the order inside groups; None keeps that of the sources.
         fingerprint_: of everything the store depends on.
         simulated: whether the cells are simulated; kept in ``store.json``.
         state: who takes part.
@@ -169,7 +169,7 @@ def _fingerprint(configs: list[SourceConfig], fingerprint_: str) -> str:
 
 
 def _ordered(
-    work: WorkFolder, aligned: Sources, configs: list[SourceConfig], seed: int
+    work: WorkFolder, aligned: Sources, configs: list[SourceConfig], seed: int | None
 ) -> tuple[CellTable, list[SourceFilters]]:
     """The order of all cells, and the filters of each source."""
     filters = [SourceFilters(source, config) for source, config in zip(aligned.opened, configs, strict=True)]

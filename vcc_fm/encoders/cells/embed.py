@@ -25,7 +25,13 @@ SHARD = 1024
 
 
 def embed_cells(
-    final: Path, cells: CellStore, encoder: CellEncoder, fingerprint: str, state: PartialState, console: Console
+    final: Path,
+    cells: CellStore,
+    encoder: CellEncoder,
+    fingerprint: str,
+    state: PartialState,
+    console: Console,
+    fitted_before: Path | None = None,
 ) -> None:
     """Encode all cells of a store and write their vectors into ``final``; all processes of ``state`` call it.
 
@@ -36,6 +42,7 @@ def embed_cells(
         fingerprint: of everything the vectors depend on.
         state: who takes part.
         console: where progress goes.
+        fitted_before: folder of what the encoder wrote when it was fitted on other cells; None fits it on these.
 
     Raises:
         UserError: the encoder cannot be fitted or had, or does not fit the cells.
@@ -46,7 +53,10 @@ def embed_cells(
         # Once only: shards that are kept from before a stop belong to it.
         if state.is_main_process and not fitted.exists():
             with whole_folder(fitted) as partial:
-                encoder.fit(cells, partial)
+                if fitted_before is None:
+                    encoder.fit(cells, partial)
+                else:
+                    shutil.copytree(fitted_before, partial, dirs_exist_ok=True)
         state.wait_for_everyone()
         with state.local_main_process_first():
             encoder.load(cells, fitted, state, console)

@@ -82,7 +82,12 @@ class Expression(CellEncoder):
 
     def encode(self, cells: CellStore, rows: np.ndarray, progress: Callable[[int], None]) -> np.ndarray:
         """[n, width] float32."""
-        return self._encoder.encode(cells.sparse(rows))
+        vectors = np.empty((len(rows), self.width), np.float32)
+        source = cells.batch_source[cells.batch[rows]]
+        for number in np.unique(source):
+            mine = source == number
+            vectors[mine] = self._encoder.encode(cells.sparse(rows[mine]), cells.measured_by_source[number])
+        return vectors
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CellEncoder`."""
@@ -154,10 +159,23 @@ class ExpressionEncoder:
         """Number of components."""
         return len(self.components)
 
-    def encode(self, counts: sp.csr_matrix) -> np.ndarray:
-        """Vectors [n, width] float32 of ``counts`` [n, G]; each row depends on its own cell alone."""
-        values = log_normalise(counts[:, self.columns], self.target_sum)
-        return ((values @ self.components.T - self.mean @ self.components.T) / self.scale).astype(np.float32)
+    def encode(self, counts: sp.csr_matrix, measured: np.ndarray | None = None) -> np.ndarray:
+        """Vectors [n, width] float32 of ``counts`` [n, G]; each row depends on its own cell alone.
+
+        Of cells from elsewhere some genes may be missing. These are taken for average ones: they add nothing, and a
+        cell is scaled to the share of ``target_sum`` that the others have in the mean cell.
+
+        Args:
+            counts: of the cells.
+            measured: [G] bool, genes that were; None is all.
+        """
+        columns, mean, components, target = self.columns, self.mean, self.components, self.target_sum
+        if measured is not None and not measured[columns].all():
+            here, usual = measured[columns], np.expm1(mean.astype(np.float64))
+            target *= float(usual[here].sum() / usual.sum())
+            columns, mean, components = columns[here], mean[here], components[:, here]
+        values = log_normalise(counts[:, columns], target)
+        return ((values @ components.T - mean @ components.T) / self.scale).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write the encoder as safetensors."""

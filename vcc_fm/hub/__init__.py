@@ -1,0 +1,1 @@
+"""Sharing: what a shared model holds, the terms it is under, and the card that describes it."""

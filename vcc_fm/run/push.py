@@ -1,0 +1,214 @@
+"""The stage `push`: the run's model, stores or predictions to the Hugging Face Hub, one commit a repository."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.ground.files import read_json, write_json, write_text
+from vcc_fm.ground.hub import push as push_folder
+from vcc_fm.ground.hub import show_progress
+from vcc_fm.ground.paths import expand
+from vcc_fm.ground.words import many
+from vcc_fm.hub.card import Run, dataset_card, model_card
+from vcc_fm.hub.licences import Ancestor, ancestors_of, require_accepted, write_licences
+from vcc_fm.recipe.hub import HubConfig
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
+from vcc_fm.run.load import load_dataset
+from vcc_fm.run.outputs import Output, seconds_of
+from vcc_fm.run.share import share
+from vcc_fm.scoring.table import read_table
+from vcc_fm.store.embeddings import EmbeddingStore
+from vcc_fm.training.checkpoint import read_log
+
+PACKAGES = ("vcc-fm", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "cell-eval2")
+EXAMPLE = 2
+"""Perturbations in the card's example."""
+
+
+def push(recipe: Recipe, output: Output, console: Console) -> None:
+    """Send what ``hub.what`` names; writes ``pushed.json``, which says where it is.
+
+    Raises:
+        UserError: a stage is missing, terms of others were not accepted, or the Hub refuses.
+    """
+    hub = recipe.hub
+    assert hub is not None
+    show_progress(not console.quiet)
+    sent = []
+    for kind, parts in (
+        ("model", {"merged", "adapter", "all"}),
+        ("dataset", {"stores", "predictions", "all"}),
+    ):
+        if hub.what not in parts:
+            continue
+        with tempfile.TemporaryDirectory(prefix="vcc-fm-push-", dir=output.path.parent) as scratch:
+            folder = Path(scratch)
+            ancestors = (_model if kind == "model" else _dataset)(recipe, hub, folder)
+            require_accepted(ancestors, hub.accept_licence)
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in files)
+            console.print(
+                f"push: {hub.repo} ({kind}): {many(len(files), 'file')}, {size / 1e6:,.1f} MB", highlight=False
+            )
+            message = f"{recipe.name}: {'model' if kind == 'model' else hub.what}"
+            url, commit = push_folder(folder, hub.repo, kind, message, hub.private, hub.revision)  # type: ignore[arg-type]
+        console.print(f"push: {url}", markup=False, soft_wrap=True)
+        sent.append({"repo": hub.repo, "kind": kind, "commit": commit, "url": url})
+    write_json(output.path, {"pushed": sent})
+
+
+def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
+    """Write a model's repository; what the model was made from."""
+    layout = Layout(recipe)
+    layout.scores.require()
+    data = load_dataset(recipe, hub.fold)
+    require_accepted(_ancestors(recipe, layout), hub.accept_licence)  # before anything large is written
+    share(recipe, data, folder, "adapter" if hub.what == "adapter" else "merged", hub.controls)
+    ancestors = _ancestors(recipe, layout)
+    _write_record(recipe, layout, hub.fold, folder / "run")
+    write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
+    run, contexts = _run(recipe, layout, data), list(data.context_controls)
+    held_out = data.split.groups("test")
+    context = next((context for context, _ in held_out), contexts[0])
+    asked = [label for where, label in held_out if where == context] or data.cells.labels
+    base = read_json(folder / "vcc_fm.json")["base"]
+    example = context if hub.controls else ""
+    write_text(folder / "README.md", model_card(hub.repo, run, ancestors, hub.licence, base, example, asked[:EXAMPLE]))
+    return ancestors
+
+
+def _dataset(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
+    """Write a dataset's repository; what it was made from."""
+    layout = Layout(recipe)
+    ancestors, configs = _ancestors(recipe, layout), {}
+    require_accepted(ancestors, hub.accept_licence)
+    if hub.what in ("stores", "all"):
+        for stage in (layout.cells, layout.cell_embeddings, layout.proteins):
+            store = stage.require()
+            shutil.copytree(store, folder / store.name, copy_function=_link)
+            configs[store.name] = f"{store.name}/data-*.arrow"
+    if hub.what in ("predictions", "all"):
+        layout.scores.require()
+        (folder / "predictions").mkdir()
+        predicted = [layout.prediction(name) for name in recipe.score.baselines]
+        for file in [layout.prediction("model"), layout.truth, *predicted]:
+            _link(file, folder / "predictions" / file.name)
+        _write_record(recipe, layout, hub.fold, folder / "run")
+    write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
+    run = _run(recipe, layout, load_dataset(recipe, hub.fold))
+    write_text(folder / "README.md", dataset_card(hub.repo, run, ancestors, hub.licence, configs))
+    return ancestors
+
+
+def _link(source: Path | str, target: Path | str) -> None:
+    """A copy that takes no room."""
+    Path(target).symlink_to(Path(source).resolve())
+
+
+def _ancestors(recipe: Recipe, layout: Layout) -> list[Ancestor]:
+    """What the run was made from, so far as its stages and its recipe say."""
+    model = layout.decoder(0, "train").path / "config.json"
+    if model.exists():
+        config = read_json(model)
+    else:
+        stores = {"cell": layout.cell_embeddings, "protein": layout.proteins}
+        config = {f"{side}_encoder": EmbeddingStore(store.require()).meta for side, store in stores.items()}
+    if recipe.data.simulate is not None:
+        return ancestors_of(config, [("simulated", "none: every cell is simulated", None)])
+    return ancestors_of(config, [(one.name, one.licence, one.citation) for one in recipe.data.sources])
+
+
+def _licence_files(recipe: Recipe) -> list[Path]:
+    """Licence texts beside the checkpoints that the recipe names."""
+    parts = recipe.embed.cells, recipe.embed.proteins
+    named = [recipe.decoder.base, *(getattr(part, "model", "") for part in parts)]
+    folders = [expand(name) for name in named if name and expand(name).is_dir()]
+    return [
+        file
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.is_file() and any(word in file.name.upper() for word in ("LICENSE", "LICENCE", "NOTICE", "POLICY"))
+    ]
+
+
+def _run(recipe: Recipe, layout: Layout, data: Dataset) -> Run:
+    """What the cards say."""
+    scores = layout.scores.path
+    training = data.split.groups("train")
+    contexts = {
+        context: (
+            sum(1 for where, _ in training if where == context),
+            sum(data.split.cells[group] for group in training if group[0] == context),
+            len(data.cells.rows(context, data.cells.control)),
+        )
+        for context in data.cells.contexts
+    }
+    counts = data.split.counts()
+    return Run(
+        recipe.name,
+        bool(data.cells.meta["simulated"]),
+        contexts,
+        len(data.cells.genes),
+        f"Held out ({data.split.hold_out}): {counts['test']['groups']} groups of context and perturbation to test, "
+        f"{counts['validation']['groups']} to validate. The split, with its seed, is `run/split.json`.",
+        read_table(scores) if scores.exists() else None,
+        dict(_cost(layout)),
+        _versions(),
+        data.split.warnings,
+    )
+
+
+def _cost(layout: Layout) -> Iterator[tuple[str, str]]:
+    """What the stages took."""
+    outputs = [layout.cells, layout.proteins, layout.cell_embeddings, *layout.decoders, layout.predictions]
+    for output in outputs:
+        if (seconds := seconds_of(output)) is not None:
+            yield " ".join(filter(None, (output.stage, output.phase))), f"{seconds:,.0f} s"
+    lines = [line for phase in layout.recipe.phases for line in read_log(layout.phase(0, phase) / "metrics.jsonl")]
+    if peaks := [line["peak_memory_gb"] for line in lines if "peak_memory_gb" in line]:
+        yield "memory of training, at most", f"{max(peaks):.1f} GB"
+    if rates := [line["cells_per_s"] for line in lines if "cells_per_s" in line]:
+        yield "cells a second in training, at most", f"{max(rates):,.0f}"
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _write_record(recipe: Recipe, layout: Layout, fold: int, folder: Path) -> None:
+    """What tells how the run came about: recipe, split, calibration, scores, versions."""
+    folder.mkdir()
+    calibrations = [layout.calibration(fold).path] if layout.calibrations else []
+    for file in (
+        layout.split(fold),
+        layout.splits.path,
+        layout.decoder(fold, "train").path / "training.json",
+        layout.prediction_record,
+        layout.scores.path,
+        *calibrations,
+    ):
+        write_json(folder / file.name, _without_folders(read_json(file)))
+    shutil.copy(layout.scores.path.with_suffix(".csv"), folder)
+    write_json(folder / "recipe.json", _without_folders(recipe.public() | {"output": ".", "hub": None}))
+    write_json(folder / "environment.json", {"versions": _versions(), "machine": platform.machine()})
+
+
+def _without_folders(value: Any) -> Any:
+    """JSON in which absolute paths, which mean nothing elsewhere, are names of files."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    if isinstance(value, str) and value.startswith(("/", "~")) and len(value) > 1:
+        return Path(value).name
+    return value
