@@ -9,6 +9,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from vcc_fm.recipe.data import SourceConfig
@@ -82,6 +83,24 @@ def source_config() -> Callable[..., SourceConfig]:
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def scored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe file of ``program.TINY``, run to its scores once for all workers; do not write beside it."""
+    from program import forks, run_until, write_recipe
+
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scored-run"
+    with FileLock(home.with_suffix(".lock")):
+        if not (home / "done").exists():
+            recipe = write_recipe(home)
+            process = forks().Process(target=run_until, args=(recipe, "score", home / "said"))
+            process.start()
+            process.join(300)
+            assert process.exitcode == 0, (home / "said").read_text()
+            (home / "done").touch()
+    return home / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")

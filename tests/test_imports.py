@@ -25,7 +25,9 @@ FLOORS = [
     {"decoder", "baselines"},
     {"training", "scoring"},
     {"prediction"},
+    {"hub"},
     {"run"},
+    {"pipeline"},
     {"train", "embeddings", "cli"},
     {"__main__"},
 ]

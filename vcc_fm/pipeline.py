@@ -82,7 +82,7 @@ class PerturbationPipeline:
             scratch = tempfile.TemporaryDirectory(prefix="vcc-fm-model-")
             share_run(folder, Path(scratch.name))
             return cls(read_bundle(Path(scratch.name), cell_encoder), str(folder), scratch)
-        address = address_of(f"{model}@{revision.replace('/', '%2F')}" if revision else str(model))
+        address = address_of(str(model), revision=revision)
         if address is None or address.path:
             raise UserError(f"{model}: no such folder, and no Hub id (ORG/NAME, or ORG/NAME@REVISION)")
         place, commit = pull(address)

@@ -282,7 +282,7 @@ def test_a_hub_id_is_recorded_with_its_commit(tiny, tmp_path, monkeypatch):
         "name": "facebook/esm2_tiny",
         "revision": commit,
     }
-    with pytest.raises(UserError, match=r"facebook/esm2_none \(revision v2\): not to be had from the Hub: "):
+    with pytest.raises(UserError, match=r"hf://facebook/esm2_none@v2: not in the local cache"):
         load_transformers("facebook/esm2_none", revision="v2")
 
 

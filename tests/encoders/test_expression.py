@@ -54,7 +54,7 @@ def test_two_fits_are_equal_to_the_last_bit_and_survive_a_file(counts, tmp_path)
     first.save(tmp_path / "first.safetensors")
     second.save(tmp_path / "second.safetensors")
     assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
-    read = ExpressionEncoder.load(tmp_path / "first.safetensors")
+    read = ExpressionEncoder.load(tmp_path / "first.safetensors", first.width, counts.shape[1])
     np.testing.assert_array_equal(read.encode(sp.csr_matrix(counts)), first.encode(sp.csr_matrix(counts)))
     assert (read.width, read.target_sum, len(read.columns), read.cells) == (5, 1e4, 30, 200)
 

@@ -27,6 +27,7 @@ from vcc_fm.encoders.cells.state_se_model import build_state_se
 from vcc_fm.encoders.cells.state_se_weights import SE_600M_REVISION, load_state_se
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file
+from vcc_fm.ground.hub import Address
 
 TENSORS, NAMES = random_tensors(TINY), random_names(TINY)
 
@@ -123,25 +124,32 @@ def test_arc_state_checkpoint_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("hub_id", "revision", "asked"),
-    [("arcinstitute/SE-600M", None, SE_600M_REVISION), ("arcinstitute/SE-600M", "main", "main"), ("a/b", None, None)],
+    [
+        ("arcinstitute/SE-600M", None, SE_600M_REVISION),
+        ("hf://arcinstitute/SE-600M", None, SE_600M_REVISION),
+        ("arcinstitute/SE-600M", "main", "main"),
+        ("arcinstitute/SE-600M@v2", None, "v2"),
+        ("a/b", None, "main"),
+    ],
 )
 def test_hub_revision_is_pinned_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_id: str, revision: str | None, asked: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     snapshot = write_folder(tmp_path / "0c0ffee", TENSORS, NAMES, TINY.heads)
-    calls: list[tuple[str, str | None, list[str]]] = []
+    calls: list[tuple[Address, list[str]]] = []
 
-    def download(hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
-        calls.append((hub_id, revision, allow_patterns))
-        return str(snapshot)
+    def pull(address: Address, patterns: list[str]) -> tuple[Path, str]:
+        calls.append((address, patterns))
+        return snapshot, snapshot.name
 
-    monkeypatch.setattr(state_se_weights, "snapshot_download", download)
+    monkeypatch.setattr(state_se_weights, "pull", pull)
     described = load_state_se(hub_id, revision).describe()
-    assert described["name"] == hub_id
+    name = hub_id.removeprefix("hf://").partition("@")[0]
+    assert described["name"] == name
     assert described["revision"] == "0c0ffee"
-    [(called, wanted, patterns)] = calls
-    assert (called, wanted) == (hub_id, asked)
+    [(address, patterns)] = calls
+    assert (address.repo, address.revision) == (name, asked)
     assert not any("ckpt" in pattern or pattern == "*.safetensors" for pattern in patterns)
 
 
@@ -149,8 +157,8 @@ def test_hub_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     def download(*args: object, **kwargs: object) -> str:
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr(state_se_weights, "snapshot_download", download)
-    with pytest.raises(UserError, match=r"a/b \(revision v1\): not to be had from the Hub: no route$"):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(UserError, match=r"hf://a/b@v1: not transferred \(no route\); check the address"):
         load_state_se("a/b", "v1")
 
 

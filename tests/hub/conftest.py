@@ -1,17 +1,15 @@
 """Fixtures of the tests of sharing: the Hub at hand, and a finished run of the tiny recipe."""
 
-import warnings
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from hub_server import TOKEN, HubServer
-from program import QUIET, write_recipe
 
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
-from vcc_fm.run.stages import run_stage, stages_of
 
 
 @pytest.fixture
@@ -36,11 +34,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The tiny recipe, run to its scores; do not write into its folders."""
-    recipe = load_recipe(write_recipe(tmp_path_factory.mktemp("shared-run")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for stage in stages_of(recipe):
-            run_stage(stage, recipe, QUIET)
-    return recipe
+def finished(scored_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The tiny recipe, run to its scores, in folders of its own."""
+    home = tmp_path_factory.mktemp("finished") / "home"
+    shutil.copytree(scored_run.parent, home)
+    return load_recipe(scored_run, [f"output={home}"])

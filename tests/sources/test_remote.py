@@ -367,7 +367,7 @@ def test_a_file_of_the_hub(hub, url, asked):
         ("hf://ORG/gated/p.pt", "ORG/gated is gated; accept its terms"),
         ("hf://datasets/ORG/p.pt", "write hf://datasets/ORG/NAME/FILE"),
         ("hf://NAME/p.pt", "write hf://datasets/ORG/NAME/FILE"),
-        ("hf://ORG/--a..b/p.pt", "not downloaded"),
+        ("hf://ORG/--a..b/p.pt", "not transferred"),
     ],
 )
 def test_what_the_hub_refuses(hub, url, message):

@@ -22,7 +22,7 @@ from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder, read_dept
 from vcc_fm.encoders.cells.state_se_tokens import match_genes
 from vcc_fm.encoders.cells.state_se_weights import load_state_se
 from vcc_fm.encoders.parallel import each_on_one_core
-from vcc_fm.ground.paths import expand
+from vcc_fm.ground.hub import expanded
 from vcc_fm.ground.progress import ProgressLines
 
 CHUNK = 4096
@@ -49,7 +49,7 @@ class EmbeddingTransfer(Baseline):
         """
         settings = self.data.cell_encoder
         assert isinstance(settings, StateSeSettings)
-        checkpoint = load_state_se(str(expand(settings.model)), settings.revision, settings.heads)
+        checkpoint = load_state_se(expanded(settings.model), settings.revision, settings.heads)
         ids = match_genes(self.data.cells.genes, checkpoint.names, "data.genes", minimum_share=0.0).ids
         self._known = known = ids >= 0
         table = checkpoint.tensors["pe_embedding.weight"][torch.from_numpy(ids[known]).long()]

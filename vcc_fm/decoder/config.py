@@ -115,3 +115,6 @@ def check_backbone(backbone: dict[str, Any]) -> None:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"decoder.backbone.{key}: no key of {kind}'s config{hint}")
+
+
+AutoConfig.register(PerturbationDecoderConfig.model_type, PerturbationDecoderConfig)

@@ -60,7 +60,7 @@ def local_model(base: str, revision: str | None, files: list[str] = WEIGHTS) -> 
     """
     if Path(base).is_dir():
         return Path(base)
-    address = address_of(f"{base}@{revision.replace('/', '%2F')}" if revision else base)
+    address = address_of(base, revision=revision)
     if address is None or address.path or address.kind != "model":
         raise UserError(f"{base}: no such folder, and no Hub id (ORG/NAME, or ORG/NAME@REVISION)")
     return pull(address, files)[0]

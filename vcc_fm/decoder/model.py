@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.config import PerturbationDecoderConfig
@@ -139,5 +139,4 @@ def _projection(inputs: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width))
 
 
-AutoConfig.register(PerturbationDecoderConfig.model_type, PerturbationDecoderConfig)
 AutoModel.register(PerturbationDecoderConfig, PerturbationDecoder)

@@ -15,7 +15,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from vcc_fm.ground.errors import UserError, first_line
-from vcc_fm.ground.paths import without_secrets
+from vcc_fm.ground.paths import expand, without_secrets
 
 Kind = Literal["model", "dataset"]
 
@@ -43,7 +43,12 @@ class Address:
         return f"{self.repo}@{self.revision}"
 
 
-def address_of(text: str, kind: Kind = "model") -> Address | None:
+def expanded(model: str) -> str:
+    """A model as a recipe names it: a path with its variables expanded, or an address of the Hub as it is."""
+    return model if model.startswith("hf://") else str(expand(model))
+
+
+def address_of(text: str, kind: Kind = "model", revision: str | None = None) -> Address | None:
     """The repository that ``hf://[datasets/]ORG/NAME[@REVISION][/PATH]`` or ``ORG/NAME[@REVISION]`` names.
 
     Slashes of a revision are written ``%2F``.
@@ -51,6 +56,7 @@ def address_of(text: str, kind: Kind = "model") -> Address | None:
     Args:
         text: as a user writes it.
         kind: of a repository that is named without ``hf://``.
+        revision: where the name itself has none; ``main`` where there is none either.
 
     Returns:
         None where it is no such name.
@@ -60,7 +66,8 @@ def address_of(text: str, kind: Kind = "model") -> Address | None:
         return None
     if text.startswith("hf://"):
         kind = "dataset" if match["kind"] else "model"
-    return Address(match["repo"], kind, unquote(match["revision"] or "main"), match["path"] or "")
+    named = unquote(match["revision"]) if match["revision"] else revision or "main"
+    return Address(match["repo"], kind, named, match["path"] or "")
 
 
 def download_file(address: Address, shown: str) -> Path:

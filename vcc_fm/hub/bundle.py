@@ -15,6 +15,7 @@ format is among them that can hold code.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -30,7 +31,14 @@ from vcc_fm.decoder.adapter import ADAPTER, AROUND, load_adapter, save_around
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError, shown
-from vcc_fm.ground.files import read_json, read_sealed, sha256_file, write_json, write_sealed
+from vcc_fm.ground.files import (
+    read_json,
+    read_sealed,
+    sha256_file,
+    whole_folder,
+    write_json,
+    write_sealed,
+)
 from vcc_fm.recipe.embed import CELLS, CellEncoderSettings
 from vcc_fm.recipe.parts import CELL_ENCODERS
 from vcc_fm.recipe.predict import PredictConfig
@@ -201,7 +209,6 @@ def write_bundle(
         rows = [evenly_spaced(rows, controls) for rows in data.context_controls.values()]
         write_subset(data.cells, np.concatenate(rows), folder / CONTROLS)
     assert data.cell_encoder is not None
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = Manifest(
         format=1,
         version=__version__,
@@ -215,12 +222,38 @@ def write_bundle(
         protein_names={symbol: own for symbol, own in (data.protein_names or {}).items() if symbol != own},
         base=base[0] if what == "adapter" else "",
         base_revision=base[1] if what == "adapter" else "",
-        files={
-            path.relative_to(folder).as_posix(): _File(bytes=path.stat().st_size, sha256=sha256_file(path))
-            for path in paths
-        },
+        files={},
     )
-    write_sealed(folder / MANIFEST, manifest.model_dump(mode="json"))
+    _seal(folder, manifest, [path for path in folder.rglob("*") if path.is_file()])
+
+
+def _seal(folder: Path, manifest: Manifest, paths: Iterable[Path]) -> None:
+    """Write ``vcc_fm.json`` with the checksums of ``paths`` and of the decoder's weights."""
+    paths = {*paths, *folder.glob("model*.safetensors*")}
+    files = {
+        path.relative_to(folder).as_posix(): _File(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in sorted(paths)
+    }
+    write_sealed(folder / MANIFEST, manifest.model_copy(update={"files": files}).model_dump(mode="json"))
+
+
+def merge_bundle(bundle: Bundle, final: Path) -> None:
+    """Write a shared model again, as ``final``, with an adapter's weights merged into those of its base.
+
+    Raises:
+        UserError: its weights are merged.
+    """
+    if not bundle.manifest.base:
+        raise UserError(f"{bundle.folder}: its weights are merged already")
+    with whole_folder(final) as folder:
+        shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / ADAPTER)
+        (folder / AROUND).unlink()
+        bundle.decoder.save_pretrained(str(folder))
+        (folder / MANIFEST).unlink()
+        kept = bundle.manifest.files
+        paths = [folder / name for name in kept if (folder / name).is_file()]
+        _seal(folder, bundle.manifest.model_copy(update={"base": "", "base_revision": ""}), paths)
 
 
 def read_bundle(folder: Path, cell_encoder: dict[str, Any] | None = None) -> Bundle:

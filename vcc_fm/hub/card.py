@@ -240,7 +240,7 @@ def _results(run: Run) -> list[EvalResult]:
         "task_name": "perturbation prediction",
         "dataset_type": run.name,
         "dataset_name": f"{run.name}, held-out groups",
-        "source_name": f"{table.scorer} {table.version}, preset {table.preset}",
+        "metric_config": f"{table.scorer} {table.version}, preset {table.preset}",
     }
     raw = table.rows[table.rows["entry"] == "model"].groupby("metric")["raw"].mean().dropna().to_dict()
     results = [EvalResult(metric_type=str(name), metric_value=value, **about) for name, value in raw.items()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.paths import expand
+from vcc_fm.ground.hub import expanded
 from vcc_fm.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _backbone(recipe: Recipe, targets: set[str]) -> tuple[dict[str, Any], set[st
     if settings.base in ("scratch", "pretrain"):
         check_backbone(settings.backbone)
         return dict(settings.backbone), set()
-    base = str(expand(settings.base))
+    base = expanded(settings.base)
     if (st := find_st(base)) is not None:
         return st.backbone, st.known(targets)
     found = base_config(base, settings.revision)

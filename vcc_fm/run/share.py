@@ -9,8 +9,7 @@ from pathlib import Path
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
-from vcc_fm.ground.hub import address_of
-from vcc_fm.ground.paths import expand
+from vcc_fm.ground.hub import address_of, expanded
 from vcc_fm.hub.bundle import What, write_bundle
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
@@ -80,13 +79,14 @@ def share(
         scale = float(read_json(finished(layout.calibration(fold)))["effect_scale"]["model"])
     base = ("", "")
     if what == "adapter":
-        address = None if expand(recipe.decoder.base).exists() else address_of(recipe.decoder.base)
+        named = expanded(recipe.decoder.base)
+        address = None if Path(named).exists() else address_of(named, revision=recipe.decoder.revision)
         if address is None:
             raise UserError(
                 f"hub.what=adapter: its base (decoder.base={recipe.decoder.base}) has no address that others reach; "
                 "push that base first and name it, or share the merged model"
             )
-        base = address.repo, recipe.decoder.revision or address.revision
+        base = address.repo, address.revision
     write_bundle(
         folder,
         finished(layout.decoder(fold, "train")),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.paths import expand
+from vcc_fm.ground.hub import expanded
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import describe_counts, load_dataset
@@ -36,7 +36,7 @@ def train_on(data: Dataset, recipe: Recipe, output: Output, console: Console) ->
         name,
         recipe.phases[name],
         recipe.decoder,
-        str(expand(base)),
+        expanded(base),
         recipe.seed,
         recipe.name,
         recipe.public(),

@@ -13,7 +13,7 @@ from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
 from vcc_fm.encoders.cells.encoder import CellEncoder
-from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.words import many
 from vcc_fm.recipe.embed import CellEncoderSettings
 from vcc_fm.recipe.section import PositiveInt
@@ -77,8 +77,12 @@ class Expression(CellEncoder):
         ExpressionEncoder.fit(counts, measured, self.width, self.settings.target_sum).save(folder / FILE)
 
     def load(self, cells: CellStore, folder: Path, state: PartialState, console: Console) -> None:
-        """Read what was fitted."""
-        self._encoder = ExpressionEncoder.load(folder / FILE)
+        """Read what was fitted.
+
+        Raises:
+            UserError: it is not what an encoder of this width on this gene axis was fitted to.
+        """
+        self._encoder = ExpressionEncoder.load(folder / FILE, self.width, len(cells.genes))
 
     def encode(self, cells: CellStore, rows: np.ndarray, progress: Callable[[int], None]) -> np.ndarray:
         """[n, width] float32."""
@@ -183,8 +187,21 @@ class ExpressionEncoder:
         save_file(tensors | {"scale": np.array([self.scale, self.target_sum, self.cells])}, path)
 
     @classmethod
-    def load(cls, path: Path) -> ExpressionEncoder:
-        """Read what :meth:`save` wrote."""
-        tensors = load_file(path)
-        scale, target_sum, cells = tensors["scale"].tolist()
-        return cls(tensors["columns"], tensors["mean"], tensors["components"], scale, target_sum, int(cells))
+    def load(cls, path: Path, width: int, genes: int) -> ExpressionEncoder:
+        """Read what :meth:`save` wrote, of ``width`` components on an axis of so many ``genes``.
+
+        Raises:
+            UserError: it is something else.
+        """
+        advice = "embed the cells again, or get the model again"
+        with reading(path, "a fitted encoder", advice):
+            tensors = load_file(path)
+            columns, mean, components = (tensors[name] for name in ("columns", "mean", "components"))
+            scale, target_sum, cells = tensors["scale"].tolist()
+            ordered = np.unique(columns)  # distinct, and rising
+            fits = columns.dtype == np.int64 and (ordered.shape, components.shape) == (mean.shape, (width, len(mean)))
+            if not fits or (ordered != columns).any() or ordered[0] < 0 or ordered[-1] >= genes:
+                raise UserError(f"{path}: was not fitted with {width} components on {genes} genes; {advice}")
+            if not all(map(np.all, map(np.isfinite, (mean, components)))) or not (scale > 0 and target_sum > 0):
+                raise UserError(f"{path}: holds numbers that are no fit; {advice}")
+        return cls(columns, mean, components, scale, target_sum, int(cells))

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.hub import expanded
 from vcc_fm.ground.identity import model_identity
-from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.embed import CellEncoderSettings
 from vcc_fm.recipe.section import Fraction, PositiveInt
 
@@ -101,7 +101,7 @@ class StateSe(CellEncoder):
             return self._loaded.width
         from vcc_fm.encoders.cells.state_se_weights import read_width
 
-        return read_width(str(expand(self.settings.model)), self.settings.revision)
+        return read_width(expanded(self.settings.model), self.settings.revision)
 
     @property
     def further(self) -> dict[str, int]:
@@ -125,7 +125,7 @@ class StateSe(CellEncoder):
         from vcc_fm.encoders.cells.state_se_weights import load_state_se
 
         settings = self.settings
-        checkpoint = load_state_se(str(expand(settings.model)), settings.revision, settings.heads)
+        checkpoint = load_state_se(expanded(settings.model), settings.revision, settings.heads)
         self._vocabulary = vocabulary_coverage(cells, checkpoint, settings.coverage)
         for line in self._vocabulary:
             console.print(

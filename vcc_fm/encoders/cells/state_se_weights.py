@@ -9,7 +9,6 @@ plain values.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,15 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 from torch import Tensor
 
 from vcc_fm.encoders.cells.state_se_geometry import TIED, SeGeometry
 from vcc_fm.encoders.proteins.encoder import JSON
 from vcc_fm.encoders.torch_file import load_plain, symbol_vectors
-from vcc_fm.ground.errors import UserError, first_line, reading
+from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.files import sha256_file
+from vcc_fm.ground.hub import Address, address_of, pull
 
 SE_600M = "arcinstitute/SE-600M"
 SE_600M_REVISION = "5a9a80f44f7ce32ce57059933ef0d735d7c10ce5"
@@ -36,7 +34,6 @@ PROTEINS = "protein_embeddings.pt"
 CONFIG = "config.yaml"
 
 _TABLE = "pe_embedding.weight"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OUTPUT = "decoder.1.weight"
 # Rows of the ESM table that are compared at a time, 21 MB at 5120 columns.
 _CHUNK = 1024
@@ -126,28 +123,27 @@ def read_width(path_or_hub_id: str, revision: str | None = None) -> int:
     Raises:
         UserError: There is no such checkpoint, or its size cannot be told.
     """
-    if not _HUB_ID.fullmatch(path_or_hub_id) or Path(path_or_hub_id).exists():
+    if Path(path_or_hub_id).exists() or address_of(path_or_hub_id) is None:
         file, _, _ = _find(path_or_hub_id, revision)
         tensors = _read_lightning(file)[0] if file.suffix == ".ckpt" else _read_safetensors(file)
         if _OUTPUT not in tensors:
             raise UserError(f"{file}: {_OUTPUT} is missing; give a checkpoint of SE (model.safetensors of SE-600M)")
         return int(tensors[_OUTPUT].shape[0])
-    revision = _revision(path_or_hub_id, revision)
-    try:
-        config = Path(hf_hub_download(path_or_hub_id, CONFIG, revision=revision))
-    except (OSError, HFValidationError) as error:
-        raise UserError(
-            f"{path_or_hub_id} (revision {revision or 'main'}): not to be had from the Hub: {first_line(error)}"
-        ) from None
+    config = pull(_address(path_or_hub_id, revision), [CONFIG])[0] / CONFIG
     width = _settings(config).get("output_dim")
     if not isinstance(width, int):
         raise UserError(f"{config}: model.output_dim is {width!r}; download the repository and give its folder")
     return width
 
 
-def _revision(hub_id: str, revision: str | None) -> str | None:
-    """The revision asked for; of SE-600M the pinned one where none is."""
-    return SE_600M_REVISION if revision is None and hub_id == SE_600M else revision
+def _address(hub_id: str, revision: str | None) -> Address:
+    """The repository, at the revision asked for; of SE-600M at the pinned one where none is."""
+    if revision is None and hub_id.removeprefix("hf://") == SE_600M:
+        revision = SE_600M_REVISION
+    address = address_of(hub_id, revision=revision)
+    if address is None or address.path:
+        raise UserError(f"{hub_id}: no such folder, and no Hub id (OWNER/NAME)")
+    return address
 
 
 def _find(path_or_hub_id: str, revision: str | None) -> tuple[Path, str, str | None]:
@@ -163,19 +159,9 @@ def _find(path_or_hub_id: str, revision: str | None) -> tuple[Path, str, str | N
         return path, path.name, None
     if path.suffix in (".safetensors", ".ckpt"):
         raise UserError(f"{path}: no such file")
-    if not _HUB_ID.fullmatch(path_or_hub_id):
-        raise UserError(f"{path_or_hub_id}: no such folder, and no Hub id (OWNER/NAME)")
-    revision = _revision(path_or_hub_id, revision)
-    try:
-        found = snapshot_download(
-            path_or_hub_id, revision=revision, allow_patterns=[WEIGHTS, PROTEINS, CONFIG, "*LICENSE*", "*POLICY*"]
-        )
-    except (OSError, HFValidationError) as error:
-        raise UserError(
-            f"{path_or_hub_id} (revision {revision or 'main'}): not to be had from the Hub: {first_line(error)}"
-        ) from None
-    folder = Path(found)
-    return _weights_in(folder), path_or_hub_id, folder.name  # the Hub's cache names a snapshot by its commit
+    address = _address(path_or_hub_id, revision)
+    folder, commit = pull(address, [WEIGHTS, PROTEINS, CONFIG, "*LICENSE*", "*POLICY*"])
+    return _weights_in(folder), address.repo, commit
 
 
 def _weights_in(folder: Path) -> Path:

@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from vcc_fm.encoders.proteins.encoder import JSON, ProteinShard, SequenceEncoder
 from vcc_fm.encoders.proteins.token_batches import Cutting, plan_shards
+from vcc_fm.ground.hub import expanded
 from vcc_fm.ground.identity import model_identity
-from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.section import PositiveInt, Section
 
@@ -85,19 +85,19 @@ class Esm2(SequenceEncoder):
     @property
     def width(self) -> int:
         """Length of a vector; without its weights."""
-        settings, model = self.settings, expand(self.settings.model)
+        settings, model = self.settings, expanded(self.settings.model)
         if settings.untrained is not None:
             return settings.untrained.width
-        if model.suffix == ".pt":
+        if model.endswith(".pt"):
             from vcc_fm.encoders.proteins.esm2_encoder import choose_layer
             from vcc_fm.encoders.proteins.esm2_fair_esm import read_settings
 
-            read = read_settings(model)
-            choose_layer(settings.layer, read.encoder_layers, model.name)
+            read = read_settings(Path(model))
+            choose_layer(settings.layer, read.encoder_layers, Path(model).name)
             return int(read.encoder_embed_dim)
         from vcc_fm.encoders.proteins.esm2_transformers import read_config
 
-        return read_config(str(model), settings.revision, settings.layer).hidden_size
+        return read_config(model, settings.revision, settings.layer).hidden_size
 
     def identity(self) -> Any:
         """See :class:`ProteinEncoder`."""
@@ -120,7 +120,7 @@ class Esm2(SequenceEncoder):
         """See :class:`SequenceEncoder`."""
         settings = self.settings
         place = "auto" if settings.spread else device
-        model = str(expand(settings.model)) if settings.untrained is None else str(folder / "esm2-untrained")
+        model = expanded(settings.model) if settings.untrained is None else str(folder / "esm2-untrained")
         if model.endswith(".pt"):
             from vcc_fm.encoders.proteins.esm2_fair_esm import load_fair_esm
 

@@ -5,13 +5,10 @@ Attention is torch's fused kernel (SDPA); the pooler, the language-model head an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmModel
 from transformers.utils import logging as transformers_logging
@@ -20,14 +17,14 @@ from vcc_fm.encoders.proteins.encoder import JSON
 from vcc_fm.encoders.proteins.esm2_encoder import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
 from vcc_fm.encoders.proteins.esm2_tokens import PADDING, SIZE
 from vcc_fm.encoders.proteins.token_batches import Cutting
-from vcc_fm.ground.errors import UserError, first_line, reading, shown
+from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.files import sha256_file
+from vcc_fm.ground.hub import address_of, pull
 
 # A bar for loading, and a table of the heads that are left out, are no news; what is wrong is raised below.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Made anew at loading where a checkpoint leaves them out: the contact head is never run, and the rotation frequencies
 # follow from the shape.
 _DISPENSABLE = ("contact_head.", "rotary_embeddings.")
@@ -102,23 +99,14 @@ def _find(
         if revision is not None:
             raise UserError(f"embed.proteins.revision={revision}: {folder} is a folder here and has no revisions")
         return folder, lambda: {"loader": "transformers", "name": folder.name, "sha256": _digests(folder)}
-    if not _HUB_ID.fullmatch(path_or_hub_id):
+    address = address_of(path_or_hub_id, revision=revision)
+    if address is None or address.path:
         raise UserError(f"{path_or_hub_id}: no such folder, and no Hub id (OWNER/NAME)")
-    try:
-        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-        found = _download(path_or_hub_id, revision, patterns if weights else patterns[:1])
-        if weights and not any(found.glob("*.safetensors")):
-            found = _download(path_or_hub_id, revision, ["config.json", "pytorch_model*"])
-    except (OSError, HFValidationError) as error:
-        raise UserError(
-            f"{path_or_hub_id} (revision {revision or 'main'}): not to be had from the Hub: {first_line(error)}"
-        ) from None
-    commit = found.name  # the Hub's cache names a snapshot by its commit
-    return found, lambda: {"loader": "transformers", "name": path_or_hub_id, "revision": commit}
-
-
-def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
-    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    found, commit = pull(address, patterns if weights else patterns[:1])
+    if weights and not any(found.glob("*.safetensors")):
+        found, commit = pull(address, ["config.json", "pytorch_model*"])
+    return found, lambda: {"loader": "transformers", "name": address.repo, "revision": commit}
 
 
 def _digests(folder: Path) -> dict[str, JSON]:

@@ -1,0 +1,98 @@
+"""An adapter shared without its base, and put on it again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub_server import HubServer
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from vcc_fm.cli import app
+from vcc_fm.ground.errors import UserError
+from vcc_fm.hub.bundle import merge_bundle, read_bundle, write_bundle
+from vcc_fm.pipeline import PerturbationPipeline
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.load import load_dataset
+
+BASE = "ORG/base"
+
+
+@pytest.fixture
+def adapter(hub: HubServer, finished: Recipe, tmp_path: Path) -> Path:
+    """A shared adapter, whose base is on the Hub."""
+    base = finished.run_folder / "base"
+    files = {name: (base / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    revision = hub.add(BASE, files)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_bundle(
+        folder,
+        finished.run_folder / "model",
+        load_dataset(finished, 0),
+        name="tiny",
+        seed=0,
+        effect_scale=1.0,
+        predict=finished.predict,
+        what="adapter",
+        base=(BASE, revision),
+    )
+    return folder
+
+
+def test_an_adapter_on_its_base_is_the_merged_model(hub: HubServer, adapter: Path, finished: Recipe) -> None:
+    assert not (adapter / "model.safetensors").exists()
+    found = read_bundle(adapter).decoder.state_dict()
+    for name, value in load_file(finished.run_folder / "model/model.safetensors").items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    here = PerturbationPipeline.from_pretrained(finished.run_folder)
+    there = PerturbationPipeline.from_pretrained(adapter)
+    controls, asked = here.control_cells("gamma"), here.perturbations[:1]
+    counts = [np.asarray(one(controls, asked, cells=20).X.todense()) for one in (here, there)]
+    np.testing.assert_array_equal(*counts)
+
+
+def test_an_adapter_is_merged_on_request(hub: HubServer, adapter: Path, finished: Recipe, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["merge", str(adapter), str(tmp_path / "merged"), "--quiet"])
+    assert done.exit_code == 0, done.exception
+    merged = read_bundle(tmp_path / "merged")
+    assert not merged.manifest.base
+    assert not (tmp_path / "merged" / "adapter").exists()
+    ours = load_file(finished.run_folder / "model/model.safetensors")
+    theirs = load_file(tmp_path / "merged/model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(UserError, match="its weights are merged already"):
+        merge_bundle(merged, tmp_path / "again")
+
+
+def test_another_base_is_refused_or_gone(hub: HubServer, adapter: Path) -> None:
+    hub.repos.clear()
+    with pytest.raises(UserError, match="no model repository ORG/base"):
+        _ = read_bundle(adapter).decoder
+
+
+def test_a_model_from_scratch_has_no_adapter(finished: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no adapter, since it was trained from scratch; share it merged"):
+        write_bundle(
+            tmp_path,
+            finished.run_folder / "base",
+            load_dataset(finished, 0),
+            name="tiny",
+            seed=0,
+            effect_scale=1.0,
+            predict=finished.predict,
+            what="adapter",
+            base=(BASE, "main"),
+        )
+
+
+def test_what_is_around_the_backbone_must_fit(hub: HubServer, adapter: Path) -> None:
+    around = load_file(adapter / "around.safetensors")
+    del around["head.log_dispersion"]
+    save_file(around, adapter / "around.safetensors")
+    from vcc_fm.decoder.adapter import load_adapter
+
+    with pytest.raises(UserError, match="does not fit its base ORG/base"):
+        load_adapter(adapter, BASE, None)

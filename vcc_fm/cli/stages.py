@@ -1,0 +1,200 @@
+"""Commands that run a recipe, or say what would run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from vcc_fm.cli.options import (
+    AsJson,
+    Debug,
+    Overrides,
+    Processes,
+    Quiet,
+    RecipePath,
+    app,
+    console_of,
+    embed_app,
+    print_json,
+)
+from vcc_fm.ground.errors import UserError
+from vcc_fm.run.table import STAGES
+
+
+def run_stages(
+    recipe_path: Path, overrides: list[str] | None, quiet: bool, as_json: bool, only: str | None, processes: int
+) -> None:
+    """Run all stages, or the one named ``only``."""
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.layout import Layout
+    from vcc_fm.run.script import sole_writer
+    from vcc_fm.run.stages import run_stage, stage_named, stages_of
+
+    recipe = load_recipe(recipe_path, overrides)
+    console = console_of(quiet, as_json)
+    ran = []
+    # Libraries print on stdout too, which with --json is the result's own.
+    with redirect_stdout(sys.stderr if as_json else sys.stdout), sole_writer(recipe, console):
+        stages = [stage for stage in stages_of(recipe) if only in (None, stage.name)]
+        if not stages:
+            raise UserError(f"{recipe_path}: asks for no {only}; {stage_named(str(only)).asked_by} does")
+        for stage in stages:
+            outputs = [str(output.path) for output in stage.outputs(Layout(recipe))]
+            ran.append({"stage": stage.name, "ran": run_stage(stage, recipe, console, processes), "outputs": outputs})
+    if as_json:
+        print_json({"recipe": recipe.name, "stages": ran, **_scores(recipe.run_folder, only)})
+    elif only is None and not any(entry["ran"] for entry in ran):
+        from vcc_fm.scoring.table import read_table
+
+        read_table(recipe.run_folder / "scores.json").print(console)
+
+
+def _scores(run: Path, only: str | None) -> dict[str, Any]:
+    if only not in (None, "score"):
+        return {}
+    return {"means": json.loads((run / "scores.json").read_text())["means"]}
+
+
+def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        quiet: Quiet = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
+    ) -> None:
+        run_stages(recipe, overrides, quiet, as_json, stage, 1)
+
+    command.__doc__ = help_text
+    return command
+
+
+def _launched_command(stage: str, help_text: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        processes: Processes = 1,
+        quiet: Quiet = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
+    ) -> None:
+        run_stages(recipe, overrides, quiet, as_json, stage, processes)
+
+    command.__doc__ = help_text
+    return command
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="run this stage alone, such as one of your own")
+    ] = None,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run all stages in order; what is already there is kept."""
+    run_stages(recipe, overrides, quiet, as_json, only, processes)
+
+
+@app.command("prepare")
+def prepare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="read this source alone; jobs of others may run beside it")
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="put together what jobs with --source have read")] = False,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check the sources and write the cell store."""
+    if source is not None and (join or processes > 1):
+        raise UserError("--source reads one source in one process; leave --join and --processes away")
+    from vcc_fm.recipe.read import load_recipe
+
+    if source is None:
+        if join:
+            from vcc_fm.run.prepare import check_sources
+
+            check_sources(load_recipe(recipe, overrides))
+        run_stages(recipe, overrides, quiet, as_json, "prepare", processes)
+        return
+    from vcc_fm.run.prepare import prepare_source
+
+    ran = prepare_source(load_recipe(recipe, overrides), source, console_of(quiet, as_json))
+    if as_json:
+        print_json({"source": source, "ran": ran})
+
+
+for _stage in STAGES:
+    if _stage.name in ("prepare", "predict", "push"):  # they have options of their own
+        continue
+    _group = embed_app if _stage.name.startswith("embed ") else app
+    _command = _launched_command if _stage.shared else _stage_command
+    _group.command(_stage.name.removeprefix("embed "))(_command(_stage.name, _stage.help))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")] = None,
+    overrides: Overrides = None,
+    explain_keys: Annotated[
+        bool, typer.Option("--explain", help="list every key of a recipe and what it means")
+    ] = False,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what would run, on what, and what would fail; write nothing. Exit code 2 if something would fail."""
+    console = console_of(quiet, as_json)
+    from vcc_fm.recipe.read import load_recipe
+
+    # A recipe's plugins bring keys of their own.
+    loaded = None if recipe is None else load_recipe(recipe, overrides)
+    if explain_keys:
+        _explain(console, as_json)
+        return
+    if loaded is None:
+        raise UserError("give a recipe, or --explain for its keys")
+    from vcc_fm.run.plan import make_plan
+    from vcc_fm.run.plan_text import print_plan
+
+    made = make_plan(loaded, processes)
+    if as_json:
+        print_json(made)
+    else:
+        print_plan(made, console)
+    if quiet:
+        for problem in made["problems"]:
+            print(f"error: {problem}", file=sys.stderr)
+    if made["problems"]:
+        raise typer.Exit(2)
+
+
+def _explain(console: Console, as_json: bool) -> None:
+    from vcc_fm.recipe.read import explain
+
+    rows = list(explain())
+    if as_json:
+        print_json([{"key": key, "default": default, "meaning": text} for key, default, text in rows])
+        return
+    table = Table(Column("key", no_wrap=True), Column("default", max_width=16, overflow="fold"), "meaning")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
