@@ -331,6 +331,14 @@ CASES = [
         keys(decoder__base="pretrain", pretrain__steps=2, pretrain__batch_sets=4, decoder__lora__layers=[5]),
         "decoder.lora.layers: the backbone has no 5",
     ),
+    Case("run.inputs.base_address", keys(hub={"repo": "O/N", "what": "adapter"}), "has no address that others reach"),
+    Case(
+        "hub.licences.require_accepted",
+        both(keys(hub={"repo": "O/N"}), source(licence="CC BY-NC 4.0")),
+        "add --accept-licence",
+    ),
+    Case("decoder.load.base_config", keys(decoder__base="FOLDER"), "it has no config.json"),
+    Case("ground.errors.asked_by", keys(decoder__base="FOLDER/none"), "decoder.base="),
     Case("decoder.load.local_model", keys(decoder__base="FOLDER/none"), "no such folder"),
     Case("decoder.arc_st.find_st", keys(decoder__base="FOLDER/none.ckpt"), "none.ckpt: no such file"),
     Case("decoder.arc_st.find_st", run_of_st("{}", "a.ckpt", "b.ckpt"), "it has a.ckpt, b.ckpt; give the path of one"),
@@ -366,6 +374,7 @@ CASES = [
     ),
     Case("encoders.torch_file.symbol_vectors", both(PT, torch_file("f.pt", {})), "an empty dictionary"),
     Case(SE + "_find", se("none.safetensors"), "no such file"),
+    Case(SE + "_address", se("none"), "no such folder, and no Hub id"),
     Case(SE + "_weights_in", both(written("empty/text", ""), se("empty")), "no model.safetensors"),
     Case(
         "ground.errors.reading",

@@ -239,14 +239,14 @@ def leaves(value: object, prefix: str = "") -> set[str]:
 
 
 def test_explain_covers_every_key_with_a_description(load):
-    full = leaves(load(SIMULATED, "decoder.base=pretrain", "pretrain.steps=5"))
+    full = leaves(load(SIMULATED, "decoder.base=pretrain", "pretrain.steps=5", "hub.repo=ORG/NAME"))
     knock_down = "data.sources.0.quality.knock_down={}"
     full |= leaves(load(FILES, "embed.proteins.encoder=esm2", "embed.proteins.untrained={}", knock_down))
     full |= leaves(
         load(FILES, "embed.proteins={encoder: table, table: t.pt}", "embed.cells.encoder=state-se", knock_down)
     )
     # Null or empty in one of the two.
-    full -= {"data.simulate", "data.sources", "pretrain", "embed.proteins.untrained"}
+    full -= {"data.simulate", "data.sources", "pretrain", "hub", "embed.proteins.untrained"}
     rows = list(explain())
     keys = [key for key, _, _ in rows]
     assert len(keys) == len(set(keys))

@@ -27,10 +27,11 @@ from state_se_checkpoints import protein_embeddings, random_names, random_tensor
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of, write_screen
 
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.encoders import arc_terms
 from vcc_fm.encoders.cells import embed as embedding
 from vcc_fm.encoders.cells.embed import embed_cells
 from vcc_fm.encoders.cells.state_se import StateSe, StateSeSettings
-from vcc_fm.encoders.cells.state_se_encoder import CITATION, LICENCE, SeSettings, StateSeEncoder
+from vcc_fm.encoders.cells.state_se_encoder import SeSettings, StateSeEncoder
 from vcc_fm.encoders.cells.state_se_geometry import SeGeometry
 from vcc_fm.encoders.cells.state_se_tokens import Tokens
 from vcc_fm.encoders.cells.state_se_weights import load_state_se
@@ -130,8 +131,8 @@ def test_it_says_where_it_came_from(made: Any, small: CellStore, checkpoint: Pat
     assert store.meta["encoder"] == "state-se"
     assert store.meta["cells"] == small.fingerprint
     assert store.meta["missing"] == []
-    assert store.meta["licence"] == LICENCE
-    assert store.meta["citation"] == CITATION
+    assert store.meta["licence"] == arc_terms.SE
+    assert store.meta["citation"] == arc_terms.CITATION
     info = datasets.load_from_disk(str(store.folder)).info
     assert "Non-commercial" in info.license
     assert "Adduri" in info.citation

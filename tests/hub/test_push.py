@@ -120,7 +120,7 @@ def test_the_card_tells_what_was_measured(hub: HubServer, finished: Recipe) -> N
     values = {one["type"]: one["value"] for one in metadata["model-index"][0]["results"][0]["metrics"]}
     assert values["scaled_mean"] == pytest.approx(model["scaled"])
     kinds = re.findall(r"^\| [^|]+ \| (baseline|model|ceiling) \|", card, re.MULTILINE)
-    assert len(kinds) == 5
+    assert len(kinds) == len({one["entry"] for one in scores["means"]}) > 3
     assert kinds == sorted(kinds, key=["baseline", "model", "ceiling"].index)
     assert "All cells of this model are simulated" in card
     assert "LICENSES/simulated.txt" in hub.files(REPO)

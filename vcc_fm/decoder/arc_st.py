@@ -29,16 +29,10 @@ from torch.nn.functional import gelu, linear
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.decoder.scaling import VectorScaling
-from vcc_fm.encoders.cells.state_se_encoder import CITATION
+from vcc_fm.encoders import arc_terms
 from vcc_fm.encoders.torch_file import load_plain, symbol_vectors
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.identity import arc_st_folder, base_identity
-
-LICENCE = (
-    "ST weights that Arc published: Arc Research Institute State Model Non-Commercial License (2025-06-23), "
-    "non-commercial use only; what is made from them (models trained from these) is shared with that licence, its "
-    "notice and citation. ST weights of others: their terms; arc-state, which trains them, is CC BY-NC-SA 4.0"
-)
 
 _BACKBONE, _WORDS = "transformer_backbone.", "embed_tokens.weight"
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -210,7 +204,7 @@ class ArcSt:
                 own[name].copy_(tensor)
             for label, vector in vectors.items():
                 decoder.learned_target.weight[rows[label]] = vector
-        terms = {"licence": LICENCE, "citation": CITATION}
+        terms = {"licence": arc_terms.ST, "citation": arc_terms.CITATION}
         decoder.config.started_from = {"files": base_identity(self.file), **terms}
         return self._notes(f"{len(vectors)} of {targets}")
 
@@ -248,4 +242,4 @@ class ArcSt:
         ]
         if self._config.get("mask_attn"):
             notes.append("ST was trained with mask_attn: its layers never saw one cell beside another")
-        return [*notes, f"licence of the base: {LICENCE}"]
+        return [*notes, f"licence of the base: {arc_terms.ST}"]

@@ -15,6 +15,7 @@ from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbo
 from vcc_fm.decoder.load import base_config, load_backbone, load_decoder
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.ground.errors import asked_by
 from vcc_fm.recipe.decoder import DecoderSettings
 
 
@@ -85,13 +86,15 @@ def build_decoder(
         _initialise(decoder, data)
         notes = st.move_into(decoder, known, len(data.all_targets))
         return add_adapters(decoder, settings.lora, base), notes
-    config = base_config(base, settings.revision)
-    if isinstance(config, PerturbationDecoderConfig):
-        trained = load_decoder(base, settings.revision)
-        decoder, notes = adopt(trained, settings, data)
+    with asked_by("decoder.base"):
+        config = base_config(base, settings.revision)
+        ours = isinstance(config, PerturbationDecoderConfig)
+        loaded = (load_decoder if ours else load_backbone)(base, settings.revision)
+    if isinstance(loaded, PerturbationDecoder):
+        decoder, notes = adopt(loaded, settings, data)
     else:
         decoder = _new(decoder_config(settings, data, config.to_dict()))
-        decoder.backbone.load_state_dict(load_backbone(base, settings.revision).state_dict())
+        decoder.backbone.load_state_dict(loaded.state_dict())
         _initialise(decoder, data)
     return add_adapters(decoder, settings.lora, base), notes
 

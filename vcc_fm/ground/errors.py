@@ -90,6 +90,19 @@ def reading(where: str | os.PathLike[str], what: str, advice: str = "get it agai
         raise UserError(f"{where} is not readable as {what}: {first_line(error)}; {advice}") from error
 
 
+@contextmanager
+def asked_by(key: str) -> Iterator[None]:
+    """Say which key of a recipe named what is refused inside; the message begins with the value.
+
+    Raises:
+        UserError: as the block, with the key in front.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}={error}") from error.__cause__
+
+
 def _printable(line: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in line

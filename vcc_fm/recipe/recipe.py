@@ -81,6 +81,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _shares_a_fold(self) -> Recipe:
+        if self.hub is not None and self.hub.fold >= self.split.folds:
+            raise ValueError(f"hub.fold={self.hub.fold}: the split has {self.split.folds} folds, counted from 0")
+        return self
+
+    @model_validator(mode="after")
     def _selects(self) -> Recipe:
         for phase, config in self.phases.items():
             if config.select in ("loss", "mean"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.hub import address_of, expanded
 from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.recipe import Recipe
@@ -41,3 +42,19 @@ def protein_fasta(recipe: Recipe, simulated: Path) -> Path | None:
     if recipe.data.simulate is None:
         raise UserError("embed.proteins.fasta is missing: target genes become tokens through their protein sequences")
     return simulated / "proteins.fasta"
+
+
+def base_address(recipe: Recipe) -> tuple[str, str]:
+    """Hub id and revision of the base that an adapter is put on.
+
+    Raises:
+        UserError: the base lies on this machine alone.
+    """
+    named = expanded(recipe.decoder.base)
+    address = None if Path(named).exists() else address_of(named, revision=recipe.decoder.revision)
+    if address is None:
+        raise UserError(
+            f"hub.what=adapter: its base (decoder.base={recipe.decoder.base}) has no address that others reach; "
+            "push that base first and name it, or share the merged model"
+        )
+    return address.repo, address.revision

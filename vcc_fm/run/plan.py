@@ -26,7 +26,7 @@ from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.run.inputs import protein_fasta, source_configs
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.plan_checks import check_processes, check_split, collected
+from vcc_fm.run.plan_checks import check_processes, check_sharing, check_split, collected
 from vcc_fm.run.plan_decoder import plan_decoder
 from vcc_fm.run.stages import stages_of
 from vcc_fm.sources.alignment import open_sources
@@ -64,6 +64,7 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
             _plan_cells(plan, recipe, configs, Path(scratch))
     plan["processes"] = {"processes": processes, "device": _device()}
     check_processes(recipe, processes, problems)
+    check_sharing(recipe, problems)
     # One mistake may stand in the way of several stages; it is said once.
     plan["problems"] = list(dict.fromkeys(problems))
     return plan

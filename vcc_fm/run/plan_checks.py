@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from vcc_fm.cellsets.groups import training_groups, validation_groups
 from vcc_fm.cellsets.split import Group, Split
 from vcc_fm.ground.errors import UserError
+from vcc_fm.hub.licences import Ancestor, require_accepted
+from vcc_fm.recipe.parts import CELL_ENCODERS
 from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.inputs import base_address
 from vcc_fm.scoring.inputs import check_groups
 from vcc_fm.sources.controls import contexts_with, require_controls
 
@@ -45,6 +48,21 @@ def check_split(
     scored |= {(context, control) for context, _ in scored if (context, control) in cells}
     with collected(problems):
         check_groups({group: cells[group] for group in sorted(scored)}, control, "what is scored")
+
+
+def check_sharing(recipe: Recipe, problems: list[str]) -> None:
+    """What the run is to share may be shared so, as far as the recipe tells."""
+    hub = recipe.hub
+    if hub is None:
+        return
+    if hub.what == "adapter":
+        with collected(problems):
+            base_address(recipe)
+    name = recipe.embed.cells.encoder
+    known = [Ancestor(name, "encoder of cells", CELL_ENCODERS[name].terms, "")]
+    known += [Ancestor(one.name, "data", one.licence or "", "") for one in recipe.data.sources]
+    with collected(problems):
+        require_accepted(known, hub.accept_licence)
 
 
 def check_processes(recipe: Recipe, processes: int, problems: list[str]) -> None:

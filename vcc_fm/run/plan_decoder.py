@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.errors import UserError, asked_by
 from vcc_fm.ground.hub import expanded
 from vcc_fm.recipe.recipe import Recipe
 
@@ -144,7 +144,8 @@ def _backbone(recipe: Recipe, targets: set[str]) -> tuple[dict[str, Any], set[st
     base = expanded(settings.base)
     if (st := find_st(base)) is not None:
         return st.backbone, st.known(targets)
-    found = base_config(base, settings.revision)
+    with asked_by("decoder.base"):
+        found = base_config(base, settings.revision)
     if isinstance(found, PerturbationDecoderConfig):
         return found.backbone, targets.intersection(found.learned_targets)
     return found.to_dict(), set()

@@ -9,10 +9,10 @@ from pathlib import Path
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
-from vcc_fm.ground.hub import address_of, expanded
 from vcc_fm.hub.bundle import What, write_bundle
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.inputs import base_address
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import load_dataset
 from vcc_fm.run.outputs import Output
@@ -77,16 +77,7 @@ def share(
     layout, fold, scale = Layout(recipe), data.split.fold, recipe.predict.effect_scale
     if scale == "validation":
         scale = float(read_json(finished(layout.calibration(fold)))["effect_scale"]["model"])
-    base = ("", "")
-    if what == "adapter":
-        named = expanded(recipe.decoder.base)
-        address = None if Path(named).exists() else address_of(named, revision=recipe.decoder.revision)
-        if address is None:
-            raise UserError(
-                f"hub.what=adapter: its base (decoder.base={recipe.decoder.base}) has no address that others reach; "
-                "push that base first and name it, or share the merged model"
-            )
-        base = address.repo, address.revision
+    base = base_address(recipe) if what == "adapter" else ("", "")
     write_bundle(
         folder,
         finished(layout.decoder(fold, "train")),

@@ -29,12 +29,14 @@ class CellEncoder(ABC):
         further: name -> width of further vectors of a cell, stored in columns of their own.
         obsm: key under which other programs look for such vectors in an h5ad.
         none_because: why a cell has no vector, as a message says it.
+        terms: licence of its weights, where it limits what may be done with vectors; known before they are loaded.
         dtype: of the stored vectors, ``float32`` or ``float16``.
     """
 
     Settings: ClassVar[type[CellEncoderSettings]]
     obsm: ClassVar[str] = "X_embedding"
     none_because: ClassVar[str] = "the encoder gives none"
+    terms: ClassVar[str] = ""
     dtype: Literal["float32", "float16"] = "float32"
 
     @property

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from vcc_fm.encoders import arc_terms
 from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.hub import expanded
@@ -82,6 +83,7 @@ class StateSe(CellEncoder):
     Settings = StateSeSettings
     obsm = "X_state"
     none_because = "they express no gene that the checkpoint knows"
+    terms = arc_terms.SE
 
     def __init__(self, settings: StateSeSettings):
         self.settings, self.dtype = settings, settings.store_as

@@ -20,17 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vcc_fm.encoders import arc_terms
 from vcc_fm.encoders.cells.state_se_model import StateSe, build_state_se
 from vcc_fm.encoders.cells.state_se_tokens import GeneMap, Tokenizer, Tokens, match_genes
 from vcc_fm.encoders.cells.state_se_weights import SeCheckpoint
 from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.encoders.proteins.encoder import JSON
-
-LICENCE = (
-    "SE weights: Arc Research Institute State Model Non-Commercial License (2025-06-23). Non-commercial use only; "
-    "what is made from them (vectors, models trained on these) is shared with that licence, its notice and citation"
-)
-CITATION = "Adduri et al., bioRxiv 2025.06.26.661135 (2025), doi:10.1101/2025.06.26.661135"
 
 
 @dataclass(frozen=True)
@@ -114,8 +109,8 @@ class StateSeEncoder:
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "device": self.device.type,
             },
-            "licence": LICENCE,
-            "citation": CITATION,
+            "licence": arc_terms.SE,
+            "citation": arc_terms.CITATION,
         }
 
     def tokenizer(self, measured: NDArray[np.bool_] | None = None, where: str = "cells") -> Tokenizer:
