@@ -331,6 +331,7 @@ CASES = [
         keys(decoder__base="pretrain", pretrain__steps=2, pretrain__batch_sets=4, decoder__lora__layers=[5]),
         "decoder.lora.layers: the backbone has no 5",
     ),
+    Case("store.shared.local_store", keys(data={"store": "FOLDER/none"}), "is no store"),
     Case("run.inputs.base_address", keys(hub={"repo": "O/N", "what": "adapter"}), "has no address that others reach"),
     Case(
         "hub.licences.require_accepted",

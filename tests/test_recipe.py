@@ -87,7 +87,10 @@ def test_a_loaded_recipe_cannot_be_changed(load):
         (FILES.replace("[K562]", "[K562], unseen: 0.5"), r"split\.unseen=0\.5 needs split\.hold_out=few-shot"),
         (SIMULATED.replace("100", "100, batch_sets: 8, micro_sets: 3"), "8 is not a multiple of train.micro_sets=3"),
         (SIMULATED + "decoder: {base: pretrain}", r"decoder\.base=pretrain and a pretrain section belong together"),
-        (SIMULATED.replace("simulate: {genes: 300}", "minimum_cells: 3"), "give either simulate or sources"),
+        (
+            SIMULATED.replace("simulate: {genes: 300}", "minimum_cells: 3"),
+            "give one of simulate, sources and store; found none",
+        ),
         (FILES.replace("name: two", "name: one"), r"data\.sources: names must differ, found \['one', 'one'\]"),
         (FILES.replace("context: K562", "batch_column: lane"), "source 'one': give either context_column or context"),
         (FILES.replace("gene,", "gene, quality: {guides: [1, 2]},"), r"guides=\[1, 2\] needs quality\.guides_column"),
@@ -245,6 +248,8 @@ def test_explain_covers_every_key_with_a_description(load):
     full |= leaves(
         load(FILES, "embed.proteins={encoder: table, table: t.pt}", "embed.cells.encoder=state-se", knock_down)
     )
+    stored = [f"embed.{kind}={{encoder: store, store: x}}" for kind in ("cells", "proteins")]
+    full |= leaves(load(FILES, *stored, knock_down))
     # Null or empty in one of the two.
     full -= {"data.simulate", "data.sources", "pretrain", "hub", "embed.proteins.untrained"}
     rows = list(explain())

@@ -349,8 +349,7 @@ def test_one_bad_value_among_scaled_ones_is_found(h5ad_file, source_config, valu
         ({}, {"batch_column": "lane"}, "obs has no column 'lane'"),
         ({}, {"perturbation_column": "gem"}, "holds numbers"),
         ({"target": ["1", "2"] * 12}, {}, "holds numbers"),
-        ({"target": "A"}, {}, "is 'A' in all 24 kept cells"),
-        ({"target": ["non-targeting", "non-targeting+ non-targeting"] * 12}, {}, "controls only"),
+        ({"target": "A"}, {}, r"no control label 'non-targeting'; set control \(most frequent labels: A\)"),
         ({"target": np.nan}, {}, "has no label for any kept cell"),
         ({"target": ["A", "B", "A", "NTC"] * 6}, {}, r"no control label 'non-targeting'; set control \(likely: NTC\)"),
         ({"target": ["A", "B", "A", "C"] * 6}, {}, r"most frequent labels: A, B, C"),
@@ -369,6 +368,14 @@ def test_labels_that_cannot_be_used(h5ad_file, source_config, screen_obs, change
     path = h5ad_file(obs=screen_obs(24).assign(**change))
     with pytest.raises(UserError, match=message):
         AnnDataSource(source_config(path, **keys))
+
+
+@pytest.mark.parametrize("labels", [["non-targeting"], ["non-targeting", "non-targeting+ non-targeting"]])
+def test_a_source_may_hold_controls_alone(h5ad_file, source_config, screen_obs, labels):
+    path = h5ad_file(obs=screen_obs(24).assign(target=labels * (24 // len(labels))))
+    with AnnDataSource(source_config(path)) as source:
+        assert source.labels.names["perturbation"].tolist() == ["non-targeting"]
+        assert len(source) == 24
 
 
 # --------------------------------------------------------------------------------------------------------------- files

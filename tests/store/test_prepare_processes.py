@@ -155,7 +155,7 @@ def test_sources_that_cannot_be_read_alone(tmp_path):
     with pytest.raises(UserError, match="--source: choose one of s0, s1, found s2"):
         prepare_source(recipe, "s2", QUIET)
     drawn = load_recipe(write_recipe(tmp_path / "drawn"))
-    with pytest.raises(UserError, match="simulated cells are drawn and prepared without them"):
+    with pytest.raises(UserError, match="are for files of a recipe's sources; it has none"):
         prepare_source(drawn, "alpha", QUIET)
     assert "leave --join and --processes away" in vcc_fm("prepare", "r.yaml", "--source", "s0", "--join").stderr
 

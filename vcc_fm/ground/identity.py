@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.paths import expand
+from vcc_fm.ground.paths import expand, without_secrets
 
 _END = 1 << 20
 MODEL = ("config.json", "*.safetensors")
@@ -31,8 +31,11 @@ def file_identity(path: str) -> str:
     """Size and a SHA-256 of the first and last MiB of a file, whatever its name; ``absent`` where there is none.
 
     Reading tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself
-    records the SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store.
+    records the SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store. What stands at an
+    address is taken to stay the same: to ask at every look would need a network.
     """
+    if "://" in path:
+        return without_secrets(path)
     try:
         file = expand(path)
     except UserError:
@@ -62,6 +65,11 @@ def _zarr_identity(folder: Path) -> str:
         if file.name in _ZARR_METADATA or name.startswith(("obs/", "var/", "raw/var/")):
             digest.update(file.read_bytes())
     return f"{total}:{digest.hexdigest()}"
+
+
+def store_identity(where: str) -> str:
+    """Of a store elsewhere: its address, which is taken to stay the same, or its description."""
+    return where if where.startswith("hf://") else file_identity(f"{where}/store.json")
 
 
 def base_identity(base: Path) -> dict[str, str]:

@@ -208,7 +208,12 @@ def write_bundle(
         (folder / CONTROLS).mkdir()
         rows = [evenly_spaced(rows, controls) for rows in data.context_controls.values()]
         write_subset(data.cells, np.concatenate(rows), folder / CONTROLS)
-    assert data.cell_encoder is not None
+    settings = data.cell_vectors.meta.get("settings")
+    if settings is None:
+        raise UserError(
+            f"{data.cell_vectors.folder}: does not say how its encoder was set, as an older version wrote it; embed "
+            "the cells again"
+        )
     manifest = Manifest(
         format=1,
         version=__version__,
@@ -218,7 +223,7 @@ def write_bundle(
         separator=data.separator,
         effect_scale=effect_scale,
         predict=predict.model_dump(mode="json"),
-        cell_encoder=data.cell_encoder.model_dump(mode="json"),
+        cell_encoder=settings,
         protein_names={symbol: own for symbol, own in (data.protein_names or {}).items() if symbol != own},
         base=base[0] if what == "adapter" else "",
         base_revision=base[1] if what == "adapter" else "",

@@ -191,6 +191,11 @@ class DataConfig(Section):
 
     simulate: SimulateConfig | None = Field(None, description="simulate a screen instead of reading files")
     sources: list[SourceConfig] = Field([], description="h5ad files or zarr stores to read")
+    store: str | None = Field(
+        None,
+        description="a cell store that was prepared before, as it is, instead: a folder, or "
+        "hf://datasets/ORG/NAME/cells",
+    )
     genes: str = Field("union", description="gene axis: union, intersection, or a text file with one symbol a line")
     names: NamesConfig = Field(NamesConfig(), description="other names of genes")
     minimum_cells: PositiveInt = Field(
@@ -207,8 +212,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
-        if (self.simulate is None) == (not self.sources):
-            raise ValueError("data: give either simulate or sources, not both and not neither")
+        given = [key for key in ("simulate", "sources", "store") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(
+                f"data: give one of simulate, sources and store; found {' and '.join(given) or 'none of them'}"
+            )
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"data.sources: names must differ, found {names}")

@@ -85,6 +85,7 @@ CELL_ENCODERS = Parts(
     {
         "expression": "vcc_fm.encoders.cells.expression:Expression",
         "state-se": "vcc_fm.encoders.cells.state_se:StateSe",
+        "store": "vcc_fm.encoders.cells.stored:StoredCells",
     },
 )
 PROTEIN_ENCODERS = Parts(
@@ -93,6 +94,7 @@ PROTEIN_ENCODERS = Parts(
         "composition": "vcc_fm.encoders.proteins.composition:Composition",
         "esm2": "vcc_fm.encoders.proteins.esm2:Esm2",
         "table": "vcc_fm.encoders.proteins.table:Table",
+        "store": "vcc_fm.encoders.proteins.stored:StoredProteins",
     },
 )
 BASELINES = Parts(

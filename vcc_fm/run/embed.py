@@ -30,4 +30,12 @@ def embed_cells(recipe: Recipe, output: Output, console: Console) -> None:
     """Write one vector a cell."""
     layout = Layout(recipe)
     cells = CellStore(layout.cells.require())
-    write_cells(output.path, cells, layout.cell_encoder, output.fingerprint, process_state(), console)
+    write_cells(
+        output.path,
+        cells,
+        layout.cell_encoder,
+        output.fingerprint,
+        process_state(),
+        console,
+        settings=recipe.embed.cells,
+    )

@@ -11,10 +11,25 @@ from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.recipe import Recipe
 
 
-def source_configs(recipe: Recipe, simulated: Path, draw: bool = True) -> list[SourceConfig]:
-    """The recipe's sources; a simulated screen is drawn into the folder ``simulated`` first, if ``draw``."""
+def source_configs(recipe: Recipe, simulated: Path, draw: bool = True, fetch: bool = True) -> list[SourceConfig]:
+    """The recipe's sources, by their paths here; none where it takes a store that is there.
+
+    Args:
+        recipe: of the run.
+        simulated: folder into which a simulated screen is drawn first, if ``draw``.
+        draw: see above.
+        fetch: whether a source with an address is fetched; else it keeps its address.
+
+    Raises:
+        UserError: a source cannot be fetched.
+    """
     if recipe.data.simulate is None:
-        return recipe.data.sources
+        from vcc_fm.sources.remote import open_local
+
+        return [
+            one.model_copy(update={"path": str(open_local(one.path, one.get))}) if fetch and "://" in one.path else one
+            for one in recipe.data.sources
+        ]
     from vcc_fm.sources.simulate import simulate, simulated_sources
 
     if not draw:

@@ -13,7 +13,7 @@ from pathlib import Path
 from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.encoders.proteins.encoder import ProteinEncoder
 from vcc_fm.ground.files import fingerprint
-from vcc_fm.ground.identity import base_identity, file_identity
+from vcc_fm.ground.identity import base_identity, file_identity, store_identity
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.parts import BASELINES, CELL_ENCODERS, PRESETS, PROTEIN_ENCODERS
@@ -70,6 +70,11 @@ class Layout:
     def cells(self) -> Output:
         """The cell store."""
         data = self.recipe.data.model_dump(mode="json", exclude={"memory_mb", "names"})
+        if data["store"] is None:
+            del data["store"]
+        else:
+            data = {"store": store_identity(data["store"])}
+            return Output("prepare", self.recipe.embeddings_folder / "cells", fingerprint([SCHEMA, data]))
         for source in data["sources"]:
             source["path"] = file_identity(source["path"])
             for key in ("get", "sha256", "licence", "citation"):  # nothing that changes what is made of it
@@ -104,8 +109,7 @@ class Layout:
         if isinstance(settings, SequenceEncoderSettings):
             sequences = self.cells.fingerprint
             if settings.fasta is not None:
-                # What stands at an address is taken to stay the same: to ask at every look would need a network.
-                sequences = settings.fasta if "://" in settings.fasta else file_identity(settings.fasta)
+                sequences = file_identity(settings.fasta)
         return fingerprint([SCHEMA, self.protein_encoder.identity(), sequences])
 
     @cached_property

@@ -25,8 +25,13 @@ def covered_genes(recipe: Recipe, cells: CellStore, proteins: EmbeddingStore) ->
     """
     # A table of vectors has no sequences.
     faulty = proteins.meta["sequences"]["faulty"] if "sequences" in proteins.meta else {}
-    targets = targets_of(cells.labels, recipe.data.separator)
+    targets = targets_of(cells.labels, separator_of(recipe, cells))
     return protein_coverage(recipe.data.names, targets, cells.genes, proteins.keys, faulty)
+
+
+def separator_of(recipe: Recipe, cells: CellStore) -> str:
+    """What joins the target genes of a combination."""
+    return cells.separator if recipe.data.store is not None else recipe.data.separator
 
 
 def load_dataset(recipe: Recipe, fold: int, finished: Callable[[Output], Path] = Output.require) -> Dataset:
@@ -49,7 +54,7 @@ def load_dataset(recipe: Recipe, fold: int, finished: Callable[[Output], Path] =
         cell_vectors,
         proteins,
         Split.read(layout.split(fold)),
-        recipe.data.separator,
+        separator_of(recipe, cells),
         covered_genes(recipe, cells, proteins).found(),
         recipe.embed.proteins.missing,
         recipe.embed.cells,

@@ -19,7 +19,7 @@ from vcc_fm.cellsets.targets import (
     without_any,
 )
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.paths import expand
+from vcc_fm.ground.paths import expand, without_secrets
 from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.recipe import Recipe
@@ -57,10 +57,14 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         configs = list[SourceConfig]()
         with collected(problems):
-            configs = source_configs(recipe, Path(scratch))
+            configs = source_configs(recipe, Path(scratch), fetch=False)
         plan["missing"] = _missing_files(recipe, configs)
         problems += [entry["problem"] for entry in plan["missing"]]
-        if configs and not any(entry["needed_for"] == "cells" for entry in plan["missing"]):
+        # A plan fetches no cells: what is in them it can say when they are here.
+        places = [config.path for config in configs] + ([recipe.data.store] if recipe.data.store else [])
+        plan["to_fetch"] = [without_secrets(place) for place in places if "://" in place]
+        here = places and not plan["to_fetch"]
+        if here and not any(entry["needed_for"] == "cells" for entry in plan["missing"]):
             _plan_cells(plan, recipe, configs, Path(scratch))
     plan["processes"] = {"processes": processes, "device": _device()}
     check_processes(recipe, processes, problems)
@@ -72,26 +76,26 @@ def make_plan(recipe: Recipe, processes: int) -> dict[str, Any]:
 
 def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig], scratch: Path) -> None:
     """What can be said once the sources can be read."""
-    problems, control = plan["problems"], configs[0].control
-    opened = _look(recipe, configs, problems)
+    problems = plan["problems"]
+    opened = _look_into_store(recipe, problems) if recipe.data.store else _look(recipe, configs, problems)
     if opened is None:
         return
     plan["cells"] = opened
-    genes = opened.pop("axis")
+    genes, control, separator = (opened.pop(key) for key in ("axis", "control", "separator"))
     groups = opened.pop("group_cells")
     sources = sources_of_contexts(recipe.data.sources, opened.pop("context_sources"))
     labels = sorted({label for _, label in groups} - {control})
     opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, control, problems)
     missing = {entry["needed_for"] for entry in plan["missing"]}
-    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, labels, genes, problems)
-    targets = targets_of(labels, recipe.data.separator)
+    targets = targets_of(labels, separator)
+    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, targets, genes, problems)
     if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
         targets -= set(plan["proteins"]["targets_without_sequence"])
-        groups = with_vectors(groups, targets, control, recipe.data.separator)
+        groups = with_vectors(groups, targets, control, separator)
     if "split" not in missing:
         splits = list[Split]()
         with collected(problems):
-            splits = make_splits(recipe.split, groups, control, recipe.data.separator, recipe.seed, sources)
+            splits = make_splits(recipe.split, groups, control, separator, recipe.seed, sources)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
         check_split(recipe, splits, groups, control, problems)
     plan["decoder"] = plan_decoder(recipe, opened, genes, targets, plan["proteins"], problems)
@@ -166,6 +170,8 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
         "simulated": recipe.data.simulate is not None,
         "sources": described,
         "axis": axis.tolist(),
+        "control": configs[0].control,
+        "separator": configs[0].separator,
         "genes_in_all": int(measured.all(axis=0).sum()),
         "group_cells": kept,
         "context_sources": [
@@ -174,6 +180,36 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
             for source in sources
             if context in source.labels.names["context"]
         ],
+    }
+
+
+def _look_into_store(recipe: Recipe, problems: list[str]) -> dict[str, Any] | None:
+    """The same of a cell store that was prepared before."""
+    from vcc_fm.store.cells import CellStore
+    from vcc_fm.store.shared import local_store
+
+    assert recipe.data.store is not None
+    try:
+        cells = CellStore(local_store(recipe.data.store))
+    except UserError as error:
+        problems.append(f"data.store={error}")
+        return None
+    told = ("name", "cells", "genes", "genes_off_axis", "values", "dropped", "repairs")
+    return {
+        "cells": len(cells),
+        "dropped_perturbations": 0,
+        "genes": len(cells.genes),
+        "contexts": cells.contexts,
+        "batches": len(cells.batches),
+        "perturbations": len(cells.labels),
+        "simulated": cells.meta["simulated"],
+        "sources": [{key: source[key] for key in told} for source in cells.meta["sources"]],
+        "axis": cells.genes,
+        "control": cells.control,
+        "separator": cells.separator,
+        "genes_in_all": int(cells.measured_by_source.all(axis=0).sum()),
+        "group_cells": cells.group_cells,
+        "context_sources": cells.context_sources,
     }
 
 
@@ -189,13 +225,12 @@ def _encoder(
 
 
 def _proteins(
-    recipe: Recipe, scratch: Path, labels: list[str], genes: list[str], problems: list[str]
+    recipe: Recipe, scratch: Path, targets: set[str], genes: list[str], problems: list[str]
 ) -> dict[str, Any] | None:
     """Which target genes and genes of the axis have a sequence."""
     encoder = Layout(recipe).protein_encoder
     try:
         known = encoder.known(protein_fasta(recipe, scratch))
-        targets = targets_of(labels, recipe.data.separator)
         covered = protein_coverage(recipe.data.names, targets, genes, known.symbols, known.faulty)
         width = encoder.width
     except UserError as error:

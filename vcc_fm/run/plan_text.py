@@ -36,7 +36,7 @@ def _outputs(paths: list[str]) -> str:
 
 
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = []
+    lines = [("to fetch", f"{place}; what is in it is planned when it is here") for place in plan["to_fetch"]]
     if cells := plan.get("cells"):
         kind = " (simulated)" if cells["simulated"] else ""
         lines.append(

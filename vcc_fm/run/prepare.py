@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.processes import process_state
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.ground.words import many
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.inputs import source_configs
@@ -14,16 +18,42 @@ from vcc_fm.run.outputs import Output
 from vcc_fm.store.cells import SCHEMA
 from vcc_fm.store.description import CellsDescription, read_store_json
 from vcc_fm.store.prepare import read_source, unread_sources, write_cell_store
+from vcc_fm.store.shared import local_store
+from vcc_fm.store.verify import verify
 
 
 def prepare(recipe: Recipe, output: Output, console: Console) -> None:
     """Write the cell store, and say what was dropped and repaired on the way."""
     state, simulated = process_state(), recipe.data.simulate is not None
+    if recipe.data.store is not None:
+        if state.is_main_process:
+            _take_store(recipe.data.store, output.path, console)
+        state.wait_for_everyone()
+        _say(output.path, console)
+        return
     with state.main_process_first():
         sources = source_configs(recipe, Layout(recipe).simulated, draw=state.is_main_process)
     write_cell_store(output.path, recipe.data, sources, recipe.seed, output.fingerprint, simulated, state, console)
     state.wait_for_everyone()
-    store = read_store_json(output.path, SCHEMA, CellsDescription, "prepare it again")
+    _say(output.path, console)
+
+
+def _take_store(where: str, final: Path, console: Console) -> None:
+    """Let ``final`` lead to a cell store that lies elsewhere, every byte of which is read first."""
+    store = local_store(where)
+    if verify(store, ProgressLines("prepare: verify", "rows", console))["kind"] != "cells":
+        raise UserError(f"data.store={where}: holds vectors, not cells")
+    if final.is_symlink():
+        final.unlink()
+    elif final.exists():
+        shutil.rmtree(final)
+    final.symlink_to(store.resolve())
+
+
+def _say(folder: Path, console: Console) -> None:
+    """What a store holds, and what was dropped and repaired on the way."""
+    store = read_store_json(folder, SCHEMA, CellsDescription, "prepare it again")
+    simulated = store["simulated"]
     for source in store["sources"]:
         for kind in ("dropped", "repairs"):
             for reason, count in source[kind].items():
@@ -52,9 +82,8 @@ def prepare_source(recipe: Recipe, name: str, console: Console) -> bool:
         console.print(f"{name}: the cell store is whole", markup=False)
         return False
     output.path.parent.mkdir(parents=True, exist_ok=True)
-    read_source(
-        output.path, recipe.data, recipe.data.sources, recipe.seed, output.fingerprint, name, process_state(), console
-    )
+    sources = source_configs(recipe, Layout(recipe).simulated)
+    read_source(output.path, recipe.data, sources, recipe.seed, output.fingerprint, name, process_state(), console)
     return True
 
 
@@ -67,7 +96,8 @@ def check_sources(recipe: Recipe) -> None:
     _check_read(recipe)
     output = Layout(recipe).cells
     if output.fault() is not None:
-        missing = unread_sources(output.path, recipe.data.sources, output.fingerprint)
+        sources = source_configs(recipe, Layout(recipe).simulated)
+        missing = unread_sources(output.path, sources, output.fingerprint)
         if missing:
             raise UserError(
                 f"--join: {many(len(missing), 'source')} of {len(recipe.data.sources)} not read as the recipe and the "
@@ -76,5 +106,5 @@ def check_sources(recipe: Recipe) -> None:
 
 
 def _check_read(recipe: Recipe) -> None:
-    if recipe.data.simulate is not None:
-        raise UserError("--source and --join are for files; simulated cells are drawn and prepared without them")
+    if not recipe.data.sources:
+        raise UserError("--source and --join are for files of a recipe's sources; it has none")

@@ -125,7 +125,13 @@ def _ancestors(recipe: Recipe, layout: Layout) -> list[Ancestor]:
         config = {f"{side}_encoder": EmbeddingStore(store.require()).meta for side, store in stores.items()}
     if recipe.data.simulate is not None:
         return ancestors_of(config, [("simulated", "none: every cell is simulated", None)])
-    return ancestors_of(config, [(one.name, one.licence, one.citation) for one in recipe.data.sources])
+    # What a store brings along, but for what the recipe says now.
+    said = {one.name: (one.licence, one.citation) for one in recipe.data.sources}
+    sources = []
+    for one in read_json(layout.cells.require() / "store.json")["sources"]:
+        licence, citation = said.get(one["name"], (None, None))
+        sources.append((one["name"], licence or one.get("licence"), citation or one.get("citation")))
+    return ancestors_of(config, sources)
 
 
 def _licence_files(recipe: Recipe) -> list[Path]:

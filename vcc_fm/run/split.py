@@ -10,7 +10,7 @@ from vcc_fm.ground.files import write_json
 from vcc_fm.ground.words import many
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.load import covered_genes
+from vcc_fm.run.load import covered_genes, separator_of
 from vcc_fm.run.outputs import Output
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
@@ -18,8 +18,9 @@ from vcc_fm.store.embeddings import EmbeddingStore
 
 def split(recipe: Recipe, output: Output, console: Console) -> None:
     """Write coverage and splits, and say what each fold holds."""
-    layout, separator, missing = Layout(recipe), recipe.data.separator, recipe.embed.proteins.missing
+    layout, missing = Layout(recipe), recipe.embed.proteins.missing
     cells, proteins = CellStore(layout.cells.require()), EmbeddingStore(layout.proteins.require())
+    separator = separator_of(recipe, cells)
     covered = covered_genes(recipe, cells, proteins)
     write_json(output.path, covered.to_json())
     for line in covered.lines():

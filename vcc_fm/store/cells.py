@@ -167,6 +167,11 @@ class CellStore(Store):
         return self.perturbations.index(self.control)
 
     @property
+    def separator(self) -> str:
+        """What joins the target genes of a combination."""
+        return str(self.meta.get("separator", "+"))
+
+    @property
     def labels(self) -> list[str]:
         """The perturbations, the control not among them."""
         return [label for label in self.perturbations if label != self.control]

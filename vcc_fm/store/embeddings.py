@@ -116,6 +116,11 @@ class EmbeddingStore(Store):
         self._columns: dict[str, Lists] = {}
 
     @property
+    def dtype(self) -> Literal["float32", "float16"]:
+        """Of the stored vectors."""
+        return "float16" if self._table.schema.field("embedding").type.value_type == pa.float16() else "float32"
+
+    @property
     def width(self) -> int:
         """Length of a vector."""
         return self.meta["width"]

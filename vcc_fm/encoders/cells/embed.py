@@ -17,6 +17,7 @@ from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, whole_folder
+from vcc_fm.recipe.embed import CellEncoderSettings
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import write_embeddings
 
@@ -32,6 +33,7 @@ def embed_cells(
     state: PartialState,
     console: Console,
     fitted_before: Path | None = None,
+    settings: CellEncoderSettings | None = None,
 ) -> None:
     """Encode all cells of a store and write their vectors into ``final``; all processes of ``state`` call it.
 
@@ -43,6 +45,7 @@ def embed_cells(
         state: who takes part.
         console: where progress goes.
         fitted_before: folder of what the encoder wrote when it was fitted on other cells; None fits it on these.
+        settings: of the encoder, kept in ``store.json`` for who embeds further cells alike.
 
     Raises:
         UserError: the encoder cannot be fitted or had, or does not fit the cells.
@@ -78,7 +81,9 @@ def embed_cells(
         with whole_folder(final) as partial:
             for file in fitted.iterdir():
                 shutil.copy(file, partial)
-            meta = encoder.describe() | {"cells": cells.fingerprint, "further": list(encoder.further)}
+            # Vectors that were taken from a store bring the settings that they were made with.
+            kept = {} if settings is None else {"settings": settings.model_dump(mode="json")}
+            meta = kept | encoder.describe() | {"cells": cells.fingerprint, "further": list(encoder.further)}
             chunks = _chunks(cells, work, encoder)
             write_embeddings(partial, "barcode", chunks, encoder.width, fingerprint, meta, further, encoder.dtype)
         work.remove()
