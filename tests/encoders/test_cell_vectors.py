@@ -42,7 +42,7 @@ def test_all_cells_are_encoded_by_what_the_controls_taught(cells, tmp_path, monk
     assert "120/120 cells" in said
     assert store.meta["fitted_on"] == "60 control cells"
     assert store.meta["cells"] == cells.fingerprint
-    read = ExpressionEncoder.load(tmp_path / "vectors" / "encoder.safetensors")
+    read = ExpressionEncoder.load(tmp_path / "vectors" / "encoder.safetensors", 2, 6)
     np.testing.assert_array_equal(read.components, encoder.components)
 
 

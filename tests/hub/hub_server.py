@@ -10,9 +10,11 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -55,6 +57,10 @@ class HubServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.asked: list[str] = []
         self.token = TOKEN
+        self.xet: Path | None = None
+        """Folder of the storage that Xet writes into, where the client may use it."""
+        self.in_xet: dict[str, bytes] = {}
+        """SHA-256 -> content of what the Hub will find there: reading that storage is the Hub's own matter."""
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -241,6 +247,10 @@ class Handler(BaseHTTPRequestHandler):
             objects.append(answer)
         self._json({"transfer": "basic", "objects": objects})
 
+    def xet_token(self, kind: str, repo: str, revision: str) -> None:
+        if self._write_allowed() and self.server.xet is not None:
+            self._json({"accessToken": "x", "exp": int(time.time()) + 3600, "casUrl": f"local://{self.server.xet}"})
+
     def lfs_put(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
             self._json({"error": "not the content that was announced"}, 400)
@@ -261,6 +271,9 @@ class Handler(BaseHTTPRequestHandler):
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
+                    xet = self.server.xet
+                    if value["oid"] in self.server.in_xet and xet is not None and any(xet.rglob("*.*")):
+                        self.server.large[value["oid"]] = self.server.in_xet[value["oid"]]
                     if value["oid"] not in self.server.large:
                         self._json({"error": f"{value['path']}: its content was never sent"}, 400)
                         return
@@ -321,6 +334,7 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = [
         ("POST", rf"{_API}/preupload/(?P<revision>[^/]+)", Handler.preupload),
         ("POST", rf"{_API}/commit/(?P<revision>[^/]+)", Handler.commit),
         ("POST", rf"/(?P<datasets>datasets/)?{_REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+        ("GET", rf"{_API}/xet-write-token/(?P<revision>[^/]+)", Handler.xet_token),
         ("PUT", "/lfs/(?P<oid>[0-9a-f]+)", Handler.lfs_put),
         *(
             (method, rf"/(?P<datasets>datasets/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve)

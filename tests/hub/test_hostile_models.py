@@ -287,7 +287,7 @@ def test_a_repository_without_a_model_is_refused(hub: HubServer) -> None:
 def test_markup_in_names_is_shown_and_not_obeyed() -> None:
     name = 'TP53|<script>alert(1)</script>`x`[a](b)\n---\nlicense: mit\n{{ config }} "quoted"'
     run = Run(name, False, {name: (1, 2, 3)}, 5, "Held out.", None, {name: name}, {}, [name])
-    card = model_card("ORG/NAME", run, [Ancestor(name, "data", name, name)], None, "", "", [name])
+    card = model_card("ORG/NAME", run, [Ancestor(name, "data", name, name)], None, "", False, "", [name])
     head, body = card.split("\n---\n", 2)[0], card.split("\n---\n", 2)[1]
     import yaml
 

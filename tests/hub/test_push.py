@@ -1,5 +1,6 @@
 """Push and pull through the real client, against a Hub on this machine, also where it goes wrong."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import torch
 import yaml
 from hub_server import TOKEN, Fault, HubServer
 from program import QUIET
+from safetensors.torch import load_file, save
+from transformers import AutoModel
 
+from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.hub import address_of, pull, push
 from vcc_fm.hub.licences import Ancestor, ancestors_of, require_accepted
@@ -147,6 +152,8 @@ def test_predictions_and_everything(hub: HubServer, finished: Recipe) -> None:
     said = push_run(finished, what="all")
     assert [one["kind"] for one in said["pushed"]] == ["model", "dataset"]
     assert {"cells/store.json", "predictions/control.h5ad"} <= set(hub.files(REPO, "dataset"))
+    metadata = yaml.safe_load(hub.files(REPO)["README.md"].decode().split("---")[1])
+    assert metadata["datasets"] == [REPO]
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
@@ -177,9 +184,11 @@ def test_a_push_that_fails_leaves_no_commit_and_can_be_repeated(
     assert "\n" not in str(caught.value)
     assert TOKEN not in str(caught.value)
     assert hub.repos.get(("model", REPO)) is None or set(hub.files(REPO)) == {".gitattributes"}
-    hub.faults = []
+    hub.faults, sent = [], set(hub.large)
+    hub.asked.clear()
     push(folder, REPO, "model", "one")
     assert set(hub.files(REPO)) == {".gitattributes", "README.md", "model.safetensors"}
+    assert len([one for one in hub.asked if one.startswith("PUT /lfs/")]) == 1 - len(sent)  # what is there stays
     assert hub.repos["model", REPO].messages == ["initial commit", "one"]
 
 
@@ -194,6 +203,42 @@ def test_a_pull_lives_through_a_cut_and_can_be_repeated(hub: HubServer, monkeypa
     hub.faults = [Fault("GET", "/resolve/.*/model", "cut")]
     folder, _ = pull(address)
     assert (folder / "model.safetensors").read_bytes() == b"y" * 5000
+
+
+def test_the_decoder_class_pushes_and_pulls_itself(hub: HubServer, finished: Recipe) -> None:
+    decoder = PerturbationDecoder.from_pretrained(finished.run_folder / "model")
+    decoder.push_to_hub("ORG/decoder")
+    again = AutoModel.from_pretrained("ORG/decoder")
+    assert isinstance(again, PerturbationDecoder)
+    for name, value in decoder.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    tensors = load_file(finished.run_folder / "model/model.safetensors")
+    del tensors["head.log_dispersion"]
+    hub.add("ORG/short", {**hub.files("ORG/decoder"), "model.safetensors": save(tensors, {"format": "pt"})})
+    with pytest.raises(UserError, match=r"1 tensors are missing, such as head.log_dispersion"):
+        AutoModel.from_pretrained("ORG/short")
+
+
+def test_a_client_that_insists_on_xet(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    folder, content = tmp_path / "out", np.random.default_rng(0).bytes(300_000)
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "model.safetensors").write_bytes(content)
+    hub.xet = tmp_path / "xet"
+    hub.in_xet = {hashlib.sha256(content).hexdigest(): content}
+    push(folder, REPO, "model", "one")
+    assert not [one for one in hub.asked if one.startswith("PUT /lfs/")]
+    assert hub.files(REPO)["model.safetensors"] == content
+    assert sum(file.stat().st_size for file in hub.xet.rglob("*") if file.is_file()) >= len(content)
+    assert hub.repos["model", REPO].messages == ["initial commit", "one"]
+
+
+def test_content_that_is_not_what_was_pushed_is_seen(hub: HubServer, finished: Recipe) -> None:
+    push_run(finished)
+    hub.faults = [Fault("GET", "/resolve/.*/responses.safetensors", "wrong")]
+    with pytest.raises(UserError, match=r"responses.safetensors: its content is not what vcc_fm.json says"):
+        PerturbationPipeline.from_pretrained(REPO)
 
 
 def test_an_expired_token(hub: HubServer, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A writer killed at any moment leaves a whole folder or none; of two writers, one waits."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -96,6 +97,14 @@ def test_a_killed_writer_leaves_an_old_store_a_new_one_or_none(tmp_path, monkeyp
     # The lock of a killed writer is free, and what it left behind is in nobody's way.
     write(1)
     assert digests(CellStore(final)) in whole
+    assert {path.name for path in tmp_path.glob("cells*")} == {"cells"}
+
+
+def test_the_store_before_goes_though_its_writer_was_killed_while_removing_it(tmp_path):
+    config = write_screen(tmp_path, "s0", sixty_cells())
+    write_store(tmp_path / "cells", [config], 0, 60)
+    shutil.copytree(tmp_path / "cells", tmp_path / "cells.old")
+    write_store(tmp_path / "cells", [config], 0, 60)
     assert {path.name for path in tmp_path.glob("cells*")} == {"cells"}
 
 

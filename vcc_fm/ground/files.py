@@ -78,6 +78,12 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_leftovers(final: Path) -> None:
+    """Remove what a killed writer of a folder that is whole now left beside it, such as the folder before."""
+    for end in ("partial", "old"):
+        shutil.rmtree(followed(final).with_name(f"{followed(final).name}.{end}"), ignore_errors=True)
+
+
 @contextmanager
 def _named(final: Path, partial: Path) -> Iterator[None]:
     """An error of the disk names ``final``: libraries tell it without a file, or in an error of their own."""

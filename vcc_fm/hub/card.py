@@ -54,6 +54,7 @@ def model_card(
     ancestors: Sequence[Ancestor],
     licence: str | None,
     base: str,
+    with_data: bool,
     context: str,
     asked: Sequence[str],
 ) -> str:
@@ -65,6 +66,7 @@ def model_card(
         ancestors: what the model was made from.
         licence: of the model, as the Hub names it.
         base: Hub id of the base; empty where there is none.
+        with_data: whether the dataset of that name holds its stores.
         context: one whose control cells are shared, for the example; empty where none are.
         asked: perturbations of the example.
     """
@@ -73,7 +75,7 @@ def model_card(
         library_name="vcc_fm",
         tags=[*TAGS, *(["simulated-data"] if run.simulated else [])],
         base_model=base or None,
-        datasets=None,
+        datasets=[repo] if with_data else None,
         pipeline_tag="other",
         model_name=run.name,
         eval_results=_results(run) or None,

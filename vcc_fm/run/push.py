@@ -83,7 +83,9 @@ def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
     asked = [label for where, label in held_out if where == context] or data.cells.labels
     base = read_json(folder / "vcc_fm.json")["base"]
     example = context if hub.controls else ""
-    write_text(folder / "README.md", model_card(hub.repo, run, ancestors, hub.licence, base, example, asked[:EXAMPLE]))
+    with_data = hub.what == "all"
+    card = model_card(hub.repo, run, ancestors, hub.licence, base, with_data, example, asked[:EXAMPLE])
+    write_text(folder / "README.md", card)
     return ancestors
 
 

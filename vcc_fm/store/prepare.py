@@ -20,7 +20,15 @@ from accelerate import PartialState
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import fingerprint, one_writer, read_json, whole_file, whole_folder, write_json
+from vcc_fm.ground.files import (
+    fingerprint,
+    one_writer,
+    read_json,
+    remove_leftovers,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from vcc_fm.ground.paths import expand
 from vcc_fm.ground.work import WorkFolder, remove_work, work_folder
 from vcc_fm.recipe.data import DataConfig, SourceConfig
@@ -190,6 +198,7 @@ def _clear(final: Path, state: PartialState) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         remove_work(final)
+        remove_leftovers(final)
 
 
 def _forget_damaged_shards(work: WorkFolder) -> None:
