@@ -114,7 +114,8 @@ def model_card(
         *example,
         "```",
         "",
-        "Install with `pip install vcc-fm`. No code of this repository is run, and nothing in it is pickled.",
+        f"This needs the package `vcc_fm` (made with {run.versions.get('vcc-fm', 'a version that is not known')}). No "
+        "code of this repository is run, and nothing in it is pickled.",
         "",
         "## Scores",
         "",

@@ -181,7 +181,7 @@ def _cost(layout: Layout) -> Iterator[tuple[str, str]]:
     outputs = [layout.cells, layout.proteins, layout.cell_embeddings, *layout.decoders, layout.predictions]
     for output in outputs:
         if (seconds := seconds_of(output)) is not None:
-            yield " ".join(filter(None, (output.stage, output.phase))), f"{seconds:,.0f} s"
+            yield f"{output.stage} ({output.phase})" if output.phase else output.stage, f"{seconds:,.0f} s"
     lines = [line for phase in layout.recipe.phases for line in read_log(layout.phase(0, phase) / "metrics.jsonl")]
     if peaks := [line["peak_memory_gb"] for line in lines if "peak_memory_gb" in line]:
         yield "memory of training, at most", f"{max(peaks):.1f} GB"
