@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.hub import address_of, pull, push
 from vcc_fm.hub.licences import Ancestor, ancestors_of, require_accepted
 from vcc_fm.pipeline import PerturbationPipeline
+from vcc_fm.recipe.hub import HubConfig
+from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.stages import run_stage, stage_named
+from vcc_fm.store.cells import CellStore
 from vcc_fm.store.verify import verify
 
 REPO = "ORG/tiny"
@@ -142,6 +146,20 @@ def test_pushed_stores_come_back_whole(hub: HubServer, finished: Recipe, tmp_pat
         assert verify(folder / name)["rows"] > 0
         for file in original.iterdir():
             assert (folder / name / file.name).read_bytes() == file.read_bytes()
+
+
+def test_stores_are_shared_before_there_is_a_split(hub: HubServer, finished: Recipe, tmp_path: Path) -> None:
+    shutil.copytree(finished.embeddings_folder, tmp_path / "embeddings" / finished.name)
+    one = load_recipe(finished.run_folder / "model/recipe.json", [f"output={tmp_path}"])
+    one = one.model_copy(update={"hub": HubConfig(repo=REPO, what="stores")})
+    run_stage(stage_named("push"), one, QUIET)
+    card = hub.files(REPO, "dataset")["README.md"].decode()
+    cells = CellStore(finished.embeddings_folder / "cells")
+    gamma = sum(
+        n for (context, label), n in cells.group_cells.items() if context == "gamma" and label != cells.control
+    )
+    assert f"| gamma | 8 | {gamma} | 70 |" in card
+    assert yaml.safe_load(card.split("---")[1])["configs"][0]["config_name"] == "cells"
 
 
 def test_predictions_and_everything(hub: HubServer, finished: Recipe) -> None:

@@ -28,7 +28,7 @@ class Run:
     Attributes:
         name: of the recipe.
         simulated: whether all cells are simulated.
-        contexts: context -> numbers: training perturbations, training cells, control cells.
+        contexts: context -> numbers of perturbations, of perturbed cells, and of control cells.
         genes: on the axis.
         held_out: how groups were held out, in a sentence.
         scores: its table; None where it was not scored.
@@ -198,7 +198,7 @@ def dataset_card(
         "## Cells",
         "",
         *_table(
-            ["context", "training perturbations", "training cells", "control cells"],
+            ["context", "perturbations", "perturbed cells", "control cells"],
             [[plain(name), *(f"{value:,}" for value in counts)] for name, counts in run.contexts.items()],
         ),
         "",

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.files import read_json, write_json, write_text
 from vcc_fm.ground.hub import push as push_folder
 from vcc_fm.ground.hub import show_progress
@@ -27,6 +27,7 @@ from vcc_fm.run.load import load_dataset
 from vcc_fm.run.outputs import Output, seconds_of
 from vcc_fm.run.share import share
 from vcc_fm.scoring.table import read_table
+from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.training.checkpoint import read_log
 
@@ -77,7 +78,7 @@ def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
     ancestors = _ancestors(recipe, layout)
     _write_record(recipe, layout, hub.fold, folder / "run")
     write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
-    run, contexts = _run(recipe, layout, data), list(data.context_controls)
+    run, contexts = _run(recipe, layout, data.cells, data.split), list(data.context_controls)
     held_out = data.split.groups("test")
     context = next((context for context, _ in held_out), contexts[0])
     asked = [label for where, label in held_out if where == context] or data.cells.labels
@@ -107,7 +108,7 @@ def _dataset(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
             _link(file, folder / "predictions" / file.name)
         _write_record(recipe, layout, hub.fold, folder / "run")
     write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
-    run = _run(recipe, layout, load_dataset(recipe, hub.fold))
+    run = _run(recipe, layout, CellStore(layout.cells.require()), None)
     write_text(folder / "README.md", dataset_card(hub.repo, run, ancestors, hub.licence, configs))
     return ancestors
 
@@ -119,9 +120,9 @@ def _link(source: Path | str, target: Path | str) -> None:
 
 def _ancestors(recipe: Recipe, layout: Layout) -> list[Ancestor]:
     """What the run was made from, so far as its stages and its recipe say."""
-    model = layout.decoder(0, "train").path / "config.json"
-    if model.exists():
-        config = read_json(model)
+    decoder = layout.decoder(0, "train")
+    if decoder.fault() is None:
+        config = read_json(decoder.path / "config.json")
     else:
         stores = {"cell": layout.cell_embeddings, "protein": layout.proteins}
         config = {f"{side}_encoder": EmbeddingStore(store.require()).meta for side, store in stores.items()}
@@ -149,30 +150,35 @@ def _licence_files(recipe: Recipe) -> list[Path]:
     ]
 
 
-def _run(recipe: Recipe, layout: Layout, data: Dataset) -> Run:
-    """What the cards say."""
-    scores = layout.scores.path
-    training = data.split.groups("train")
+def _run(recipe: Recipe, layout: Layout, cells: CellStore, split: Split | None) -> Run:
+    """What the cards say; of all perturbed cells where there is no split, else of those that trained."""
+    scores, sizes = layout.scores, cells.group_cells
+    counted = [group for group in sizes if group[1] != cells.control] if split is None else split.groups("train")
     contexts = {
         context: (
-            sum(1 for where, _ in training if where == context),
-            sum(data.split.cells[group] for group in training if group[0] == context),
-            len(data.cells.rows(context, data.cells.control)),
+            sum(1 for where, _ in counted if where == context),
+            sum(sizes[group] for group in counted if group[0] == context),
+            sizes[context, cells.control],
         )
-        for context in data.cells.contexts
+        for context in cells.contexts
     }
-    counts = data.split.counts()
+    held_out = ""
+    if split is not None:
+        counts = split.counts()
+        held_out = (
+            f"Held out ({split.hold_out}): {counts['test']['groups']} groups of context and perturbation to test, "
+            f"{counts['validation']['groups']} to validate. The split, with its seed, is `run/split.json`."
+        )
     return Run(
         recipe.name,
-        bool(data.cells.meta["simulated"]),
+        cells.meta["simulated"],
         contexts,
-        len(data.cells.genes),
-        f"Held out ({data.split.hold_out}): {counts['test']['groups']} groups of context and perturbation to test, "
-        f"{counts['validation']['groups']} to validate. The split, with its seed, is `run/split.json`.",
-        read_table(scores) if scores.exists() else None,
+        len(cells.genes),
+        held_out,
+        read_table(scores.path) if scores.fault() is None else None,
         dict(_cost(layout)),
         _versions(),
-        data.split.warnings,
+        [] if split is None else split.warnings,
     )
 
 
