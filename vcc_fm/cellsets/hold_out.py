@@ -56,14 +56,12 @@ def make_splits(
             cell-load table is refused.
     """
     measured = {group: number for group, number in cells.items() if group[1] != control}
-    labels_of: dict[str, set[str]] = defaultdict(set)
-    for context, label in measured:
-        labels_of[context].add(label)
     if not measured:
         raise UserError(
             "no perturbation is left to train on or to test: all cells are controls; check perturbation_column and "
             "control, or loosen data.minimum_cells, keep or quality"
         )
+    labels_of = _labels_of(measured)
     targets = _targets({label for _, label in measured}, control, separator)
     notes: list[str] = []
 
@@ -85,6 +83,14 @@ def make_splits(
         split = Split(config.hold_out, fold, config.folds, seed, roles, measured, [])
         splits.append(replace(split, warnings=notes + _warnings(config, split, targets)))
     return splits
+
+
+def _labels_of(groups: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Context -> its perturbations."""
+    labels_of: dict[str, set[str]] = defaultdict(set)
+    for context, label in groups:
+        labels_of[context].add(label)
+    return labels_of
 
 
 def _warnings(config: SplitConfig, split: Split, targets: dict[str, frozenset[str]]) -> list[str]:

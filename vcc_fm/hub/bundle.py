@@ -185,19 +185,7 @@ def write_bundle(
     Raises:
         UserError: an adapter is asked for, and there is none.
     """
-    if what == "adapter":
-        if not (model / ADAPTER).is_dir():
-            raise UserError(f"{model}: has no adapter, since it was trained from scratch; share it merged")
-        (folder / ADAPTER).mkdir()
-        shutil.copy(model / ADAPTER / "adapter_model.safetensors", folder / ADAPTER)
-        settings = read_json(model / ADAPTER / "adapter_config.json")
-        settings |= {"base_model_name_or_path": base[0], "revision": base[1] or None}
-        write_json(folder / ADAPTER / "adapter_config.json", settings)
-        shutil.copy(model / "config.json", folder)
-        save_around(load_decoder(model), folder / AROUND)
-    else:
-        for file in [model / "config.json", *sorted(model.glob("model*.safetensors*"))]:
-            shutil.copy(file, folder)
+    _write_weights(folder, model, what, base)
     data.responses.save(folder / RESPONSES)
     shutil.copytree(data.protein_vectors.folder, folder / PROTEINS)
     (folder / ENCODER).mkdir()
@@ -208,12 +196,6 @@ def write_bundle(
         (folder / CONTROLS).mkdir()
         rows = [evenly_spaced(rows, controls) for rows in data.context_controls.values()]
         write_subset(data.cells, np.concatenate(rows), folder / CONTROLS)
-    settings = data.cell_vectors.meta.get("settings")
-    if settings is None:
-        raise UserError(
-            f"{data.cell_vectors.folder}: does not say how its encoder was set, as an older version wrote it; embed "
-            "the cells again"
-        )
     manifest = Manifest(
         format=1,
         version=__version__,
@@ -223,13 +205,41 @@ def write_bundle(
         separator=data.separator,
         effect_scale=effect_scale,
         predict=predict.model_dump(mode="json"),
-        cell_encoder=settings,
+        cell_encoder=_encoder_settings(data.cell_vectors),
         protein_names={symbol: own for symbol, own in (data.protein_names or {}).items() if symbol != own},
         base=base[0] if what == "adapter" else "",
         base_revision=base[1] if what == "adapter" else "",
         files={},
     )
     _seal(folder, manifest, [path for path in folder.rglob("*") if path.is_file()])
+
+
+def _write_weights(folder: Path, model: Path, what: What, base: tuple[str, str]) -> None:
+    """The decoder's config, and its weights or those of its adapter."""
+    if what == "merged":
+        for file in [model / "config.json", *sorted(model.glob("model*.safetensors*"))]:
+            shutil.copy(file, folder)
+        return
+    if not (model / ADAPTER).is_dir():
+        raise UserError(f"{model}: has no adapter, since it was trained from scratch; share it merged")
+    (folder / ADAPTER).mkdir()
+    shutil.copy(model / ADAPTER / "adapter_model.safetensors", folder / ADAPTER)
+    settings = read_json(model / ADAPTER / "adapter_config.json")
+    settings |= {"base_model_name_or_path": base[0], "revision": base[1] or None}
+    write_json(folder / ADAPTER / "adapter_config.json", settings)
+    shutil.copy(model / "config.json", folder)
+    save_around(load_decoder(model), folder / AROUND)
+
+
+def _encoder_settings(vectors: EmbeddingStore) -> dict[str, Any]:
+    """The section of a recipe by which further cells are embedded alike."""
+    if "settings" not in vectors.meta:
+        raise UserError(
+            f"{vectors.folder}: does not say how its encoder was set, as an older version wrote it; embed the cells "
+            "again"
+        )
+    settings: dict[str, Any] = vectors.meta["settings"]
+    return settings
 
 
 def _seal(folder: Path, manifest: Manifest, paths: Iterable[Path]) -> None:

@@ -21,6 +21,18 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~$&])")
 TAGS = ["biology", "single-cell", "perturb-seq", "perturbation-prediction", "virtual-cell", "vcc_fm"]
 
 
+SIMULATED = "**All cells of this model are simulated.** It shows how the program works, nothing of biology."
+LIMITS = [
+    "## What it does not predict",
+    "",
+    "- Genes that the axis lacks, or that your control cells did not measure.",
+    "- Target genes without a protein vector in this repository: they are refused by name.",
+    "- A perturbation's efficiency, guide effects, doses and times: a label is a set of target genes.",
+    "- Effects beyond what the training perturbations show: compare with the baselines above, which need no training, "
+    "before you trust a number.",
+]
+
+
 @dataclass(frozen=True)
 class Run:
     """What a card says of a run.
@@ -80,39 +92,16 @@ def model_card(
         model_name=run.name,
         eval_results=_results(run) or None,
     )
-    controls = (
-        f'controls = pipeline.control_cells("{context}")  # or your own AnnData of control cells'
-        if context
-        else 'controls = anndata.read_h5ad("controls.h5ad")  # your control cells: counts, gene symbols in var_names'
-    )
-    example = [
-        *([] if context else ["import anndata"]),
-        "from vcc_fm import PerturbationPipeline",
-        "",
-        f'pipeline = PerturbationPipeline.from_pretrained("{repo}")',
-        controls,
-        f"predicted = pipeline(controls, {list(asked)!r}, cells=100)",
-        "print(predicted)",
-    ]
     lines = [
         f"# {plain(run.name)}",
         "",
         "Predicts the single cells, as integer counts, that follow a genetic perturbation: from control cells of a "
         f"context and the names of target genes, on {run.genes:,} genes.",
-        *(
-            [
-                "",
-                "**All cells of this model are simulated.** It shows how the program works, nothing of biology.",
-            ]
-            if run.simulated
-            else []
-        ),
+        *(["", SIMULATED] if run.simulated else []),
         "",
         "## Use",
         "",
-        "```python",
-        *example,
-        "```",
+        *_example(repo, context, asked),
         "",
         f"This needs the package `vcc_fm` (made with {run.versions.get('vcc-fm', 'a version that is not known')}). No "
         "code of this repository is run, and nothing in it is pickled.",
@@ -123,26 +112,34 @@ def model_card(
         "",
         "## Trained on",
         "",
-        *_table(
-            ["context", "training perturbations", "training cells", "control cells"],
-            [[plain(name), *(f"{value:,}" for value in counts)] for name, counts in run.contexts.items()],
-        ),
+        *_cells(run, "training perturbations", "training cells"),
         "",
         run.held_out,
         *(f"- {plain(warning)}" for warning in run.warnings),
         "",
-        "## What it does not predict",
-        "",
-        "- Genes that the axis lacks, or that your control cells did not measure.",
-        "- Target genes without a protein vector in this repository: they are refused by name.",
-        "- A perturbation's efficiency, guide effects, doses and times: a label is a set of target genes.",
-        "- Effects beyond what the training perturbations show: compare with the baselines above, which need no "
-        "training, before you trust a number.",
+        *LIMITS,
         "",
         *_cost(run),
         *_terms(ancestors),
     ]
     return _card(data.to_yaml(), lines)
+
+
+def _example(repo: str, context: str, asked: Sequence[str]) -> list[str]:
+    """Code that predicts; names stand in it as Python writes strings."""
+    ours = f"controls = pipeline.control_cells({context!r})  # or your own AnnData of control cells"
+    yours = 'controls = anndata.read_h5ad("controls.h5ad")  # your control cells: counts, gene symbols in var_names'
+    return [
+        "```python",
+        *([] if context else ["import anndata"]),
+        "from vcc_fm import PerturbationPipeline",
+        "",
+        f'pipeline = PerturbationPipeline.from_pretrained("{repo}")',
+        ours if context else yours,
+        f"predicted = pipeline(controls, {list(asked)!r}, cells=100)",
+        "print(predicted)",
+        "```",
+    ]
 
 
 def dataset_card(
@@ -197,10 +194,7 @@ def dataset_card(
         "",
         "## Cells",
         "",
-        *_table(
-            ["context", "perturbations", "perturbed cells", "control cells"],
-            [[plain(name), *(f"{value:,}" for value in counts)] for name, counts in run.contexts.items()],
-        ),
+        *_cells(run, "perturbations", "perturbed cells"),
         "",
         *_terms(ancestors),
     ]
@@ -273,6 +267,11 @@ def _scores(run: Run) -> list[str]:
         *_table(["entry", "kind", "mean", *map(plain, table.labels.values())], rows),
         *(f"- {plain(line)}" for line in [*table.missing(), *table.notes]),
     ]
+
+
+def _cells(run: Run, *what: str) -> list[str]:
+    rows = [[plain(name), *(f"{value:,}" for value in counts)] for name, counts in run.contexts.items()]
+    return _table(["context", *what, "control cells"], rows)
 
 
 def _cost(run: Run) -> list[str]:

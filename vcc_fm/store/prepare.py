@@ -96,19 +96,10 @@ def write_cell_store(
             features = cell_features(len(aligned.axis), kept.largest, kept.names)
             _shards(work, kept, list(chain(*chunks)), features, memory // WRITING_SHARE, console)
             if state.is_main_process:
-                meta = {
-                    "schema": SCHEMA,
+                meta = _describe(work, aligned, configs, kept) | {
                     "fingerprint": fingerprint_,
-                    "cells": len(kept.rows.rank),
                     "simulated": simulated,
                     "order_seed": seed,
-                    "genes": aligned.axis.tolist(),
-                    "control": configs[0].control,
-                    "separator": configs[0].separator,
-                    **{names: kept.names[label] for label, names in LABELS.items()},
-                    "batch_source": kept.batch_source,
-                    "sources": _provenance(work, aligned, configs, kept),
-                    "relabelled_controls": sorted({c.control for c in configs if c.control != configs[0].control}),
                 }
                 _assemble(final, work.path, len(kept.plan), features, meta)
         _clear(final, state)
@@ -257,6 +248,21 @@ def _assemble(final: Path, work: Path, shards: int, features: datasets.Features,
         write_description(partial, features, names, meta["fingerprint"], "", "")
         write_store_json(partial, meta | {"shards": notes})
     written(final, notes)
+
+
+def _describe(work: WorkFolder, aligned: Sources, configs: list[SourceConfig], kept: Kept) -> dict[str, Any]:
+    """What ``store.json`` says, so far as it follows from the cells."""
+    return {
+        "schema": SCHEMA,
+        "cells": len(kept.rows.rank),
+        "genes": aligned.axis.tolist(),
+        "control": configs[0].control,
+        "separator": configs[0].separator,
+        **{names: kept.names[label] for label, names in LABELS.items()},
+        "batch_source": kept.batch_source,
+        "sources": _provenance(work, aligned, configs, kept),
+        "relabelled_controls": sorted({c.control for c in configs if c.control != configs[0].control}),
+    }
 
 
 def _provenance(work: WorkFolder, aligned: Sources, configs: list[SourceConfig], kept: Kept) -> list[dict[str, Any]]:

@@ -51,22 +51,7 @@ def embed_cells(
         UserError: the encoder cannot be fitted or had, or does not fit the cells.
     """
     work = Shards(final, fingerprint, state)
-    fitted = work.folder / "fitted"
-    try:
-        # Once only: shards that are kept from before a stop belong to it.
-        if state.is_main_process and not fitted.exists():
-            with whole_folder(fitted) as partial:
-                if fitted_before is None:
-                    encoder.fit(cells, partial)
-                else:
-                    shutil.copytree(fitted_before, partial, dirs_exist_ok=True)
-        state.wait_for_everyone()
-        with state.local_main_process_first():
-            encoder.load(cells, fitted, state, console)
-    except UserError:
-        if state.is_main_process and not work.begun():
-            work.remove()
-        raise
+    fitted = _fitted(work, encoder, cells, fitted_before, state, console)
     starts = range(0, len(cells), SHARD)
 
     def encode(number: int, progress: Callable[[int], None]) -> np.ndarray:
@@ -90,6 +75,34 @@ def embed_cells(
         if missing := read_json(final / "store.json")["missing"]:
             console.print(f"embed cells: {len(missing):,} cells have no vector: {encoder.none_because}")
     state.wait_for_everyone()
+
+
+def _fitted(
+    work: Shards,
+    encoder: CellEncoder,
+    cells: CellStore,
+    before: Path | None,
+    state: PartialState,
+    console: Console,
+) -> Path:
+    """The folder of what the encoder was fitted to; by then it is loaded in every process."""
+    fitted = work.folder / "fitted"
+    try:
+        # Once only: shards that are kept from before a stop belong to it.
+        if state.is_main_process and not fitted.exists():
+            with whole_folder(fitted) as partial:
+                if before is None:
+                    encoder.fit(cells, partial)
+                else:
+                    shutil.copytree(before, partial, dirs_exist_ok=True)
+        state.wait_for_everyone()
+        with state.local_main_process_first():
+            encoder.load(cells, fitted, state, console)
+    except UserError:
+        if state.is_main_process and not work.begun():
+            work.remove()
+        raise
+    return fitted
 
 
 def _chunks(cells: CellStore, work: Shards, encoder: CellEncoder) -> Iterator[tuple[Any, ...]]:
