@@ -1,6 +1,9 @@
 """An adapter shared without its base, and put on it again."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vcc_fm.cli import app
+from vcc_fm.decoder.adapter import WEIGHTS, load_adapter
 from vcc_fm.ground.errors import UserError
-from vcc_fm.hub.bundle import merge_bundle, read_bundle, write_bundle
+from vcc_fm.ground.files import read_sealed
+from vcc_fm.hub.bundle import MANIFEST, Manifest, _seal, merge_bundle, read_bundle, write_bundle
 from vcc_fm.pipeline import PerturbationPipeline
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.load import load_dataset
@@ -92,7 +97,59 @@ def test_what_is_around_the_backbone_must_fit(hub: HubServer, adapter: Path) -> 
     around = load_file(adapter / "around.safetensors")
     del around["head.log_dispersion"]
     save_file(around, adapter / "around.safetensors")
-    from vcc_fm.decoder.adapter import load_adapter
-
-    with pytest.raises(UserError, match="does not fit its base ORG/base"):
+    with pytest.raises(UserError, match=r"lack 1 tensors, such as head.log_dispersion"):
         load_adapter(adapter, BASE, None)
+
+
+def without_a_key(folder: Path) -> None:
+    tensors = load_file(folder / "adapter" / WEIGHTS)
+    tensors.pop(next(name for name in tensors if "lora_A" in name))
+    save_file(tensors, folder / "adapter" / WEIGHTS)
+
+
+def of_something_else(folder: Path) -> None:
+    save_file({"base_model.model.other": torch.zeros(3)}, folder / "adapter" / WEIGHTS)
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "adapter" / WEIGHTS), folder / "adapter" / "adapter_model.bin")
+    (folder / "adapter" / WEIGHTS).unlink()
+
+
+def settings(**keys: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "adapter/adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+    return spoil
+
+
+def large(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"backbone": config["backbone"] | {"intermediate_size": 10**9}}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_a_key, r"adapter: its weights lack 1 tensors"),
+        (of_something_else, r"adapter: its weights lack \d+ tensors"),
+        (pickled, r"adapter_model.bin: may hold code|has no adapter/adapter_model.safetensors"),
+        (settings(r=10**9), r"in another shape \d+ tensors"),
+        (settings(peft_type="XLORA"), r"is no LoRA of this program: peft_type"),
+        (settings(target_modules="all-linear"), r"is no LoRA of this program: target_modules"),
+        (settings(target_modules=["nothing"]), r"does not fit its base"),
+        (large, r"in another shape \d+ tensors"),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_a_hostile_adapter_is_refused(
+    hub: HubServer, adapter: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(adapter)
+    manifest = Manifest.model_validate(read_sealed(adapter / MANIFEST, ""))
+    (adapter / MANIFEST).unlink()
+    _seal(adapter, manifest, [path for path in adapter.rglob("*") if path.is_file()])
+    with pytest.raises(UserError, match=message):
+        _ = read_bundle(adapter).decoder

@@ -286,7 +286,10 @@ def test_terms_that_limit_are_shown_before_anything_is_sent(finished: Recipe) ->
     require_accepted(found, ["atlas"])
     se = Ancestor("state-se", "encoder of cells", "Non-commercial use only", "")
     assert se.limits
-    assert not Ancestor("a", "data", "CC BY 4.0", "").limits
+    for text in ("non commercial", "cc_by_nc_4.0", "Academic use only", "for research purposes only", "CC BY-ND 4.0"):
+        assert Ancestor("a", "data", text, "").limits, text
+    for text in ("CC BY 4.0", "MIT", "CC0-1.0", "Apache-2.0", "reference and sync"):
+        assert not Ancestor("a", "data", text, "").limits, text
     assert not Ancestor("a", "data", "no weights; the licence of the sequences applies", "").limits
 
 

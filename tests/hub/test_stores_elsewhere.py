@@ -1,6 +1,7 @@
 """Recipes that take cells, vectors and sources from the Hub, or from another folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,28 @@ def test_stores_of_another_folder(finished: Recipe, tmp_path: Path) -> None:
     assert not plan["problems"]
     assert plan["cells"]["cells"] == len(CellStore(finished.embeddings_folder / "cells"))
     run_to(recipe, "split")
-    assert Layout(recipe).cells.path.is_symlink()
+    ours = Layout(recipe).cells.path
+    assert ours.resolve() != (finished.embeddings_folder / "cells").resolve()
+    assert all(file.is_symlink() for file in ours.iterdir())
     first, second = (EmbeddingStore(Layout(one).cell_embeddings.path) for one in (finished, recipe))
     np.testing.assert_array_equal(first.vectors, second.vectors)
     run_stage(stages_of(recipe)[0], recipe, QUIET)  # done before: nothing is made again
+
+
+def test_a_store_that_was_taken_is_never_written(finished: Recipe, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shutil.copytree(finished.embeddings_folder / "cells", shared)
+    shutil.copytree(shared, tmp_path / "shared.old")
+    before = {path: path.read_bytes() for path in [*shared.iterdir(), *(tmp_path / "shared.old").iterdir()]}
+    run_to(recipe_of(tmp_path / "a", data={"store": str(shared)}), "prepare")
+    # Its own store, by its own name; then sources again.
+    own = Layout(recipe_of(tmp_path / "a", data=TINY["data"])).cells.path
+    run_to(recipe_of(tmp_path / "a", data={"store": str(own)}), "prepare")
+    assert len(CellStore(own))
+    run_to(recipe_of(tmp_path / "a", data=TINY["data"], seed=1), "prepare")
+    run_to(recipe_of(tmp_path / "a", data={"store": str(own)}), "prepare")
+    assert CellStore(own).meta["order_seed"] == 1
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_source_of_the_hub_is_that_file(hub: HubServer, finished: Recipe, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def pull(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch a shared model, or shared stores and predictions, and check every file."""
+    """Fetch a shared model, or shared stores and predictions; models and stores are checked, file by file."""
     from vcc_fm.ground.hub import address_of, show_progress
     from vcc_fm.ground.hub import pull as fetch
     from vcc_fm.hub.bundle import MANIFEST, read_bundle
@@ -86,14 +86,17 @@ def pull(
         holds.append(store.name)
     if not holds and not (place / "predictions").is_dir():
         raise UserError(f"{place}: holds nothing that this program shared: no {MANIFEST}, and no store")
-    console.print(f"{place}: {', '.join(holds) or 'predictions'} of {address.repo}@{commit}, whole", markup=False)
+    checked = f"{', '.join(holds)}, whole" if holds else "predictions"
+    console.print(f"{place}: {address.repo}@{commit}: {checked}", markup=False)
     if as_json:
         print_json({"folder": str(place), "repo": address.repo, "commit": commit, "holds": holds})
 
 
 @app.command()
 def merge(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id of a shared adapter, or folder it was pulled to")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where the model with merged weights goes")],
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -104,7 +107,8 @@ def merge(
     from vcc_fm.pipeline import PerturbationPipeline
 
     console = _client_console(quiet, as_json)
-    merge_bundle(PerturbationPipeline.from_pretrained(model).bundle, folder)
+    pipeline = PerturbationPipeline.from_pretrained(model)
+    merge_bundle(pipeline.bundle, folder)
     console.print(f"{folder}: the merged model", markup=False)
     if as_json:
         print_json({"folder": str(folder)})
@@ -121,15 +125,17 @@ def predict(
     perturbations: Annotated[
         str | None, typer.Option(metavar="LIST", help="target genes, with commas between, or a file with one a line")
     ] = None,
-    cells: Annotated[int, typer.Option(min=1, help="cells for each perturbation in each context")] = 400,
-    out: Annotated[Path, typer.Option(metavar="FILE.h5ad", help="where the predicted cells go")] = Path(
-        "predicted.h5ad"
-    ),
-    context: Annotated[str, typer.Option(help="name of the controls' context, if obs has no column context")] = (
-        "controls"
-    ),
-    seed: Annotated[int | None, typer.Option(min=0, help="of what is drawn, if not the run's")] = None,
-    symbols: Annotated[str, typer.Option(help="column of var with gene symbols, or index")] = "index",
+    cells: Annotated[
+        int | None, typer.Option(min=1, help="with --model: cells for each perturbation in each context (400)")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.h5ad", help="with --model: where the cells go (predicted.h5ad)")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="with --model: context of the controls, if obs has no column context (controls)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="with --model: of what is drawn, if not the run's")] = None,
+    symbols: Annotated[str | None, typer.Option(help="with --model: column of var with gene symbols (index)")] = None,
     processes: Processes = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -137,12 +143,16 @@ def predict(
 ) -> None:
     """Predict the held-out perturbations of a recipe, or, with --model, what you ask for in your own control cells."""
     if recipe is not None:
-        if model or controls or perturbations:
-            raise UserError("give a recipe, or --model with --controls and --perturbations, not both")
+        asked_of_a_model = (model, controls, perturbations, cells, out, context, seed, symbols)
+        if any(one is not None for one in asked_of_a_model):
+            raise UserError("give a recipe, or --model with its options, not both; a recipe has its own keys for them")
         run_stages(recipe, overrides, quiet, as_json, "predict", processes)
         return
     if model is None or controls is None or perturbations is None:
         raise UserError("give a recipe, or --model with --controls and --perturbations")
+    if processes > 1:
+        raise UserError("--processes belongs to a recipe; a model predicts in one process")
+    out = Path("predicted.h5ad") if out is None else out
     import warnings
 
     import anndata
@@ -157,13 +167,22 @@ def predict(
     asked = _listed(perturbations)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        pipeline.write(out, table, asked, cells, context=context, seed=seed, symbols=symbols, console=console)
+        pipeline.write(
+            out,
+            table,
+            asked,
+            cells or 400,
+            context=context or "controls",
+            seed=seed,
+            symbols=symbols or "index",
+            console=console,
+        )
     for one in told:
         if str(one.message).startswith("controls: "):
             console.print(f"[yellow]warning[/yellow] {one.message}", highlight=False, soft_wrap=True)
     console.print(f"{out}: {len(asked):,} perturbations by {pipeline.commit}", markup=False, soft_wrap=True)
     if as_json:
-        print_json({"file": str(out), "model": pipeline.commit, "perturbations": asked, "cells": cells})
+        print_json({"file": str(out), "model": pipeline.commit, "perturbations": asked, "cells": cells or 400})
 
 
 def _listed(text: str) -> list[str]:

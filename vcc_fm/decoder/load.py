@@ -6,6 +6,7 @@ decoder is built without memory first, and the headers of the weights must name 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,16 @@ def load_backbone(base: str, revision: str | None) -> nn.Module:
     Raises:
         UserError: as :func:`load_decoder`.
     """
-    return _load(AutoModel, local_model(base, revision), base)
+    folder = local_model(base, revision)
+    config, held = base_config(base, revision), sum(math.prod(shape) for shape in _headers(folder).values())
+    try:
+        with torch.device("meta"):
+            claimed = sum(value.numel() for value in AutoModel.from_config(config).state_dict().values())
+    except UNFIT as error:
+        raise unfit(config.to_dict(), error) from None
+    if claimed > 1.1 * held + 1e6:  # what a model makes itself, such as positions, takes little
+        raise UserError(f"{base}: its config claims {claimed:,} numbers, its weights hold {held:,}; take another base")
+    return _load(AutoModel, folder, base)
 
 
 def local_model(base: str, revision: str | None, files: list[str] = WEIGHTS) -> Path:
@@ -103,6 +113,15 @@ def check_weights(folder: Path, config: PerturbationDecoderConfig) -> None:
             wanted = {name: tuple(value.shape) for name, value in PerturbationDecoder(config).state_dict().items()}
     except UNFIT as error:
         raise UserError(f"{folder}: {unfit(config.backbone, error)}; take another checkpoint") from None
+    compare(str(folder), found, wanted)
+
+
+def compare(where: str, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of tensors with those that are wanted.
+
+    Raises:
+        UserError: one is missing, not expected or of another shape.
+    """
     for what, names in (
         ("lack", wanted.keys() - found),
         ("have in vain", found.keys() - wanted),
@@ -112,7 +131,7 @@ def check_weights(folder: Path, config: PerturbationDecoderConfig) -> None:
             first = min(names)
             shapes = f" ({list(found[first])} for {list(wanted[first])})" if "shape" in what else ""
             raise UserError(
-                f"{folder}: its weights {what} {len(names)} tensors, such as {first}{shapes}; take another checkpoint"
+                f"{where}: its weights {what} {len(names)} tensors, such as {first}{shapes}; take another checkpoint"
             )
 
 
@@ -127,9 +146,18 @@ def _headers(folder: Path) -> dict[str, tuple[int, ...]]:
         file = folder / str(name)
         if file.parent != folder or not file.is_file():
             raise UserError(f"{folder}: its weights cannot be loaded (safetensors only): there is no {name}")
-        with reading(file, "safetensors", "take another checkpoint"), safe_open(file, "pt") as tensors:
-            shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+        shapes |= header(file)
     return shapes
+
+
+def header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a safetensors file, by its header alone.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    with reading(file, "safetensors", "take another checkpoint"), safe_open(file, "pt") as tensors:
+        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
 
 
 def _load(kind: type[Any], folder: Path, base: str) -> Any:

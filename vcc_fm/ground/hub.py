@@ -96,19 +96,16 @@ def pull(address: Address, patterns: list[str] | None = None, folder: Path | Non
     Raises:
         UserError: they cannot be had, or are not all there.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
+    repo, kind, revision = address.repo, address.kind, address.revision
     with _explained(address, f"hf://{address}"):
-        place = Path(
-            snapshot_download(address.repo, repo_type=address.kind, revision=address.revision, allow_patterns=patterns)
-        )
-        commit = place.name
-        if folder is not None:
-            snapshot_download(
-                address.repo, repo_type=address.kind, revision=commit, allow_patterns=patterns, local_dir=folder
-            )
-            place = folder
-    return place, commit
+        if folder is None:
+            place = Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns))
+            return place, place.name  # the cache names a snapshot by its commit
+        commit = str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
+        snapshot_download(repo, repo_type=kind, revision=commit, allow_patterns=patterns, local_dir=folder)
+        return folder, commit
 
 
 def push(

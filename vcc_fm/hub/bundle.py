@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vcc_fm import __version__
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.responses import Responses
-from vcc_fm.decoder.adapter import ADAPTER, AROUND, load_adapter, save_around
+from vcc_fm.decoder.adapter import ADAPTER, AROUND, WEIGHTS, load_adapter, save_around
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError, shown
@@ -50,6 +50,8 @@ from vcc_fm.store.subset import write_subset
 
 MANIFEST = "vcc_fm.json"
 RESPONSES, PROTEINS, ENCODER, CONTROLS = "responses.safetensors", "proteins", "cell-encoder", "controls"
+PLAIN = (".json", ".safetensors", ".arrow", ".yaml", ".csv", ".txt")
+"""Endings of files that hold no code."""
 What = Literal["merged", "adapter"]
 
 
@@ -261,13 +263,13 @@ def merge_bundle(bundle: Bundle, final: Path) -> None:
     if not bundle.manifest.base:
         raise UserError(f"{bundle.folder}: its weights are merged already")
     with whole_folder(final) as folder:
-        shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
-        shutil.rmtree(folder / ADAPTER)
-        (folder / AROUND).unlink()
+        names = [name for name in bundle.manifest.files if name != AROUND and not name.startswith(f"{ADAPTER}/")]
+        terms = (bundle.folder / "LICENSES").glob("*")
+        for name in [*names, *(f"LICENSES/{file.name}" for file in terms)]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(bundle.folder / name, folder / name)
         bundle.decoder.save_pretrained(str(folder))
-        (folder / MANIFEST).unlink()
-        kept = bundle.manifest.files
-        paths = [folder / name for name in kept if (folder / name).is_file()]
+        paths = [folder / name for name in names]
         _seal(folder, bundle.manifest.model_copy(update={"base": "", "base_revision": ""}), paths)
 
 
@@ -302,7 +304,9 @@ def read_bundle(folder: Path, cell_encoder: dict[str, Any] | None = None) -> Bun
         raise UserError(f"{folder / MANIFEST}: {error}") from None
     for path, file in manifest.files.items():
         _check(folder, path, file, advice)
-    wanted = {"config.json", RESPONSES, f"{PROTEINS}/{NAME}"} | ({AROUND} if manifest.base else set())
+    wanted = {"config.json", RESPONSES, f"{PROTEINS}/{NAME}"}
+    if manifest.base:
+        wanted |= {AROUND, f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{WEIGHTS}"}
     if missing := sorted(wanted - manifest.files.keys()):
         raise UserError(f"{folder}: has no {missing[0]}; {advice}")
     if extra := sorted(_unlisted(folder, manifest)):
@@ -315,6 +319,8 @@ def _check(folder: Path, path: str, file: _File, advice: str) -> None:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path:
         raise UserError(f"{folder / MANIFEST}: {path!r} leads out of the folder; {advice}")
+    if pure.name != "LICENSE" and pure.suffix not in PLAIN:
+        raise UserError(f"{folder / path}: may hold code; a shared model has {', '.join(PLAIN)} alone; {advice}")
     place = folder / path
     # The cache keeps a repository's files beside its snapshots, and links to them.
     home = folder.parents[1] if folder.parent.name == "snapshots" else folder

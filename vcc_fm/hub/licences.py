@@ -11,8 +11,8 @@ from typing import Any
 from vcc_fm.ground.errors import UserError
 
 _LIMITS = re.compile(
-    r"non-?commercial|\bNC\b|no ?deriv|\bND\b|no redistribution|not (?:be )?(?:re)?distribut|proprietary|confidential"
-    r"|all rights reserved|research use only",
+    r"non[- ]?commercial|(?<![a-z])(?:nc|nd)(?![a-z])|no[- ]?deriv|no redistribution|not (?:be |for )?(?:re)?distribut"
+    r"|proprietary|confidential|all rights reserved|(?:academic|research|personal|private)(?: use| purposes?)? only",
     re.IGNORECASE,
 )
 UNKNOWN = "not told"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import whole_folder
 from vcc_fm.ground.processes import process_state
 from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.ground.words import many
@@ -39,15 +39,19 @@ def prepare(recipe: Recipe, output: Output, console: Console) -> None:
 
 
 def _take_store(where: str, final: Path, console: Console) -> None:
-    """Let ``final`` lead to a cell store that lies elsewhere, every byte of which is read first."""
+    """Make ``final`` a folder of links to the files of a store elsewhere, every byte of which is read first.
+
+    A folder of its own: what is written there later replaces the links, never what they lead to.
+    """
     store = local_store(where)
     if verify(store, ProgressLines("prepare: verify", "rows", console))["kind"] != "cells":
         raise UserError(f"data.store={where}: holds vectors, not cells")
-    if final.is_symlink():
-        final.unlink()
-    elif final.exists():
-        shutil.rmtree(final)
-    final.symlink_to(store.resolve())
+    if store.resolve() == final.resolve():
+        return  # the recipe's own
+    with whole_folder(final) as partial:
+        for file in store.iterdir():
+            if file.is_file():
+                (partial / file.name).symlink_to(file.resolve())
 
 
 def _say(folder: Path, console: Console) -> None:
