@@ -120,6 +120,21 @@ def test_misspelt_backbones_are_refused() -> None:
         check_backbone({"model_type": "llama", "hiden_size": 8})
 
 
+def test_the_terms_of_a_base_go_along(tiny_run: Recipe, data: Dataset, tmp_path: Path) -> None:
+    keys = {**BACKBONES["llama"], "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 5}
+    AutoModel.from_config(AutoConfig.for_model(**keys)).save_pretrained(tmp_path / "llm")
+    model, _ = build_decoder(tiny_run.decoder, data, str(tmp_path / "llm"), 0)
+    assert model.config.started_from["licence"] == "that of llm: see its card"
+    ours = scratch(tiny_run, data)
+    ours.config.cell_encoder |= {"licence": "Non-commercial", "citation": "Arc", "fingerprint": "other"}
+    moved, _ = adopt(ours, tiny_run.decoder, data)
+    assert moved.config.started_from == {"files": {}, "licence": "Non-commercial", "citation": "Arc"}
+    again, _ = adopt(moved, tiny_run.decoder, data)
+    assert again.config.started_from == moved.config.started_from
+    plain, _ = adopt(scratch(tiny_run, data), tiny_run.decoder, data)
+    assert plain.config.started_from == {}
+
+
 def test_a_base_that_is_nothing_is_refused(tiny_run: Recipe, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"no decoder or backbone that transformers can load \(it has no config.json\)"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from typer.testing import CliRunner
 
 from vcc_fm.cli import app
@@ -20,6 +20,7 @@ from vcc_fm.hub.bundle import MANIFEST, Manifest, _seal, merge_bundle, read_bund
 from vcc_fm.pipeline import PerturbationPipeline
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.load import load_dataset
+from vcc_fm.run.share import share
 
 BASE = "ORG/base"
 
@@ -153,3 +154,22 @@ def test_a_hostile_adapter_is_refused(
     _seal(adapter, manifest, [path for path in adapter.rglob("*") if path.is_file()])
     with pytest.raises(UserError, match=message):
         _ = read_bundle(adapter).decoder
+
+
+def test_the_base_of_a_run_is_pinned_and_must_be_the_same(hub: HubServer, finished: Recipe, tmp_path: Path) -> None:
+    base = finished.run_folder / "base"
+    files = {name: (base / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    commit = hub.add(BASE, files)
+    # The run as it would be had its recipe named this base.
+    decoder = finished.decoder.model_copy(update={"base": BASE})
+    recipe = finished.model_copy(update={"decoder": decoder, "pretrain": None})
+    (tmp_path / "first").mkdir()
+    share(recipe, load_dataset(finished, 0), tmp_path / "first", "adapter", 5, lambda output: output.path)
+    assert read_bundle(tmp_path / "first").manifest.base_revision == commit
+    tensors = load_file(base / "model.safetensors")
+    tensors["backbone.norm.weight"] += 1
+    hub.add(BASE, {**files, "model.safetensors": save(tensors, {"format": "pt"})})
+    assert read_bundle(tmp_path / "first").decoder is not None  # at its commit
+    (tmp_path / "second").mkdir()
+    with pytest.raises(UserError, match="the adapter is another model than was trained"):
+        share(recipe, load_dataset(finished, 0), tmp_path / "second", "adapter", 5, lambda output: output.path)

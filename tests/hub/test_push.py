@@ -20,6 +20,7 @@ from transformers import AutoModel
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.hub import address_of, pull, push
+from vcc_fm.ground.paths import without_folders
 from vcc_fm.hub.licences import Ancestor, ancestors_of, require_accepted
 from vcc_fm.pipeline import PerturbationPipeline
 from vcc_fm.recipe.hub import HubConfig
@@ -168,7 +169,7 @@ def test_predictions_and_everything(hub: HubServer, finished: Recipe) -> None:
     assert {"predictions/predictions.h5ad", "predictions/truth.h5ad", "run/scores.csv"} <= names
     assert ("model", REPO) not in hub.repos
     said = push_run(finished, what="all")
-    assert [one["kind"] for one in said["pushed"]] == ["model", "dataset"]
+    assert [one["kind"] for one in said["pushed"]] == ["dataset", "model"]
     assert {"cells/store.json", "predictions/control.h5ad"} <= set(hub.files(REPO, "dataset"))
     metadata = yaml.safe_load(hub.files(REPO)["README.md"].decode().split("---")[1])
     assert metadata["datasets"] == [REPO]
@@ -311,3 +312,37 @@ def test_terms_that_limit_are_shown_before_anything_is_sent(finished: Recipe) ->
 def test_addresses(text: str, expected: tuple[str, str, str, str] | None) -> None:
     found = address_of(text)
     assert (None if found is None else (found.repo, found.kind, found.revision, found.path)) == expected
+
+
+# --------------------------------------------------------------------------------------------------------------- paths
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/alice/SE-600M", "SE-600M"),
+        ("/home/alice/SE-600M/", "SE-600M"),
+        ("~/models/x.pt", "x.pt"),
+        ("../alice/x.h5ad", "x.h5ad"),
+        ("file:///home/alice/x.h5ad", "x.h5ad"),
+        ("source (/data/x.h5ad): bad, /data/y", "source (x.h5ad): bad, y"),
+        ("${VCC_FM_DATA}/x.h5ad", "${VCC_FM_DATA}/x.h5ad"),
+        ("https://a.b/c/d", "https://a.b/c/d"),
+        ("hf://datasets/ORG/NAME/cells", "hf://datasets/ORG/NAME/cells"),
+        ("arcinstitute/SE-600M", "arcinstitute/SE-600M"),
+        ("and/or 3 / 4 UMI/cell", "and/or 3 / 4 UMI/cell"),
+    ],
+)
+def test_folders_of_this_machine_are_cut(text: str, expected: str) -> None:
+    assert without_folders(text) == expected
+
+
+def test_an_upload_that_breaks_off_leaves_no_model_without_its_data(
+    hub: HubServer, finished: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.faults = [Fault("POST", "/api/datasets/ORG/tiny/commit/", 500, 99)]
+    with pytest.raises(UserError, match="the Hub answers 500"):
+        push_run(finished, what="all")
+    assert ("model", REPO) not in hub.repos
+    assert not (finished.run_folder / "pushed.json").exists()
+    hub.faults = []
+    assert len(push_run(finished, what="all")["pushed"]) == 2

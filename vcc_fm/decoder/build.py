@@ -16,6 +16,7 @@ from vcc_fm.decoder.load import base_config, load_backbone, load_decoder
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import asked_by
+from vcc_fm.ground.paths import without_folders
 from vcc_fm.recipe.decoder import DecoderSettings
 
 
@@ -96,6 +97,8 @@ def build_decoder(
         decoder = _new(decoder_config(settings, data, config.to_dict()))
         decoder.backbone.load_state_dict(loaded.state_dict())
         _initialise(decoder, data)
+        name = without_folders(base)
+        decoder.config.started_from = {"files": {}, "licence": f"that of {name}: see its card", "citation": ""}
     return add_adapters(decoder, settings.lora, base), notes
 
 
@@ -121,6 +124,21 @@ def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
         decoder.head.log_dispersion.copy_(torch.from_numpy(data.dispersion).log())
 
 
+def _inherited(base: PerturbationDecoderConfig, config: PerturbationDecoderConfig) -> dict[str, Any]:
+    """What a decoder starts from through its base: that one's own start, and encoders that it has no more."""
+    encoders = [base.cell_encoder, base.protein_encoder]
+    now = {config.cell_encoder["licence"], config.protein_encoder["licence"]}
+    before = [base.started_from] if base.started_from else []
+    before += [{"files": {}, **one} for one in encoders if one["licence"] not in now]
+    if not before:
+        return {}
+    return {
+        "files": before[0]["files"],
+        "licence": "; ".join(dict.fromkeys(one["licence"] for one in before)),
+        "citation": "; ".join(dict.fromkeys(one["citation"] for one in before if one["citation"])),
+    }
+
+
 READERS = {
     "cell": ("cell_scaling.", "cell_projection."),
     "protein": ("protein_scaling.", "target_projection.", "gene_factors.projection."),
@@ -143,7 +161,7 @@ def adopt(
     # A learned vector is kept beside the protein vector that a target gene may have here.
     known = data.all_targets.intersection(base.config.learned_targets)
     config = decoder_config(settings, data, base.config.backbone, known)
-    config.started_from = base.config.started_from
+    config.started_from = _inherited(base.config, config)
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
     config.trained_on_responses = base.config.trained_on_responses

@@ -37,6 +37,14 @@ def expand(path: str) -> Path:
     return Path(expanded)
 
 
+_FOLDERS = re.compile(r"(?<![\w:/.}])(?:file://)?(?:~\w*|\.{1,2})?/(?:[^\s/'\",;:|<>]+/)*([^\s/'\",;:|<>]+)/?")
+
+
+def without_folders(text: str) -> str:
+    """A text in which paths from a root, a home or a dot, which mean nothing elsewhere, are names of files."""
+    return _FOLDERS.sub(r"\1", text)
+
+
 def without_secrets(text: str) -> str:
     """A text with its addresses stripped of user, query and fragment, any of which may hold a token."""
     return _ADDRESS.sub(r"\1\2", text)

@@ -169,6 +169,7 @@ def write_bundle(
     what: What = "merged",
     base: tuple[str, str] = ("", ""),
     controls: int = 100,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """Write a shared model into an empty folder.
 
@@ -183,6 +184,7 @@ def write_bundle(
         what: the merged weights, or the adapter alone.
         base: Hub id and revision of what the adapter is put on.
         controls: control cells of each context that are shared, at most.
+        settings: of the cell encoder; None takes those of the cell vectors, in which a checkpoint has no folder.
 
     Raises:
         UserError: an adapter is asked for, and there is none.
@@ -207,7 +209,7 @@ def write_bundle(
         separator=data.separator,
         effect_scale=effect_scale,
         predict=predict.model_dump(mode="json"),
-        cell_encoder=_encoder_settings(data.cell_vectors),
+        cell_encoder=settings or _encoder_settings(data.cell_vectors),
         protein_names={symbol: own for symbol, own in (data.protein_names or {}).items() if symbol != own},
         base=base[0] if what == "adapter" else "",
         base_revision=base[1] if what == "adapter" else "",

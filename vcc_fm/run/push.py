@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from rich.console import Console
 
 from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.files import read_json, write_json, write_text
+from vcc_fm.ground.hub import Kind, show_progress
 from vcc_fm.ground.hub import push as push_folder
-from vcc_fm.ground.hub import show_progress
-from vcc_fm.ground.paths import expand
+from vcc_fm.ground.paths import expand, without_folders
 from vcc_fm.ground.words import many
 from vcc_fm.hub.card import Run, dataset_card, model_card
 from vcc_fm.hub.licences import Ancestor, ancestors_of, require_accepted, write_licences
@@ -45,27 +45,34 @@ def push(recipe: Recipe, output: Output, console: Console) -> None:
     hub = recipe.hub
     assert hub is not None
     show_progress(not console.quiet)
-    sent = []
-    for kind, parts in (
-        ("model", {"merged", "adapter", "all"}),
-        ("dataset", {"stores", "predictions", "all"}),
-    ):
-        if hub.what not in parts:
-            continue
-        with tempfile.TemporaryDirectory(prefix="vcc-fm-push-", dir=output.path.parent) as scratch:
-            folder = Path(scratch)
-            ancestors = (_model if kind == "model" else _dataset)(recipe, hub, folder)
-            require_accepted(ancestors, hub.accept_licence)
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            size = sum(path.stat().st_size for path in files)
-            console.print(
-                f"push: {hub.repo} ({kind}): {many(len(files), 'file')}, {size / 1e6:,.1f} MB", highlight=False
-            )
-            message = f"{recipe.name}: {'model' if kind == 'model' else hub.what}"
-            url, commit = push_folder(folder, hub.repo, kind, message, hub.private, hub.revision)  # type: ignore[arg-type]
-        console.print(f"push: {url}", markup=False, soft_wrap=True)
-        sent.append({"repo": hub.repo, "kind": kind, "commit": commit, "url": url})
-    write_json(output.path, {"pushed": sent})
+    makers: dict[Kind, Callable[[Recipe, HubConfig, Path], list[Ancestor]]] = {}
+    # The dataset first: the model's card names it.
+    if hub.what in ("stores", "predictions", "all"):
+        makers["dataset"] = _dataset
+    if hub.what in ("merged", "adapter", "all"):
+        makers["model"] = _model
+    output.path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vcc-fm-push-", dir=output.path.parent) as scratch:
+        # Everything is made before anything is sent.
+        for kind, make in makers.items():
+            folder = Path(scratch, kind)
+            folder.mkdir()
+            require_accepted(make(recipe, hub, folder), hub.accept_licence)
+        sent: list[dict[str, str]] = []
+        for kind in makers:
+            sent.append(_send(recipe.name, hub, kind, Path(scratch, kind), console))
+            write_json(output.path, {"pushed": sent})
+
+
+def _send(name: str, hub: HubConfig, kind: Kind, folder: Path, console: Console) -> dict[str, str]:
+    """Send a folder; where it is now."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    console.print(f"push: {hub.repo} ({kind}): {many(len(files), 'file')}, {size / 1e6:,.1f} MB", highlight=False)
+    message = f"{name}: {'model' if kind == 'model' else hub.what}"
+    url, commit = push_folder(folder, hub.repo, kind, message, hub.private, hub.revision)
+    console.print(f"push: {url}", markup=False, soft_wrap=True)
+    return {"repo": hub.repo, "kind": kind, "commit": commit, "url": url}
 
 
 def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
@@ -73,9 +80,9 @@ def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
     layout = Layout(recipe)
     layout.scores.require()
     data = load_dataset(recipe, hub.fold)
-    require_accepted(_ancestors(recipe, layout), hub.accept_licence)  # before anything large is written
+    require_accepted(_ancestors(recipe, layout, hub.fold), hub.accept_licence)  # before anything large is written
     share(recipe, data, folder, "adapter" if hub.what == "adapter" else "merged", hub.controls)
-    ancestors = _ancestors(recipe, layout)
+    ancestors = _ancestors(recipe, layout, hub.fold)
     _write_record(recipe, layout, hub.fold, folder / "run")
     write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
     run, contexts = _run(recipe, layout, data.cells, data.split), list(data.context_controls)
@@ -93,7 +100,7 @@ def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
 def _dataset(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
     """Write a dataset's repository; what it was made from."""
     layout = Layout(recipe)
-    ancestors, configs = _ancestors(recipe, layout), {}
+    ancestors, configs = _ancestors(recipe, layout, hub.fold), {}
     require_accepted(ancestors, hub.accept_licence)
     if hub.what in ("stores", "all"):
         for stage in (layout.cells, layout.cell_embeddings, layout.proteins):
@@ -118,9 +125,9 @@ def _link(source: Path | str, target: Path | str) -> None:
     Path(target).symlink_to(Path(source).resolve())
 
 
-def _ancestors(recipe: Recipe, layout: Layout) -> list[Ancestor]:
+def _ancestors(recipe: Recipe, layout: Layout, fold: int) -> list[Ancestor]:
     """What the run was made from, so far as its stages and its recipe say."""
-    decoder = layout.decoder(0, "train")
+    decoder = layout.decoder(fold, "train")
     if decoder.fault() is None:
         config = read_json(decoder.path / "config.json")
     else:
@@ -218,11 +225,9 @@ def _write_record(recipe: Recipe, layout: Layout, fold: int, folder: Path) -> No
 
 
 def _without_folders(value: Any) -> Any:
-    """JSON in which absolute paths, which mean nothing elsewhere, are names of files."""
+    """JSON without the folders of this machine."""
     if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
+        return {without_folders(key): _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
-    if isinstance(value, str) and value.startswith(("/", "~")) and len(value) > 1:
-        return Path(value).name
-    return value
+    return without_folders(value) if isinstance(value, str) else value

@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.decoder.adapter import load_adapter
+from vcc_fm.decoder.load import WEIGHTS, load_decoder
+from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
+from vcc_fm.ground.hub import Address, pull
 from vcc_fm.hub.bundle import What, write_bundle
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
@@ -50,7 +57,10 @@ def share_run(run: Path, folder: Path) -> None:
             raise UserError(
                 f"{run}: its decoder was trained on other {side} vectors than {store.folder}; train it again"
             )
-    share(recipe, data, folder, "merged", 100, lambda output: output.path)
+    # Here a checkpoint is found where the recipe has it.
+    cells = recipe.embed.cells
+    settings = None if cells.encoder == "store" else cells.model_dump(mode="json")
+    share(recipe, data, folder, "merged", 100, lambda output: output.path, settings)
 
 
 def share(
@@ -60,6 +70,7 @@ def share(
     what: What,
     controls: int,
     finished: Callable[[Output], Path] = Output.require,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """Write the model of a fold as a shared model into an empty folder.
 
@@ -70,6 +81,7 @@ def share(
         what: merged weights, or the adapter.
         controls: control cells of each context that are shared, at most.
         finished: the path of what a stage has made, or a refusal.
+        settings: of the cell encoder, where not those of the cell vectors.
 
     Raises:
         UserError: a stage is missing; an adapter is asked for and there is none, or its base has no address.
@@ -77,10 +89,14 @@ def share(
     layout, fold, scale = Layout(recipe), data.split.fold, recipe.predict.effect_scale
     if scale == "validation":
         scale = float(read_json(finished(layout.calibration(fold)))["effect_scale"]["model"])
-    base = base_address(recipe) if what == "adapter" else ("", "")
+    base, model = ("", ""), finished(layout.decoder(fold, "train"))
+    if what == "adapter":
+        # At its commit: what stands on a branch may be another base tomorrow.
+        repo, revision = base_address(recipe)
+        base = repo, pull(Address(repo, "model", revision), WEIGHTS)[1]
     write_bundle(
         folder,
-        finished(layout.decoder(fold, "train")),
+        model,
         data,
         name=recipe.name,
         seed=recipe.seed,
@@ -89,4 +105,21 @@ def share(
         what=what,
         base=base,
         controls=controls,
+        settings=settings,
     )
+    if what == "adapter":
+        _check_base(folder, base, load_decoder(model))
+
+
+def _check_base(folder: Path, base: tuple[str, str], trained: PerturbationDecoder) -> None:
+    """See that an adapter on its base is the model that was trained.
+
+    Raises:
+        UserError: it is not.
+    """
+    found, wanted = load_adapter(folder, *base).state_dict(), trained.state_dict()
+    if any(not torch.allclose(found[name], value, rtol=1e-5, atol=1e-6) for name, value in wanted.items()):
+        raise UserError(
+            f"hub.what=adapter: on {base[0]} as it is now ({base[1][:12]}) the adapter is another model than was "
+            "trained; name the revision it was trained on (decoder.revision), or share the merged model"
+        )

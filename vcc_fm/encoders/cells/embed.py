@@ -17,6 +17,7 @@ from vcc_fm.encoders.cells.encoder import CellEncoder
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json, whole_folder
+from vcc_fm.ground.paths import without_folders
 from vcc_fm.recipe.embed import CellEncoderSettings
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import write_embeddings
@@ -67,7 +68,7 @@ def embed_cells(
             for file in fitted.iterdir():
                 shutil.copy(file, partial)
             # Vectors that were taken from a store bring the settings that they were made with.
-            kept = {} if settings is None else {"settings": settings.model_dump(mode="json")}
+            kept = {} if settings is None else {"settings": _without_folders(settings)}
             meta = kept | encoder.describe() | {"cells": cells.fingerprint, "further": list(encoder.further)}
             chunks = _chunks(cells, work, encoder)
             write_embeddings(partial, "barcode", chunks, encoder.width, fingerprint, meta, further, encoder.dtype)
@@ -103,6 +104,12 @@ def _fitted(
             work.remove()
         raise
     return fitted
+
+
+def _without_folders(settings: CellEncoderSettings) -> dict[str, Any]:
+    """Settings as others can read them: a checkpoint that lies here is told by its name."""
+    told = settings.model_dump(mode="json")
+    return {key: without_folders(value) if isinstance(value, str) else value for key, value in told.items()}
 
 
 def _chunks(cells: CellStore, work: Shards, encoder: CellEncoder) -> Iterator[tuple[Any, ...]]:
