@@ -236,12 +236,11 @@ class PerturbationPipeline:
         encoder = CELL_ENCODERS[bundle.settings.encoder](bundle.settings)
         vectors = folder / "vectors"
         embed_cells(vectors, cells, encoder, made_from, state, console, bundle.encoder_folder)
-        groups = dict.fromkeys(cells.contexts, 0)
         return Dataset(
             cells,
             EmbeddingStore(vectors),
             bundle.proteins,
-            Split("none", 0, 1, 0, {}, {(one, manifest.control): 0 for one in groups}, []),
+            Split("none", 0, 1, 0, {}, {}, []),
             manifest.separator,
             self._protein_names(),
             "learned",

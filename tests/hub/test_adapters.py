@@ -25,12 +25,15 @@ from vcc_fm.run.share import share
 BASE = "ORG/base"
 
 
+def files_of_base(finished: Recipe) -> dict[str, bytes]:
+    """The base of the finished run, as its owner would push it."""
+    return {name: (finished.run_folder / "base" / name).read_bytes() for name in ("config.json", "model.safetensors")}
+
+
 @pytest.fixture
 def adapter(hub: HubServer, finished: Recipe, tmp_path: Path) -> Path:
     """A shared adapter, whose base is on the Hub."""
-    base = finished.run_folder / "base"
-    files = {name: (base / name).read_bytes() for name in ("config.json", "model.safetensors")}
-    revision = hub.add(BASE, files)
+    revision = hub.add(BASE, files_of_base(finished))
     folder = tmp_path / "adapter"
     folder.mkdir()
     write_bundle(
@@ -157,8 +160,7 @@ def test_a_hostile_adapter_is_refused(
 
 
 def test_the_base_of_a_run_is_pinned_and_must_be_the_same(hub: HubServer, finished: Recipe, tmp_path: Path) -> None:
-    base = finished.run_folder / "base"
-    files = {name: (base / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    files = files_of_base(finished)
     commit = hub.add(BASE, files)
     # The run as it would be had its recipe named this base.
     decoder = finished.decoder.model_copy(update={"base": BASE})
@@ -166,7 +168,7 @@ def test_the_base_of_a_run_is_pinned_and_must_be_the_same(hub: HubServer, finish
     (tmp_path / "first").mkdir()
     share(recipe, load_dataset(finished, 0), tmp_path / "first", "adapter", 5, lambda output: output.path)
     assert read_bundle(tmp_path / "first").manifest.base_revision == commit
-    tensors = load_file(base / "model.safetensors")
+    tensors = load_file(finished.run_folder / "base/model.safetensors")
     tensors["backbone.norm.weight"] += 1
     hub.add(BASE, {**files, "model.safetensors": save(tensors, {"format": "pt"})})
     assert read_bundle(tmp_path / "first").decoder is not None  # at its commit

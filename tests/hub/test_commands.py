@@ -50,10 +50,13 @@ def counts(path: Path) -> np.ndarray:
     return np.asarray(anndata.read_h5ad(path).X.todense())
 
 
-def environment(hub: HubServer, home: Path) -> dict[str, str]:
-    """Of a fresh process with an empty cache and no token."""
+def fresh_process(hub: HubServer, folder: Path, script: str) -> str:
+    """What a script prints in a process with an empty cache and no token, which works in ``folder``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=kept | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_push_pull_and_predict(hub: HubServer, finished: Recipe, recipe: Path, tmp_path: Path) -> None:
@@ -83,14 +86,7 @@ def test_a_stranger_runs_the_code_of_the_card(hub: HubServer, finished: Recipe, 
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code is not None
     script = code[1] + "predicted.write_h5ad('predicted.h5ad')\n"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=environment(hub, tmp_path / "home"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    fresh_process(hub, tmp_path, script)
     here = PerturbationPipeline.from_pretrained(finished.run_folder)
     asked = anndata.read_h5ad(tmp_path / "predicted.h5ad").obs["perturbation"].unique().tolist()
     expected = here(here.control_cells("gamma"), asked, cells=100)
@@ -109,15 +105,7 @@ assert "vcc_fm" not in sys.modules
 row = data[3]
 print(json.dumps([len(data), row, data.features["context"].names, len(vectors), len(proteins), vectors[3]["barcode"]]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=environment(hub, tmp_path / "home"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    number, row, contexts, vectors, proteins, barcode = json.loads(done.stdout)
+    number, row, contexts, vectors, proteins, barcode = json.loads(fresh_process(hub, tmp_path, script))
     cells = CellStore(finished.embeddings_folder / "cells")
     assert (number, vectors, contexts) == (len(cells), len(cells), cells.contexts)
     assert proteins > 0

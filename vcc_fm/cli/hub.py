@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,9 +12,6 @@ from rich.console import Console
 from vcc_fm.cli.options import AsJson, Debug, Overrides, Processes, Quiet, RecipePath, app, console_of, print_json
 from vcc_fm.cli.stages import run_stages
 from vcc_fm.ground.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 MODEL_HELP = "Hub id (ORG/NAME, ORG/NAME@REVISION), folder that was pulled, or run folder"
 
@@ -63,7 +60,7 @@ def pull(
     debug: Debug = False,
 ) -> None:
     """Fetch a shared model, or shared stores and predictions; models and stores are checked, file by file."""
-    from vcc_fm.ground.hub import address_of, show_progress
+    from vcc_fm.ground.hub import address_of
     from vcc_fm.ground.hub import pull as fetch
     from vcc_fm.hub.bundle import MANIFEST, read_bundle
     from vcc_fm.store.verify import is_store
@@ -75,7 +72,6 @@ def pull(
         raise UserError(f"{repo}: write ORG/NAME or ORG/NAME@REVISION")
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; give a new folder, so that old and new files do not mix")
-    show_progress(not quiet)
     place, commit = fetch(address, folder=folder)
     holds: list[str] = []
     if (place / MANIFEST).is_file():

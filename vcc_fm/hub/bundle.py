@@ -149,7 +149,7 @@ class Bundle:
         seen_whole(
             folder,
             [
-                {"file": path.name, "bytes": files[str(path)].bytes, "sha256": files[str(path)].sha256}
+                {"file": path.name, **files[str(path)].model_dump()}
                 for path in map(PurePosixPath, files)
                 if path.parent == PurePosixPath(name) and path.suffix == ".arrow"
             ],
@@ -182,7 +182,7 @@ def write_bundle(
         effect_scale: factor on predicted log ratios.
         predict: how cells are emitted.
         what: the merged weights, or the adapter alone.
-        base: Hub id and revision of what the adapter is put on.
+        base: Hub id and revision of what the adapter is put on; empty where the weights are merged.
         controls: control cells of each context that are shared, at most.
         settings: of the cell encoder; None takes those of the cell vectors, in which a checkpoint has no folder.
 
@@ -211,8 +211,8 @@ def write_bundle(
         predict=predict.model_dump(mode="json"),
         cell_encoder=settings or _encoder_settings(data.cell_vectors),
         protein_names={symbol: own for symbol, own in (data.protein_names or {}).items() if symbol != own},
-        base=base[0] if what == "adapter" else "",
-        base_revision=base[1] if what == "adapter" else "",
+        base=base[0],
+        base_revision=base[1],
         files={},
     )
     _seal(folder, manifest, [path for path in folder.rglob("*") if path.is_file()])
@@ -227,7 +227,7 @@ def _write_weights(folder: Path, model: Path, what: What, base: tuple[str, str])
     if not (model / ADAPTER).is_dir():
         raise UserError(f"{model}: has no adapter, since it was trained from scratch; share it merged")
     (folder / ADAPTER).mkdir()
-    shutil.copy(model / ADAPTER / "adapter_model.safetensors", folder / ADAPTER)
+    shutil.copy(model / ADAPTER / WEIGHTS, folder / ADAPTER)
     settings = read_json(model / ADAPTER / "adapter_config.json")
     settings |= {"base_model_name_or_path": base[0], "revision": base[1] or None}
     write_json(folder / ADAPTER / "adapter_config.json", settings)

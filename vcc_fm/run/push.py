@@ -45,7 +45,7 @@ def push(recipe: Recipe, output: Output, console: Console) -> None:
     hub = recipe.hub
     assert hub is not None
     show_progress(not console.quiet)
-    makers: dict[Kind, Callable[[Recipe, HubConfig, Path], list[Ancestor]]] = {}
+    makers: dict[Kind, Callable[[Recipe, HubConfig, Path], None]] = {}
     # The dataset first: the model's card names it.
     if hub.what in ("stores", "predictions", "all"):
         makers["dataset"] = _dataset
@@ -57,7 +57,7 @@ def push(recipe: Recipe, output: Output, console: Console) -> None:
         for kind, make in makers.items():
             folder = Path(scratch, kind)
             folder.mkdir()
-            require_accepted(make(recipe, hub, folder), hub.accept_licence)
+            make(recipe, hub, folder)
         sent: list[dict[str, str]] = []
         for kind in makers:
             sent.append(_send(recipe.name, hub, kind, Path(scratch, kind), console))
@@ -75,14 +75,14 @@ def _send(name: str, hub: HubConfig, kind: Kind, folder: Path, console: Console)
     return {"repo": hub.repo, "kind": kind, "commit": commit, "url": url}
 
 
-def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
-    """Write a model's repository; what the model was made from."""
+def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> None:
+    """Write a model's repository, once the terms of what it was made from are accepted."""
     layout = Layout(recipe)
     layout.scores.require()
     data = load_dataset(recipe, hub.fold)
-    require_accepted(_ancestors(recipe, layout, hub.fold), hub.accept_licence)  # before anything large is written
-    share(recipe, data, folder, "adapter" if hub.what == "adapter" else "merged", hub.controls)
     ancestors = _ancestors(recipe, layout, hub.fold)
+    require_accepted(ancestors, hub.accept_licence)  # before anything large is written
+    share(recipe, data, folder, "adapter" if hub.what == "adapter" else "merged", hub.controls)
     _write_record(recipe, layout, hub.fold, folder / "run")
     write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
     run, contexts = _run(recipe, layout, data.cells, data.split), list(data.context_controls)
@@ -94,11 +94,10 @@ def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
     with_data = hub.what == "all"
     card = model_card(hub.repo, run, ancestors, hub.licence, base, with_data, example, asked[:EXAMPLE])
     write_text(folder / "README.md", card)
-    return ancestors
 
 
-def _dataset(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
-    """Write a dataset's repository; what it was made from."""
+def _dataset(recipe: Recipe, hub: HubConfig, folder: Path) -> None:
+    """Write a dataset's repository, once the terms of what it was made from are accepted."""
     layout = Layout(recipe)
     ancestors, configs = _ancestors(recipe, layout, hub.fold), {}
     require_accepted(ancestors, hub.accept_licence)
@@ -117,7 +116,6 @@ def _dataset(recipe: Recipe, hub: HubConfig, folder: Path) -> list[Ancestor]:
     write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
     run = _run(recipe, layout, CellStore(layout.cells.require()), None)
     write_text(folder / "README.md", dataset_card(hub.repo, run, ancestors, hub.licence, configs))
-    return ancestors
 
 
 def _link(source: Path | str, target: Path | str) -> None:
