@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 
 from vcc_fm.baselines.baseline import Baseline
 from vcc_fm.encoders.cells.encoder import CellEncoder
@@ -19,7 +18,7 @@ from vcc_fm.recipe.embed import CellEncoderSettings, SequenceEncoderSettings
 from vcc_fm.recipe.parts import BASELINES, CELL_ENCODERS, PRESETS, PROTEIN_ENCODERS
 from vcc_fm.run.outputs import Output
 from vcc_fm.run.table import STAGES, Stage
-from vcc_fm.scoring.preset import ContextScorer, Measured, Metric, Preset
+from vcc_fm.scoring.preset import ContextScorer, Measured, Metric, Preset, Scale
 
 
 class DepthSettings(CellEncoderSettings):
@@ -93,9 +92,8 @@ class _Correlations(ContextScorer):
     def __init__(self, real: ad.AnnData, control: str):
         labels = sorted(set(real.obs["perturbation"]) - {control})
         self._means = {label: self._mean(real, label) for label in labels}
-        row = {"baseline": 0.0, "replicate": 1.0, "replicate_sd": 0.0, "replicate_min": 1.0, "replicate_max": 1.0}
-        number = {"perturbations": len(labels), "replicate_perturbations": len(labels), "reason": ""}
-        self.anchors = pd.DataFrame([row | number], index=["r"])
+        self.scales = {"r": Scale(0.0, 1.0)}
+        self.low, self.ceiling = {"r": Measured.mean(dict.fromkeys(labels, 0.0))}, {}
         self.significant, self.notes = dict.fromkeys(labels, 1), ["a toy"]
 
     @staticmethod
@@ -103,11 +101,8 @@ class _Correlations(ContextScorer):
         return np.asarray(cells.X[(cells.obs["perturbation"] == label).to_numpy()].mean(axis=0)).ravel()
 
     def measure(self, predicted: ad.AnnData) -> dict[str, Measured]:
-        found = [np.corrcoef(mean, self._mean(predicted, label))[0, 1] for label, mean in self._means.items()]
-        return {"r": Measured(float(np.mean(found)), len(found))}
-
-    def scale(self, metric: str, value: float) -> tuple[float, str]:
-        return value, ""
+        found = {label: np.corrcoef(mean, self._mean(predicted, label))[0, 1] for label, mean in self._means.items()}
+        return {"r": Measured.mean(found)}
 
 
 def count_genes(recipe: Any, output: Output, console: Any) -> None:

@@ -1,9 +1,13 @@
 """A small simulated screen for the scoring tests."""
 
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+
+from vcc_fm.scoring.table import VALUES, ScoreTable
 
 CONTROL = "non-targeting"
 
@@ -33,3 +37,17 @@ def make_screen(
 def perturbed(screen: ad.AnnData) -> ad.AnnData:
     """A prediction file's cells: no controls."""
     return screen[screen.obs["perturbation"] != CONTROL].copy()
+
+
+def table_of(**given: Any) -> ScoreTable:
+    """A score table with the fields ``given``; the others say nothing."""
+    nothing: dict[str, Any] = dict.fromkeys(("rows", "means", "anchors", "significant"), pd.DataFrame())
+    nothing |= {
+        "values": pd.DataFrame(columns=list(VALUES)),
+        "notes": [],
+        "preset": "p",
+        "scorer": "s",
+        "version": "1",
+    }
+    nothing |= {"parameters": {}, "seconds": 1.5, "metrics": {}, "needed": 4, "members": None}
+    return ScoreTable(**nothing | {"low": "nothing", "high": "a replicate", "ceiling": "replicate"} | given)

@@ -17,7 +17,8 @@ def scores(defined: dict[str, int], sd: float = 0.05) -> tuple[pd.DataFrame, pd.
             rows.append((context, metric, float(i + 1) if there else np.nan))
             anchors.append((context, metric, 0.5, 0.7 if there else np.nan, sd, "" if there else "no value"))
     frame = pd.DataFrame(rows, columns=["context", "metric", "scaled"]).assign(entry="m", kind="model")
-    names = ["context", "metric", "baseline", "replicate", "replicate_sd", "reason"]
+    frame["unclamped"] = frame["scaled"]
+    names = ["context", "metric", "low", "ceiling", "ceiling_sd", "reason"]
     return frame, pd.DataFrame(anchors, columns=names)
 
 
@@ -40,5 +41,18 @@ def test_a_mean_needs_one_scale_that_is_certain():
     rows, anchors = scores({"a": 5}, sd=0.4)
     assert without_mean(anchors, 4) == {"a": "the scales of all 5 defined metrics are uncertain"}
     assert np.isnan(scaled_means(rows, anchors, 4)["scaled"]).all()
-    anchors.loc[0, "replicate_sd"] = 0.05
+    anchors.loc[0, "ceiling_sd"] = 0.05
     assert without_mean(anchors, 4) == {}
+
+
+def test_a_second_mean_is_taken_over_named_or_certain_members_where_they_have_a_scale():
+    rows, anchors = scores({"a": 5, "b": 6})
+    anchors.loc[[0, 7], "ceiling_sd"] = 0.4  # the first metric of a, the second of b
+    metrics = list(Vcc2026.metrics)
+    for members, a, b in (("clear", [2, 3, 4, 5], [1, 3, 4, 5, 6]), ([metrics[1], metrics[5]], [2], [2, 6])):
+        means = scaled_means(rows, anchors, 4, members).set_index("context")
+        assert means.loc["a", "second"] == np.mean(a)
+        assert means.loc["b", "second"] == np.mean(b)
+        assert means.loc[ALL, "second"] == (np.mean(a) + np.mean(b)) / 2
+        assert means.loc[ALL, "scaled"] == (3 + 3.5) / 2
+    assert scaled_means(rows, anchors, 4)["second"].isna().all()

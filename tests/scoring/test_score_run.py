@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from rich.console import Console
+from scoring_screens import table_of
 
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.score import without_twins
@@ -106,8 +107,7 @@ def test_a_twin_is_one_whose_scores_differ_in_their_last_digits():
             for one, value in (("m", value), ("undefined", np.nan))
         ]
         means = pd.DataFrame([{"entry": name, "kind": "baseline"} for name, _ in scored])
-        empty = pd.DataFrame()
-        return ScoreTable(pd.DataFrame(raw), means, empty, empty, [], "p", "s", "1", 0.0, {}, 4, "low", "high")
+        return table_of(rows=pd.DataFrame(raw), means=means)
 
     twin = without_twins(table(np.nextafter(0.96, 1)))
     assert twin.baselines() == ["control", "mean-response"]

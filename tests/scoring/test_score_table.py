@@ -4,43 +4,53 @@ from dataclasses import fields, replace
 import numpy as np
 import pandas as pd
 import pytest
+from scoring_screens import table_of
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.compare import SCALED_MEAN, compare, to_markdown, without_headline
 from vcc_fm.scoring.means import ALL, scaled_means
 from vcc_fm.scoring.presets.vcc2026 import Vcc2026
-from vcc_fm.scoring.table import ScoreTable, read_table
+from vcc_fm.scoring.table import VALUES, ScoreTable, read_table
 
 
 def small_table(shift: float = 0.0, version: str = "1", missing: bool = False) -> ScoreTable:
     rows = pd.DataFrame(
         [
-            {"entry": entry, "kind": kind, "context": context, "metric": metric, "raw": start + shift, "scaled": start}
+            {
+                "entry": entry,
+                "kind": kind,
+                "context": context,
+                "metric": metric,
+                "raw": start + shift,
+                "scaled": start,
+                "unclamped": start,
+            }
             for entry, kind, start in (("m|1", "model", 0.5 + shift), ("control", "baseline", 0.0))
             for context in ("a", "b")
             for metric in Vcc2026.metrics
         ]
     ).assign(perturbations=3, reason="")
-    anchors = pd.DataFrame({"context": ["a"] * 6 + ["b"] * 6, "metric": [*Vcc2026.metrics] * 2, "baseline": 0.5})
-    anchors = anchors.assign(replicate=0.9, replicate_sd=0.1, replicate_min=0.8, replicate_max=1.0, reason="")
+    rows["unclamped"] = rows["scaled"]
+    anchors = pd.DataFrame(
+        {"context": ["a"] * 6 + ["b"] * 6, "metric": [*Vcc2026.metrics] * 2, "low": 0.5, "high": 0.9}
+    )
+    anchors = anchors.assign(floor=np.nan, ceiling=0.9, ceiling_sd=0.1, reason="")
     if missing:
         lost = (rows["context"] == "b") & (rows["metric"] == "pds_cosine")
-        rows.loc[lost, ["raw", "scaled"]] = np.nan
+        rows.loc[lost, ["raw", "scaled", "unclamped"]] = np.nan
         rows.loc[lost, "reason"] = anchors.loc[6, "reason"] = "no value <here>"
-    return ScoreTable(
+    return table_of(
         rows=rows.assign(scorer="s", version=version),
-        means=scaled_means(rows, anchors, 4),
+        means=scaled_means(rows, anchors, 4, ["pds_cosine"]),
         anchors=anchors,
+        values=pd.DataFrame([("m|1", "a", "pds_cosine", "G", shift, 1.0)], columns=list(VALUES)),
         significant=pd.DataFrame({"perturbation": ["G"], "significant": [4], "context": ["a"]}),
         notes=["a note"],
         preset="vcc2026",
-        scorer="s",
         version=version,
-        seconds=1.5,
+        parameters={"fdr": "per perturbation"},
         metrics=Vcc2026.metrics,
-        needed=4,
-        low="cell-eval2 mean response",
-        high="replicate",
+        members=["pds_cosine"],
     )
 
 

@@ -10,10 +10,10 @@ import scipy.sparse as sp
 from scoring_screens import CONTROL, make_screen, perturbed
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.scoring.anchors import quiet
+from vcc_fm.scoring.anchors import quiet, scale_of
 from vcc_fm.scoring.means import ALL
 from vcc_fm.scoring.presets.vcc2026 import Vcc2026
-from vcc_fm.scoring.score import score
+from vcc_fm.scoring.score import score, within
 from vcc_fm.scoring.table import Entry
 
 
@@ -60,10 +60,45 @@ def test_equals_the_scorers_own_path_through_a_real_bundle(screen, table, tmp_pa
 def test_ends_of_the_scale_are_rows_at_zero_and_one(table):
     for context in ("alpha", "beta"):
         assert table.mean(Vcc2026.low, context) == pytest.approx(0.0, abs=1e-12)
-        assert table.mean(Vcc2026.high, context) == pytest.approx(1.0, abs=1e-12)
+        assert table.mean(Vcc2026.ceiling, context) == pytest.approx(1.0, abs=1e-12)
     kinds = dict(zip(table.rows["entry"], table.rows["kind"], strict=True))
     assert kinds[Vcc2026.low] == "baseline"
-    assert kinds[Vcc2026.high] == "ceiling"
+    assert kinds[Vcc2026.ceiling] == "ceiling"
+
+
+def test_the_line_and_its_limits_are_the_scorers_own_scale():
+    from cell_eval2.catalog import CATALOG
+    from cell_eval2.scoring import score_one
+
+    for metric, shown in Vcc2026.metrics.items():
+        low, high = (0.9, 0.3) if shown.low_is_good else (0.1, 0.7)
+        scale = scale_of(metric, low, high)
+        policy = replace(CATALOG[metric].scoring, anchor=high, allow_negative_baseline=False)
+        for raw in (-1.0, 0.0, 0.1, 0.5, 0.95, 1.4, 9.0):
+            ours = within((raw - low) / (high - low), scale)
+            assert ours == pytest.approx(score_one(raw, low, policy), abs=1e-12), (metric, raw)
+        assert scale.missing == score_one(None, low, policy)
+        assert scale_of(metric, low, low).reason
+
+
+def test_a_raw_value_is_what_its_perturbations_sum_to(table):
+    sums = table.values.groupby(["entry", "context", "metric"])[["numerator", "denominator"]].sum()
+    found = sums["numerator"] / sums["denominator"]
+    measured = table.rows[table.rows["kind"] != "ceiling"].set_index(["entry", "context", "metric"])
+    assert len(found) == len(measured) == 3 * 2 * 6
+    pd.testing.assert_series_equal(found.sort_index(), measured["raw"].sort_index(), check_names=False, rtol=1e-12)
+    sizes = table.values.groupby(["entry", "context", "metric"]).size()
+    assert (sizes == measured["perturbations"].reindex(sizes.index)).all()
+
+
+def test_values_without_limits_stand_beside_limited_ones(table):
+    rows = table.rows.set_index(["entry", "metric", "context"]).sort_index()
+    capped = rows.loc[("no effect", "expr_mse_unbiased_capped_norm")]
+    assert (capped["scaled"] == 0).all()
+    assert (capped["unclamped"] < 0).all()
+    same = rows.drop("expr_mse_unbiased_capped_norm", level="metric")
+    np.testing.assert_allclose(same["scaled"], same["unclamped"], rtol=1e-12)
+    assert list(table.more_means()) == ["without limits"]
 
 
 def test_a_second_draw_of_the_screen_is_far_better_than_cells_without_effect(table):
@@ -129,7 +164,7 @@ def test_a_single_perturbation_has_raw_values_beside_a_replicate_and_no_scale(tm
     rows = table.rows.set_index(["entry", "metric"])
     assert rows["scaled"].isna().all()
     for metric in Vcc2026.metrics:
-        raw = rows.loc[[("m", metric), (Vcc2026.high, metric)], "raw"]
+        raw = rows.loc[[("m", metric), (Vcc2026.ceiling, metric)], "raw"]
         assert raw.isna().all() if metric == "pds_cosine" else raw.notna().all(), metric
     # A second draw of the same cells is about as good as a replicate.
     assert rows.loc[("m", "de_wilcoxon_sig_jaccard"), "raw"] > 0.6

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vcc_fm.ground.errors import shown
 from vcc_fm.recipe.parts import BASELINES, PRESETS
 from vcc_fm.recipe.section import PositiveInt, Section
 
@@ -45,6 +46,11 @@ class ScoreConfig(Section):
     """How predictions are judged."""
 
     preset: str = Field("vcc2026", description="what is measured, and on which scale")
+    members: list[str] | Literal["clear"] | None = Field(
+        None,
+        description="metrics of a second mean beside the mean of all: names, or clear: those "
+        "whose replicate is clear of the low end of the scale",
+    )
     baselines: list[str] = Field(
         ["control", "mean-response", "other-contexts"],
         min_length=1,
@@ -57,6 +63,17 @@ class ScoreConfig(Section):
     def _known_preset(cls, name: str) -> str:
         PRESETS.check(name, "score.preset")
         return name
+
+    @model_validator(mode="after")
+    def _known_members(self) -> ScoreConfig:
+        if isinstance(self.members, list):
+            metrics = PRESETS[self.preset].metrics
+            if unknown := [name for name in self.members if name not in metrics]:
+                raise ValueError(
+                    f"score.members={shown(unknown[0])}: {self.preset} has no such metric; there are "
+                    f"{', '.join(metrics)}"
+                )
+        return self
 
     @field_validator("baselines")
     @classmethod

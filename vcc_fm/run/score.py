@@ -31,7 +31,14 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
     entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
     control = read_json(layout.cells.path / "store.json")["control"]
     table = without_twins(
-        score_files(layout.truth, entries, control, recipe.score.preset, recipe.run_folder / "cache")
+        score_files(
+            layout.truth,
+            entries,
+            control,
+            recipe.score.preset,
+            recipe.run_folder / "cache",
+            recipe.score.members,
+        )
     )
     # Before anything is drawn or printed: what fails there must not take the scores along.
     table.write_csv(output.path.with_suffix(".csv"))
@@ -77,14 +84,11 @@ def without_twins(table: ScoreTable) -> ScoreTable:
             kept.append(name)
         else:
             notes.append(f"baseline {name} is left out: here it is {twin}")
-    stay = table.rows["kind"].ne("baseline") | table.rows["entry"].isin(kept)
-    means = table.means["kind"].ne("baseline") | table.means["entry"].isin(kept)
-    return replace(
-        table,
-        rows=table.rows[stay].reset_index(drop=True),
-        means=table.means[means].reset_index(drop=True),
-        notes=table.notes + notes,
+    gone = set(table.baselines()) - set(kept)
+    rows, means, values = (
+        frame[~frame["entry"].isin(gone)].reset_index(drop=True) for frame in (table.rows, table.means, table.values)
     )
+    return replace(table, rows=rows, means=means, values=values, notes=table.notes + notes)
 
 
 def _same(one: pd.Series[float], other: pd.Series[float]) -> bool:

@@ -12,21 +12,24 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anndata as ad
 import numpy as np
-import pandas as pd
+from pydantic import TypeAdapter
 
-from vcc_fm.ground.files import write_json
+from vcc_fm.ground.files import write_text
+from vcc_fm.scoring.preset import NO_VALUE, Ceiling, Measured, Scale
 
 if TYPE_CHECKING:
     from cell_eval2 import EvalConfig
 
 SCORER = "cell-eval2"
+
+T = TypeVar("T")
 
 #: Not scored: the number of significant genes of each perturbation in the truth, which explains missing values.
 SIGNIFICANT = "de_wilcoxon_nsig_counts_real"
@@ -38,22 +41,18 @@ ALWAYS_DEFINED = "de_wilcoxon_sig_jaccard"
 #: It ranks a perturbation among the others, of which there must be some.
 DISCRIMINATION = "pds_cosine"
 
-#: The reason of a member of which the scorer returns no value, where it does not refuse.
-NO_VALUE = "no value"
+
+#: Raised whenever what is cached, or its form, changes by the same scorer.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """The scale of one context.
+    """What is measured of the truth of one context alone; see :class:`ContextScorer` for the fields."""
 
-    Attributes:
-        frame: one row per metric (the index): baseline, replicate, replicate_sd, replicate_min,
-            replicate_max, perturbations (that have a value in the baseline), replicate_perturbations, and reason
-            (empty where the scale is defined).
-        significant: perturbation -> number of significant genes in the truth.
-    """
-
-    frame: pd.DataFrame
+    scales: dict[str, Scale]
+    low: dict[str, Measured]
+    ceiling: dict[str, Ceiling]
     significant: dict[str, int]
 
 
@@ -97,7 +96,7 @@ def anchors_folder(cache: Path, digest: str, context: str, control: str, preset:
         control: label of the control cells.
         preset: the scorer's preset.
     """
-    identity = [digest, context, control, preset, version(SCORER), version("pdex")]
+    identity = [FORMAT, digest, context, control, preset, version(SCORER), version("pdex")]
     return cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
@@ -111,16 +110,9 @@ def load_anchors(real: ad.AnnData, config: EvalConfig, folder: Path) -> Anchors:
     """
     file = folder / "anchors.json"
     if not file.exists():
-        anchors = measure_anchors(real, config)
-        content = {
-            "anchors": json.loads(anchors.frame.to_json(orient="index", double_precision=15)),
-            "significant": anchors.significant,
-        }
-        write_json(file, content)
-    content = json.loads(file.read_text())
-    frame = pd.DataFrame.from_dict(content["anchors"], orient="index")
-    numbers = frame.columns.drop("reason")
-    return Anchors(frame.astype({column: float for column in numbers}), content["significant"])
+        # A number that is missing is NaN, which strict JSON has not; this file is read here alone.
+        write_text(file, json.dumps(asdict(measure_anchors(real, config))))
+    return TypeAdapter(Anchors).validate_json(file.read_bytes())
 
 
 def measure_anchors(real: ad.AnnData, config: EvalConfig) -> Anchors:
@@ -130,42 +122,67 @@ def measure_anchors(real: ad.AnnData, config: EvalConfig) -> Anchors:
     two ends) keeps a reason instead of a scale; the others are not touched by it. A single perturbation has no scale
     at all, as it is itself the mean response; it keeps the replicates, beside which raw values can be read.
     """
-    from cell_eval2.catalog import CATALOG
-    from cell_eval2.scoring import is_degenerate
-
     if real.obs["perturbation"].nunique() > 2:
-        baselines, significant = _baseline(real, config)
-        defined = [metric for metric, row in baselines.items() if not row["reason"]]
+        low, reasons, significant = _baseline(real, config)
+        defined = [metric for metric in low if metric not in reasons]
     else:
-        baselines, significant = _alone(real, config)
-        defined = [metric for metric in baselines if metric != DISCRIMINATION]
-    replicates = _tolerant(lambda part: _replicate(real, part), config, defined)
-    rows: dict[str, dict[str, Any]] = {}
-    for metric in _scored(config):
-        row = {**_UNMEASURED, **baselines[metric], **replicates.get(metric, {})}
-        if not row["reason"]:
-            policy = replace(CATALOG[metric].scoring, anchor=row["replicate"])
-            if is_degenerate(row["baseline"], policy):
-                row["reason"] = (
-                    f"a replicate ({row['replicate']:.3f}) is no better than the mean response ({row['baseline']:.3f})"
-                )
-        rows[metric] = row
-    return Anchors(pd.DataFrame.from_dict(rows, orient="index"), significant)
+        low, reasons, significant = _alone(real, config)
+        defined = [metric for metric in reasons if metric != DISCRIMINATION]
+    ceiling, why = _tolerant(lambda part: _replicate(real, part), config, defined)
+    reasons = why | reasons
+    scales = {
+        metric: Scale(reason=reasons[metric])
+        if metric in reasons
+        else scale_of(metric, low[metric].value, ceiling[metric].value)
+        for metric in _scored(config)
+    }
+    return Anchors(scales, low, ceiling, significant)
 
 
-def aggregate(tidy: Any, metrics: list[str]) -> dict[str, tuple[float, int]]:
-    """The scorer's aggregate of a tidy result: metric -> (value, number of perturbations that have one)."""
+def scale_of(metric: str, low: float, high: float) -> Scale:
+    """The scorer's scale of one of its metrics between two raw values, with the scorer's limits.
+
+    Its own substitution (`score_metrics` with a replicate): the scale's 1 is ``high`` instead of the perfect value.
+    """
+    from cell_eval2.catalog import CATALOG
+    from cell_eval2.scoring import is_degenerate, score_one
+
+    policy = replace(CATALOG[metric].scoring, anchor=high, allow_negative_baseline=False)
+    if is_degenerate(low, policy):
+        return Scale(low, high, reason=f"a replicate ({high:.3f}) is no better than the mean response ({low:.3f})")
+    floor = policy.effective_clamp_low()
+    return Scale(
+        low,
+        high,
+        floor=floor if np.isfinite(floor) else None,
+        cap=policy.clamp_high,
+        missing=float(score_one(np.nan, low, policy)),
+    )
+
+
+def aggregate(tidy: Any, metrics: list[str]) -> dict[str, Measured]:
+    """The scorer's aggregate of a tidy result (columns perturbation, metric, value), and its parts."""
     from cell_eval2 import aggregate_metrics
     from cell_eval2.catalog import CATALOG
     from cell_eval2.run import metric_cohorts
 
     values = aggregate_metrics(tidy, metrics=metrics)
     found = dict(zip(values["metric"], values["mean"], strict=True))
-    # A ratio of sums has no value per perturbation of its own: its cohort is its numerator's.
-    source = {m: CATALOG[m].derived.numerator if CATALOG[m].derived else m for m in metrics}
     cohorts = metric_cohorts(tidy)
     sizes = dict(zip(cohorts["metric"], cohorts["n_used"], strict=True))
-    return {m: (float(found.get(m, np.nan)), int(sizes.get(source[m], 0))) for m in metrics}
+    wide = tidy.to_pandas().pivot(index="perturbation", columns="metric", values="value").astype(float)
+    measured = {}
+    for metric in metrics:
+        # A ratio of sums has no value per perturbation of its own: its cohort is its numerator's.
+        derived = CATALOG[metric].derived
+        names = (derived.numerator, derived.denominator) if derived else (metric,)
+        parts = wide.reindex(columns=names).dropna()
+        measured[metric] = Measured(
+            float(found.get(metric, np.nan)),
+            int(sizes.get(names[0], 0)),
+            {str(label): (row[0], row[1] if derived else 1.0) for label, *row in parts.itertuples(name=None)},
+        )
+    return measured
 
 
 @contextlib.contextmanager
@@ -181,63 +198,47 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-_UNMEASURED: dict[str, Any] = {
-    "baseline": np.nan,
-    "perturbations": 0,
-    "reason": "",
-    "replicate": np.nan,
-    "replicate_sd": np.nan,
-    "replicate_min": np.nan,
-    "replicate_max": np.nan,
-    "replicate_perturbations": 0,
-}
-
-
-def _baseline(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+def _baseline(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, Measured], dict[str, str], dict[str, int]]:
+    """Of the mean response: raw values, reasons of metrics without one, and numbers of significant genes."""
     significant: dict[str, int] = {}
 
-    def measure(part: EvalConfig) -> dict[str, dict[str, Any]]:
+    def measure(part: EvalConfig) -> dict[str, Measured]:
         from cell_eval2 import build_generic_baseline
 
         built = build_generic_baseline(real, config=part, allow_degenerate=True).results
         counts = built.filter(built["metric"] == SIGNIFICANT)
         significant.update({p: int(n) for p, n in zip(counts["perturbation"], counts["value"], strict=True)})
-        return {
-            metric: {
-                "baseline": value,
-                "perturbations": size,
-                "reason": "" if np.isfinite(value) else NO_VALUE,
-            }
-            for metric, (value, size) in aggregate(built, _scored(part)).items()
-        }
+        return aggregate(built, _scored(part))
 
-    return _tolerant(measure, config, _scored(config)), significant
+    low, reasons = _tolerant(measure, config, _scored(config))
+    reasons |= {metric: NO_VALUE for metric, one in low.items() if not np.isfinite(one.value)}
+    return low, reasons, significant
 
 
-def _alone(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-    """Of a single perturbation: reasons in place of baselines, and its number of significant genes."""
+def _alone(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, Measured], dict[str, str], dict[str, int]]:
+    """Of a single perturbation: reasons in place of raw values, and its number of significant genes."""
     from cell_eval2 import compute_metrics
 
     found = compute_metrics(real, real, config=replace(config, metrics=[SIGNIFICANT]))
     reason = "there is one perturbation, and the mean response, where the scale begins, is that perturbation itself"
-    baselines = {metric: {"reason": reason} for metric in _scored(config)}
-    baselines[DISCRIMINATION] = {"reason": "there is one perturbation, and no other to tell it from"}
-    return baselines, {p: int(n) for p, n in zip(found["perturbation"], found["value"], strict=True)}
+    reasons = dict.fromkeys(_scored(config), reason)
+    reasons[DISCRIMINATION] = "there is one perturbation, and no other to tell it from"
+    return {}, reasons, {p: int(n) for p, n in zip(found["perturbation"], found["value"], strict=True)}
 
 
-def _replicate(real: ad.AnnData, config: EvalConfig) -> dict[str, dict[str, Any]]:
+def _replicate(real: ad.AnnData, config: EvalConfig) -> dict[str, Ceiling]:
     from cell_eval2.anchor import compute_replicate_anchor
 
     _, anchor = compute_replicate_anchor(real, config=replace(config, metrics=_scored(config)))
     return {
-        row["metric"]: {
-            "replicate": row["replicate"],
-            "replicate_sd": row["replicate_sd"],
-            "replicate_min": row["replicate_min"],
-            "replicate_max": row["replicate_max"],
+        row["metric"]: Ceiling(
+            row["replicate"],
+            row["replicate_sd"],
+            row["replicate_min"],
+            row["replicate_max"],
             # A ratio of sums has no value per perturbation; the scorer takes all perturbations or raises.
-            "replicate_perturbations": row["n_perturbations_min"] or real.obs["perturbation"].nunique() - 1,
-        }
+            row["n_perturbations_min"] or real.obs["perturbation"].nunique() - 1,
+        )
         for row in anchor.iter_rows(named=True)
     }
 
@@ -247,18 +248,19 @@ def _scored(config: EvalConfig) -> list[str]:
 
 
 def _tolerant(
-    measure: Callable[[EvalConfig], dict[str, dict[str, Any]]], config: EvalConfig, metrics: list[str]
-) -> dict[str, dict[str, Any]]:
+    measure: Callable[[EvalConfig], dict[str, T]], config: EvalConfig, metrics: list[str]
+) -> tuple[dict[str, T], dict[str, str]]:
     """Measure all metrics in one go; where the scorer refuses, one at a time, to learn which it refuses and why."""
     try:
-        return measure(replace(config, metrics=[*metrics, SIGNIFICANT]))
+        return measure(replace(config, metrics=[*metrics, SIGNIFICANT])), {}
     except ValueError:
-        results: dict[str, dict[str, Any]] = {}
+        results: dict[str, T] = {}
+        reasons: dict[str, str] = {}
         for metric in metrics:
             try:
                 results |= measure(replace(config, metrics=[metric, SIGNIFICANT]))
             except ValueError as error:
                 if metric == ALWAYS_DEFINED:
                     raise
-                results[metric] = {"reason": str(error).split(". ")[0].removeprefix(f"{metric}: ")}
-        return results
+                reasons[metric] = str(error).split(". ")[0].removeprefix(f"{metric}: ")
+        return results, reasons

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pandas as pd
 
 #: The name under which the mean over contexts is filed.
 ALL = "all contexts"
 
+Members = list[str] | Literal["clear"] | None
+"""Metrics of a second mean: named ones, those with a certain scale, or none: there is no second mean."""
+
 
 def uncertain(anchors: pd.DataFrame) -> pd.Series[bool]:
-    """Which scales are hardly known: the replicate's splits differ by more than half of the scale's length.
+    """Which scales are hardly known: the replicate is not two standard deviations of its splits from the low end.
 
     Args:
-        anchors: columns baseline, replicate, replicate_sd, reason.
+        anchors: columns low, ceiling, ceiling_sd, reason.
     """
-    length = (anchors["replicate"] - anchors["baseline"]).abs()
-    return (anchors["reason"] == "") & (anchors["replicate_sd"] > length / 2)
+    length = (anchors["ceiling"] - anchors["low"]).abs()
+    return (anchors["reason"] == "") & (anchors["ceiling_sd"] > length / 2)
+
+
+def in_second_mean(anchors: pd.DataFrame, members: Members) -> pd.Series[bool]:
+    """Which (context, metric) the second mean is taken over.
+
+    Args:
+        anchors: one row per (context, metric); columns metric, and those of :func:`uncertain`.
+        members: see :data:`Members`.
+    """
+    if members is None:
+        return pd.Series(False, index=anchors.index)
+    named = ~uncertain(anchors) if members == "clear" else anchors["metric"].isin(members)
+    return (anchors["reason"] == "") & named
 
 
 def without_mean(anchors: pd.DataFrame, needed: int) -> dict[str, str]:
     """Context -> why it has no scaled mean: fewer than ``needed`` metrics have a scale, or none has a certain one.
 
     Args:
-        anchors: one row per (context, metric), columns context, baseline, replicate, replicate_sd, reason.
+        anchors: one row per (context, metric), columns context, and those of :func:`uncertain`.
         needed: number of metrics.
     """
     reasons = {}
@@ -35,22 +53,30 @@ def without_mean(anchors: pd.DataFrame, needed: int) -> dict[str, str]:
     return reasons
 
 
-def scaled_means(rows: pd.DataFrame, anchors: pd.DataFrame, needed: int) -> pd.DataFrame:
+def scaled_means(rows: pd.DataFrame, anchors: pd.DataFrame, needed: int, members: Members = None) -> pd.DataFrame:
     """Scaled mean of every entry: per context over the metrics present, then the mean over contexts.
 
     Args:
-        rows: columns entry, kind, context, metric, scaled (NaN where undefined).
+        rows: columns entry, kind, context, metric, scaled and unclamped (NaN where undefined).
         anchors: see :func:`without_mean`; a context that has no mean gets NaN, and so does the mean over contexts.
         needed: see :func:`without_mean`.
+        members: of the second mean.
 
     Returns:
-        Columns entry, kind, context (``ALL`` for the mean over contexts), scaled, present, members.
+        Columns entry, kind, context (``ALL`` for the mean over contexts), scaled, unclamped (the mean without the
+        limits of the scale), second (the mean over ``members``; NaN without any), present, members.
     """
-    groups = rows.groupby(["entry", "kind", "context"], sort=False)["scaled"]
-    by_context = groups.agg(scaled="mean", present="count", members="size").reset_index()
-    by_context.loc[by_context["context"].isin(list(without_mean(anchors, needed))), "scaled"] = float("nan")
+    chosen = anchors.assign(chosen=in_second_mean(anchors, members))[["context", "metric", "chosen"]]
+    rows = rows.merge(chosen, on=["context", "metric"], how="left", validate="many_to_one")
+    rows = rows.assign(second=rows["scaled"].where(rows["chosen"]))
+    columns = ["scaled", "unclamped", "second"]
+    groups = rows.groupby(["entry", "kind", "context"], sort=False)
+    by_context = groups.agg(
+        **{column: (column, "mean") for column in columns}, present=("scaled", "count"), members=("scaled", "size")
+    ).reset_index()
+    by_context.loc[by_context["context"].isin(list(without_mean(anchors, needed))), columns[:2]] = float("nan")
     overall = by_context.groupby(["entry", "kind"], sort=False).agg(
-        scaled=("scaled", lambda values: values.mean(skipna=False)),
+        **{column: (column, lambda values: values.mean(skipna=False)) for column in columns},
         present=("present", "sum"),
         members=("members", "sum"),
     )

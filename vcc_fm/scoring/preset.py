@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import anndata as ad
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.parts import PRESETS
+
+NO_VALUE = "no value"
+"""The reason of a metric that has none, where the scorer does not say more."""
 
 
 @dataclass(frozen=True)
@@ -29,38 +33,93 @@ class Metric:
     low_is_good: bool = False
 
 
-class Measured(NamedTuple):
-    """A raw value (NaN where there is none), and the number of perturbations that have one."""
+@dataclass(frozen=True)
+class Measured:
+    """A raw value in one context.
+
+    Attributes:
+        value: NaN where there is none.
+        perturbations: number that have one.
+        parts: perturbation -> (numerator, denominator). The value is the sum of the numerators divided by the sum of
+            the denominators; of a mean, every denominator is 1. Empty where the metric is one number for all
+            perturbations together, such as a correlation over them: it then has no interval.
+    """
 
     value: float
     perturbations: int
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def mean(cls, values: Mapping[str, float]) -> Measured:
+        """The mean over the perturbations that have a finite value; NaN where none has one."""
+        parts = {label: (float(value), 1.0) for label, value in values.items() if math.isfinite(value)}
+        total = sum(value for value, _ in parts.values())
+        return cls(total / len(parts) if parts else math.nan, len(parts), parts)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale of one metric in one context: a line, with limits.
+
+    Attributes:
+        low: raw value that is scaled 0.
+        high: raw value that is scaled 1.
+        floor: smallest scaled value; None: there is no limit.
+        cap: largest scaled value; None: there is no limit.
+        missing: scaled value of a prediction that has no raw one.
+        reason: why there is no scale; empty where there is one.
+    """
+
+    low: float = math.nan
+    high: float = math.nan
+    floor: float | None = None
+    cap: float | None = None
+    missing: float = math.nan
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What a replicate of the measured cells scores: the mean over several splits of them, and its spread.
+
+    Attributes:
+        value: mean raw value.
+        sd, lowest, highest: of the value over the splits.
+        perturbations: number that have a value.
+    """
+
+    value: float = math.nan
+    sd: float = math.nan
+    lowest: float = math.nan
+    highest: float = math.nan
+    perturbations: int = 0
 
 
 class ContextScorer(ABC):
     """The measured cells of one context, ready to score predictions of them.
 
     Attributes:
-        anchors: one row per metric (the index): ``baseline`` (scaled 0) and ``replicate`` (scaled 1), raw; its
-            ``replicate_sd``, ``replicate_min`` and ``replicate_max`` over the splits; ``perturbations`` and
-            ``replicate_perturbations`` that have a value; ``reason``, empty where the metric has a scale.
+        scales: metric -> its scale, of every metric of the preset.
+        low: metric -> the raw value of the predictor that is scaled 0, as if it were a prediction.
+        ceiling: metric -> what a replicate reaches; a metric may be missing.
         significant: perturbation -> number of significant genes in the truth.
         notes: what a reader must know of how the numbers came about.
+        why_none: metric -> why a prediction may have no value.
     """
 
-    anchors: pd.DataFrame
-    significant: dict[str, int]
+    scales: Mapping[str, Scale]
+    low: Mapping[str, Measured]
+    ceiling: Mapping[str, Ceiling]
+    significant: Mapping[str, int]
     notes: list[str]
+    why_none: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
-    def measure(self, predicted: ad.AnnData) -> dict[str, Measured]:
+    def measure(self, predicted: ad.AnnData) -> Mapping[str, Measured]:
         """Raw metrics of predicted cells without controls, raw counts on the truth's gene axis.
 
         A metric that the truth cannot give may be missing.
         """
-
-    @abstractmethod
-    def scale(self, metric: str, value: float) -> tuple[float, str]:
-        """Scaled value of a raw one (NaN where there is none) of a metric that has a scale, and what to say of it."""
 
 
 class Preset(ABC):
@@ -71,7 +130,9 @@ class Preset(ABC):
         version: raised whenever the preset would give other numbers by the same scorer.
         metrics: in the order of the columns.
         needed: metrics that must have a scale in a context, else its mean says nothing about a model.
-        low, high: the rows that are scaled 0 and 1.
+        low: name of the row that is scaled 0.
+        high: what is scaled 1, in words.
+        ceiling: name of the row that a replicate reaches.
     """
 
     scorer: ClassVar[str]
@@ -80,6 +141,7 @@ class Preset(ABC):
     needed: ClassVar[int]
     low: ClassVar[str]
     high: ClassVar[str]
+    ceiling: ClassVar[str] = "replicate (split halves)"
 
     def check_axis(self, genes: pd.Index) -> None:
         """Refuse a gene axis on which the metrics have no meaning.
@@ -87,6 +149,10 @@ class Preset(ABC):
         Raises:
             UserError: says what the axis must be.
         """
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings that the scorer was given, for the record beside the numbers."""
+        return {}
 
     @abstractmethod
     def open(self, real: ad.AnnData, context: str, control: str, cache: Path, digest: str) -> ContextScorer:

@@ -70,8 +70,8 @@ def write_report(
         *(f'<p class="note">{escape(note)}</p>' for note in notes),
         f'<p class="headline">{escape(headline(table))}</p>',
         "<h2>Scores</h2>",
-        "<p>A scaled value is 0 for the scorer's mean response and 1 for a replicate: half of the measured cells "
-        "scored against the other half. A perfect prediction scores above 1, since a replicate has noise. "
+        f"<p>A scaled value is 0 for {escape(table.low)} and 1 for {escape(table.high)}. A replicate is half of the "
+        "measured cells scored against the other half; a perfect prediction scores above it, since it has noise. "
         f"Raw values stand below the scaled ones; low is good for {_low_is_good(table)}, high for the others.</p>",
         *(_score_table(table, context) for context in table.contexts()),
         _overall(table),
@@ -123,8 +123,8 @@ def headline(table: ScoreTable) -> str:
     contexts = len(table.contexts())
     return (
         f"{model} has a scaled mean of {texts[model]} over {contexts} context{'s' if contexts > 1 else ''}: "
-        f"{verdict}, {best} ({texts[best]}), where 0 is the scorer's mean response and a replicate scores "
-        f"{texts[table.high]}."
+        f"{verdict}, {best} ({texts[best]}), where {table.low} is 0 and a replicate scores "
+        f"{texts[table.ceiling]}."
     )
 
 
@@ -157,16 +157,16 @@ def _overall(table: ScoreTable) -> str:
 
 def _anchor_table(table: ScoreTable) -> str:
     frame = table.anchors
-    columns = ["baseline", "replicate", "replicate_sd", "replicate_min", "replicate_max"]
+    columns = ["low", "ceiling", "ceiling_sd", "ceiling_lowest", "ceiling_highest"]
     lines = []
     for metric in table.metrics:
         for context, part in frame[frame["metric"] == metric].groupby("context", sort=False):
             cells = "".join(f"<td>{number(float(part[column].iloc[0]))}</td>" for column in columns)
-            used = f"{int(part['replicate_perturbations'].iloc[0])}"
+            used = f"{int(part['ceiling_perturbations'].iloc[0])}"
             lines.append(
                 f"<tr><td>{table.labels[metric]}</td><td>{escape(str(context))}</td>{cells}<td>{used}</td></tr>"
             )
-    heads = ["metric", "context", f"{table.low} (0)", "replicate (1)", "sd", "lowest", "highest", "perturbations"]
+    heads = ["metric", "context", f"{table.low} (0)", "replicate", "sd", "lowest", "highest", "perturbations"]
     caption = (
         "Raw values; sd, lowest and highest over the splits, and the perturbations that have a value in all of them"
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,12 +15,14 @@ import pandas as pd
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file
 from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, read_context, read_labels
-from vcc_fm.scoring.means import scaled_means, uncertain
-from vcc_fm.scoring.preset import ContextScorer, Measured, Preset, preset_named
-from vcc_fm.scoring.table import Entry, ScoreTable
+from vcc_fm.scoring.means import Members, scaled_means, uncertain
+from vcc_fm.scoring.preset import NO_VALUE, Ceiling, ContextScorer, Measured, Preset, Scale, preset_named
+from vcc_fm.scoring.table import VALUES, Entry, ScoreTable
 
 
-def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cache: Path) -> ScoreTable:
+def score(
+    truth: Path, entries: list[Entry], control: str, preset_name: str, cache: Path, members: Members = None
+) -> ScoreTable:
     """Score predictions against measured cells, each context by itself.
 
     Every file holds raw counts with obs ``context`` and ``perturbation`` and gene symbols as var index, the same gene
@@ -27,10 +31,11 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
 
     Args:
         truth: h5ad file of measured cells.
-        entries: the predictions; the two ends of the scale are added as rows of their own.
+        entries: the predictions; what is scaled 0 and the replicate are added as rows of their own.
         control: label of the control cells in ``obs.perturbation``.
         preset_name: what is measured.
         cache: folder for what is measured of the truth alone, keyed by its SHA-256 and the scorer's version.
+        members: metrics of a second mean; see :data:`Members`.
 
     Returns:
         The table; a context's scaled mean is taken over the metrics that are defined, and says how many.
@@ -43,41 +48,38 @@ def score(truth: Path, entries: list[Entry], control: str, preset_name: str, cac
     preset = preset_named(preset_name)
     measured, predicted = _checked(truth, entries, control, preset)
     digest = sha256_file(truth)
-    rows: list[dict[str, Any]] = []
-    scales: list[pd.DataFrame] = []
-    significant: list[pd.DataFrame] = []
-    notes: list[str] = []
+    parts: list[_Context] = []
     for context in measured.contexts():
         scorer = preset.open(read_context(measured, context), context, control, cache, digest)
-        rows += _context_rows(entries, predicted, context, scorer, preset)
-        notes += scorer.notes + _unsure(context, scorer, preset)
-        scales.append(scorer.anchors.rename_axis("metric").reset_index().assign(context=context))
-        counts = pd.Series(scorer.significant, name="significant").rename_axis("perturbation").reset_index()
-        significant.append(counts.assign(context=context))
+        parts.append(_context(entries, predicted, context, scorer, preset))
 
     scored_by = version(preset.scorer)
-    table = pd.DataFrame(rows).assign(scorer=preset.scorer, version=scored_by)
-    ends = pd.concat(scales, ignore_index=True)
+    rows = pd.DataFrame([row for part in parts for row in part.rows]).assign(scorer=preset.scorer, version=scored_by)
+    anchors = pd.DataFrame([row for part in parts for row in part.anchors])
     return ScoreTable(
-        rows=table,
-        means=scaled_means(table, ends, preset.needed),
-        anchors=ends,
-        significant=pd.concat(significant, ignore_index=True),
-        notes=notes,
+        rows=rows,
+        means=scaled_means(rows, anchors, preset.needed, members),
+        anchors=anchors,
+        values=pd.DataFrame([row for part in parts for row in part.values], columns=list(VALUES)),
+        significant=pd.DataFrame([row for part in parts for row in part.significant]),
+        notes=[note for part in parts for note in part.notes],
         preset=preset_name,
         scorer=preset.scorer,
         version=scored_by,
+        parameters={**preset.parameters(), "truth_sha256": digest},
         seconds=time.perf_counter() - started,
         metrics=dict(preset.metrics),
         needed=preset.needed,
+        members=members,
         low=preset.low,
         high=preset.high,
+        ceiling=preset.ceiling,
     )
 
 
 def _checked(truth: Path, entries: list[Entry], control: str, preset: Preset) -> tuple[Labels, list[Labels]]:
     """Labels of the truth, and of the predictions, which fit it and each other."""
-    names = [entry.name for entry in entries] + [preset.low, preset.high]
+    names = [entry.name for entry in entries] + [preset.low, preset.ceiling]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"entries to score: name {repeated[0]!r} is used twice; every row needs a name of its own")
@@ -90,52 +92,97 @@ def _checked(truth: Path, entries: list[Entry], control: str, preset: Preset) ->
     return measured, predicted
 
 
-def _context_rows(
+class _Context(NamedTuple):
+    """Records of one context for the table."""
+
+    rows: list[dict[str, Any]]
+    anchors: list[dict[str, Any]]
+    values: list[dict[str, Any]]
+    significant: list[dict[str, Any]]
+    notes: list[str]
+
+
+def _context(
     entries: list[Entry], predicted: list[Labels], context: str, scorer: ContextScorer, preset: Preset
-) -> list[dict[str, Any]]:
-    """Of every entry in one context, and of the two ends of the scale."""
-    rows = []
-    for entry, labels in zip(entries, predicted, strict=True):
-        values = scorer.measure(read_context(labels, context))
-        rows += _rows(entry.name, entry.kind, context, values, scorer)
-    rows += _rows(preset.low, "baseline", context, _end(scorer, "baseline", "perturbations"), scorer)
-    return rows + _rows(preset.high, "ceiling", context, _end(scorer, "replicate", "replicate_perturbations"), scorer)
+) -> _Context:
+    """Every entry in one context, the predictor that is scaled 0, and the replicate."""
+    measured: list[tuple[str, str, Mapping[str, Measured]]] = [
+        (entry.name, entry.kind, scorer.measure(read_context(labels, context)))
+        for entry, labels in zip(entries, predicted, strict=True)
+    ]
+    replicate = {name: Measured(one.value, one.perturbations) for name, one in scorer.ceiling.items()}
+    measured += [(preset.low, "baseline", scorer.low), (preset.ceiling, "ceiling", replicate)]
+    anchors = [_anchor(context, metric, scorer) for metric in preset.metrics]
+    return _Context(
+        rows=[row for entry, kind, values in measured for row in _rows(entry, kind, context, values, scorer)],
+        anchors=anchors,
+        values=[
+            dict(zip(VALUES, (entry, context, metric, label, *part), strict=True))
+            for entry, _, values in measured
+            for metric, one in values.items()
+            for label, part in one.parts.items()
+        ],
+        significant=[
+            {"perturbation": label, "significant": number, "context": context}
+            for label, number in scorer.significant.items()
+        ],
+        notes=scorer.notes + _unsure(context, pd.DataFrame(anchors), preset),
+    )
 
 
-def _end(scorer: ContextScorer, value: str, size: str) -> dict[str, Measured]:
-    """One end of the scale as if it had been a prediction."""
-    return {str(m): Measured(float(row[value]), int(row[size])) for m, row in scorer.anchors.iterrows()}
+def _anchor(context: str, metric: str, scorer: ContextScorer) -> dict[str, Any]:
+    ceiling = scorer.ceiling.get(metric, Ceiling())
+    return {
+        "context": context,
+        "metric": metric,
+        **{name: np.nan if value is None else value for name, value in asdict(scorer.scales[metric]).items()},
+        "ceiling": ceiling.value,
+        "ceiling_sd": ceiling.sd,
+        "ceiling_lowest": ceiling.lowest,
+        "ceiling_highest": ceiling.highest,
+        "ceiling_perturbations": ceiling.perturbations,
+    }
 
 
-def _unsure(context: str, scorer: ContextScorer, preset: Preset) -> list[str]:
+def _unsure(context: str, anchors: pd.DataFrame, preset: Preset) -> list[str]:
     """A note for every metric whose scale is hardly known: the splits differ by as much as the scale is long."""
     return [
-        f"{context}, {preset.metrics[str(metric)].label}: the replicate is {row['replicate']:.3f} with sd "
-        f"{row['replicate_sd']:.3f} over the splits, the mean response {row['baseline']:.3f}; its scaled values are "
-        "uncertain"
-        for metric, row in scorer.anchors[uncertain(scorer.anchors)].iterrows()
+        f"{context}, {preset.metrics[row['metric']].label}: the replicate is {row['ceiling']:.3f} with sd "
+        f"{row['ceiling_sd']:.3f} over the splits, the {preset.low} {row['low']:.3f}; its scaled values are uncertain"
+        for _, row in anchors[uncertain(anchors)].iterrows()
     ]
 
 
 def _rows(
-    entry: str, kind: str, context: str, values: dict[str, Measured], scorer: ContextScorer
+    entry: str, kind: str, context: str, values: Mapping[str, Measured], scorer: ContextScorer
 ) -> list[dict[str, Any]]:
     rows = []
-    for metric, anchor in scorer.anchors.iterrows():
-        value, size = values.get(str(metric), Measured(np.nan, 0))
-        scaled, reason = np.nan, str(anchor["reason"])
+    for metric, scale in scorer.scales.items():
+        one = values.get(metric, Measured(np.nan, 0))
+        unclamped, reason = np.nan, scale.reason
         if not reason:
-            scaled, reason = scorer.scale(str(metric), value)
+            unclamped = (one.value - scale.low) / (scale.high - scale.low)
+        scaled = unclamped if np.isnan(unclamped) else within(unclamped, scale)
+        if not reason and np.isnan(one.value):
+            scaled, reason = scale.missing, scorer.why_none.get(metric, NO_VALUE)
+            reason += "" if np.isnan(scaled) else "; scored as the scorer scores a missing value"
         rows.append(
             {
                 "entry": entry,
                 "kind": kind,
                 "context": context,
                 "metric": metric,
-                "raw": value,
+                "raw": one.value,
                 "scaled": scaled,
-                "perturbations": size,
+                "unclamped": unclamped,
+                "perturbations": one.perturbations,
                 "reason": reason,
             }
         )
     return rows
+
+
+def within(scaled: float, scale: Scale) -> float:
+    """A scaled value within the limits of its scale."""
+    low = -np.inf if scale.floor is None else scale.floor
+    return float(np.clip(scaled, low, np.inf if scale.cap is None else scale.cap))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -17,10 +18,27 @@ from rich.table import Table
 
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.files import write_json, write_text
-from vcc_fm.scoring.means import ALL, scaled_means, without_mean
+from vcc_fm.scoring.means import ALL, Members, scaled_means, without_mean
 from vcc_fm.scoring.preset import Metric
 
 Kind = Literal["model", "baseline", "ceiling"]
+
+VALUES = ("entry", "context", "metric", "perturbation", "numerator", "denominator")
+
+_NUMERIC = (
+    "raw",
+    "scaled",
+    "unclamped",
+    "low",
+    "high",
+    "floor",
+    "cap",
+    "missing",
+    "ceiling",
+    "ceiling_sd",
+    "ceiling_lowest",
+    "ceiling_highest",
+)
 
 
 @dataclass(frozen=True)
@@ -37,36 +55,47 @@ class ScoreTable:
     """Scores of several entries against one truth.
 
     Attributes:
-        rows: one row per (entry, kind, context, metric): raw and scaled value (NaN where undefined), the number of
-            perturbations that have a value, the reason of a missing value (else empty), scorer and version.
-        means: one row per (entry, kind, context), and one for ``ALL``, see :func:`scaled_means`: scaled mean of the
-            members present (NaN where :func:`without_mean` says why), how many were present, and of how many.
-        anchors: one row per (context, metric): baseline (scaled 0), replicate (scaled 1), its standard deviation and
-            range over the scorer's split halves, and the reason where the scale is undefined (else empty).
+        rows: one row per (entry, kind, context, metric): raw value, scaled value and the same without the limits of
+            its scale (NaN where undefined), the number of perturbations that have a value, the reason of a missing
+            value (else empty), scorer and version.
+        means: one row per (entry, kind, context), and one for ``ALL``, see :func:`scaled_means`: means of the members
+            present (NaN where :func:`without_mean` says why), how many were present, and of how many.
+        anchors: one row per (context, metric), the fields of :class:`Scale`, and ``ceiling``, ``ceiling_sd``,
+            ``ceiling_lowest``, ``ceiling_highest`` and ``ceiling_perturbations``, those of :class:`Ceiling`.
+        values: one row per (entry, context, metric, perturbation) that has a value of its own, columns ``VALUES``;
+            the raw value of a metric is the sum of its numerators divided by the sum of its denominators.
         significant: one row per (context, perturbation): number of significant genes in the truth.
         notes: what a reader must know about how the numbers came about.
         preset: the scorer's preset.
         scorer: name of the scoring package.
         version: version of the scoring package.
+        parameters: what the scorer was given, and the SHA-256 of the truth.
         seconds: wall time of the scoring.
         metrics: of the preset, in the order of the columns.
         needed: metrics that must have a scale in a context that has a mean.
-        low, high: the rows that are the scale itself, scaled 0 and 1.
+        members: metrics of a second mean; see :data:`Members`.
+        low: the row that is scaled 0.
+        high: what is scaled 1, in words.
+        ceiling: the row that a replicate reaches.
     """
 
     rows: pd.DataFrame
     means: pd.DataFrame
     anchors: pd.DataFrame
+    values: pd.DataFrame
     significant: pd.DataFrame
     notes: list[str]
     preset: str
     scorer: str
     version: str
+    parameters: dict[str, Any]
     seconds: float
     metrics: dict[str, Metric]
     needed: int
+    members: Members
     low: str
     high: str
+    ceiling: str
 
     @property
     def labels(self) -> dict[str, str]:
@@ -101,6 +130,21 @@ class ScoreTable:
             )
         }
 
+    def more_means(self, context: str = ALL) -> dict[str, dict[str, str]]:
+        """Further means of every entry as text, by their heads: those that differ from the scaled mean, or were asked.
+
+        Without the limits of the scales, where a limit was met; and over ``members``, where they are given.
+        """
+        chosen = self.means[self.means["context"] == context].set_index("entry")
+        clear = "the members with a certain scale"
+        heads = {}
+        if not np.allclose(self.rows["scaled"], self.rows["unclamped"], equal_nan=True):
+            heads["without limits"] = "unclamped"
+        if self.members is not None:
+            named = clear if self.members == "clear" else ", ".join(self.labels[name] for name in self.members)
+            heads[f"over {named}"] = "second"
+        return {head: {str(entry): number(x) for entry, x in chosen[column].items()} for head, column in heads.items()}
+
     def baselines(self) -> list[str]:
         """Names of the baselines, in order; the scorer's own is the last."""
         return list(dict.fromkeys(self.rows.loc[self.rows["kind"] == "baseline", "entry"]))
@@ -119,15 +163,24 @@ class ScoreTable:
             "scorer": self.scorer,
             "version": self.version,
             "preset": self.preset,
+            "parameters": self.parameters,
             "seconds": self.seconds,
             "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
             "needed": self.needed,
-            "ends": [self.low, self.high],
+            "members": self.members,
+            "scale": {"low": self.low, "high": self.high, "ceiling": self.ceiling},
             "notes": self.notes,
             "means": _records(self.means),
             "anchors": _records(self.anchors),
             "significant": _records(self.significant),
             "rows": _records(self.rows),
+            "values": [
+                {
+                    **dict(zip(VALUES[:3], key, strict=True)),
+                    **{name: part[name].tolist() for name in VALUES[3:]},
+                }
+                for key, part in self.values.groupby(list(VALUES[:3]), sort=False)
+            ],
         }
         write_json(path, content)
 
@@ -191,10 +244,12 @@ class ScoreTable:
         for column in ("entry", "kind"):
             table.add_column(column)
         table.add_column("scaled mean", justify="right")
-        means = self.mean_texts(ALL)
+        means, more = self.mean_texts(ALL), self.more_means(ALL)
+        for head in more:
+            table.add_column(escape(head), justify="right")
         overall = self.means[self.means["context"] == ALL].sort_values("scaled", ascending=False)
         for entry, kind in zip(overall["entry"], overall["kind"], strict=True):
-            table.add_row(escape(entry), kind, means[entry])
+            table.add_row(escape(entry), kind, means[entry], *(texts[entry] for texts in more.values()))
         return table
 
 
@@ -209,23 +264,25 @@ def read_table(path: Path) -> ScoreTable:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; run the score stage first") from None
-        if "scorer" in content and "metrics" not in content:
+        if "scorer" in content and "values" not in content:
             raise UserError(f"{path}: an older version wrote it; run the score stage again")
         rows, anchors = _frame(content["rows"]), _frame(content["anchors"])
         return ScoreTable(
             rows=rows,
-            means=scaled_means(rows, anchors, content["needed"]),
+            means=scaled_means(rows, anchors, content["needed"], content["members"]),
             anchors=anchors,
+            values=_values(content["values"]),
             significant=_frame(content["significant"]),
             notes=content["notes"],
             preset=content["preset"],
             scorer=content["scorer"],
             version=content["version"],
+            parameters=content["parameters"],
             seconds=content["seconds"],
             metrics={name: Metric(**metric) for name, metric in content["metrics"].items()},
             needed=content["needed"],
-            low=content["ends"][0],
-            high=content["ends"][1],
+            members=content["members"],
+            **{name: str(content["scale"][name]) for name in ("low", "high", "ceiling")},
         )
 
 
@@ -255,9 +312,10 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
     """The inverse of ``_records``: null becomes NaN again, also in a column that holds nothing else."""
     frame = pd.DataFrame(records)
-    numeric = [
-        column
-        for column in ("raw", "scaled", "baseline", "replicate", "replicate_sd", "replicate_min", "replicate_max")
-        if column in frame
-    ]
-    return frame.astype({column: float for column in numeric})
+    return frame.astype({column: float for column in _NUMERIC if column in frame})
+
+
+def _values(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """The inverse of what :meth:`ScoreTable.write_json` makes of ``values``."""
+    frame = pd.DataFrame(groups, columns=list(VALUES)).explode(list(VALUES[3:]), ignore_index=True)
+    return frame.astype(dict.fromkeys(VALUES[4:], float))

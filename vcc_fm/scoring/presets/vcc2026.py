@@ -1,7 +1,7 @@
 """The Virtual Cell Challenge 2026 score, computed by cell-eval2.
 
 Nothing is measured here: the scorer computes the six metrics (`compute_metrics`), the two ends of their scale (its
-mean-response baseline and its replicate anchor), and the scaled value with its clamps (`score_one`). A perturbation
+mean-response baseline and its replicate anchor), and says the limits of a scaled value (`score_one`). A perturbation
 label that is a gene of the axis loses that gene in the metrics (the scorer's rule); the label of a combination names
 no single gene and loses none.
 """
@@ -16,7 +16,6 @@ import anndata as ad
 import numpy as np
 
 from vcc_fm.scoring.anchors import (
-    NO_VALUE,
     SCORER,
     Anchors,
     aggregate,
@@ -26,7 +25,7 @@ from vcc_fm.scoring.anchors import (
     scorer_config,
     threads,
 )
-from vcc_fm.scoring.preset import ContextScorer, Measured, Metric, Preset
+from vcc_fm.scoring.preset import NO_VALUE, ContextScorer, Measured, Metric, Preset
 
 if TYPE_CHECKING:
     from cell_eval2 import EvalConfig
@@ -46,7 +45,7 @@ class Vcc2026(Preset):
     }
     needed = 4
     low = "cell-eval2 mean response"
-    high = "replicate (split halves)"
+    high = "a replicate (split halves)"
 
     def open(self, real: ad.AnnData, context: str, control: str, cache: Path, digest: str) -> ContextScorer:
         """See :class:`Preset`."""
@@ -73,36 +72,29 @@ WHY_NONE = {
 
 
 class _Context(ContextScorer):
+    why_none = WHY_NONE
+
     def __init__(self, real: ad.AnnData, config: EvalConfig, anchors: Anchors, notes: list[str]):
-        reasons = anchors.frame["reason"]
-        self.anchors = anchors.frame.assign(
-            reason=[WHY_NONE.get(str(m), r) if r == NO_VALUE else r for m, r in reasons.items()]
-        )
-        self.significant, self.notes = anchors.significant, notes
-        self._real, self._config = real, config
+        self.scales = {
+            metric: replace(scale, reason=WHY_NONE.get(metric, NO_VALUE)) if scale.reason == NO_VALUE else scale
+            for metric, scale in anchors.scales.items()
+        }
+        self.low, self.ceiling, self.significant = anchors.low, anchors.ceiling, anchors.significant
+        self.notes, self._real, self._config = notes, real, config
         self._controls = real[real.obs["perturbation"] == config.control]
 
     def measure(self, predicted: ad.AnnData) -> dict[str, Measured]:
         """Of the members that the truth can give, with the truth's controls, as the competition's platform does."""
         from cell_eval2 import compute_metrics
 
-        metrics = list(self.anchors.dropna(subset=["baseline", "replicate"], how="all").index)
+        metrics = [
+            metric
+            for metric in self.scales
+            if metric in self.ceiling or (metric in self.low and np.isfinite(self.low[metric].value))
+        ]
         if not metrics:
             return {}
         submission = ad.concat([predicted, self._controls], index_unique="-")
         with quiet():
             found = compute_metrics(submission, self._real, config=replace(self._config, metrics=metrics))
-        return {metric: Measured(*value) for metric, value in aggregate(found, metrics).items()}
-
-    def scale(self, metric: str, value: float) -> tuple[float, str]:
-        """(u - b) / (r - b) with b the mean response and r the replicate, clamped as the scorer does."""
-        from cell_eval2.catalog import CATALOG
-        from cell_eval2.scoring import score_one
-
-        anchor = self.anchors.loc[metric]
-        # The scorer's own substitution: a scale whose 1 is the replicate instead of the perfect value.
-        policy = replace(CATALOG[metric].scoring, anchor=anchor["replicate"], allow_negative_baseline=False)
-        scaled = float(score_one(value, anchor["baseline"], policy))
-        if np.isfinite(value):
-            return scaled, ""
-        return scaled, f"{WHY_NONE.get(metric, NO_VALUE)}; scored as the scorer scores a missing value"
+        return aggregate(found, metrics)
