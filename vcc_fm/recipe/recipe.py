@@ -87,6 +87,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _asks_a_fold(self) -> Recipe:
+        others = [ask for ask in self.predict.ask if ask.perturbations != "held-out"]
+        if others and self.split.folds > 1:
+            raise ValueError(
+                f"predict.ask: with split.folds={self.split.folds} only held-out can be asked for: which fold should "
+                "predict the rest? Set split.folds=1"
+            )
+        if len(others) < len(self.predict.ask) and self.split.hold_out == "none":
+            raise ValueError(
+                "predict.ask: with split.hold_out=none nothing is held-out; give perturbations (a list or a CSV file)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _selects(self) -> Recipe:
         for phase, config in self.phases.items():
             if config.select in ("loss", "mean"):
