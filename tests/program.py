@@ -138,7 +138,7 @@ def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = 
     loaded = load_recipe(recipe, list(overrides))
     with said.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         console = Console(file=file, width=200)
-        with sole_writer(loaded, console):
+        with sole_writer(loaded.run_folder, console):
             for stage in stages_of(loaded):
                 run_stage(stage, loaded, console)
                 if stage.name == last:

@@ -30,7 +30,9 @@ OTHERS = (
     "run.plan",
     "run.plan_checks",
     "run.plan_decoder",
+    "run.seeds",
     "scoring.compare",
+    "scoring.seeds",
     "store.verify",
 )
 """Rooms and modules that no stage runs: other commands, and the plan itself."""

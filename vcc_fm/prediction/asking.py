@@ -74,23 +74,22 @@ def asked_for(config: PredictConfig, splits: list[Split], sizes: Mapping[Group, 
         for one in _of(ask, f"predict.ask[{number}]", config, splits, sizes, control):
             twice += (one.context, one.perturbation) in found
             found.setdefault((one.context, one.perturbation), one)
-    roles = {group: split.roles[group] for split in splits for group in split.groups("train")}
-    roles |= {group: role for split in splits for role in ("validation", *SCORED) for group in split.groups(role)}
+    # In the fold that predicts it: what one fold tests, another one trains on.
+    roles = {group: splits[one.fold].roles.get(group) for group, one in found.items()}
     groups = list(found.values())
-    truth = [one for group, one in found.items() if roles.get(group) in SCORED]
+    truth = [one for group, one in found.items() if roles[group] in SCORED]
     if not truth and splits[0].hold_out != "none":
         raise UserError(
             "predict.ask: nothing that was held out is asked for, so that nothing can be scored; add "
             "{perturbations: held-out}, or set split.hold_out=none"
         )
     notes = [f"{many(twice, 'group')} asked for twice: the first ask counts"] if twice else []
-    seen = [group for group in found if group in roles and roles[group] not in SCORED]
     for what, those in (
-        ("measured nowhere in that context: there is no truth to score", [g for g in found if g not in roles]),
-        ("trained on, or used to choose a checkpoint: predicted, but not scored", seen),
+        ("not measured in that context: there is no truth to score", {None}),
+        ("trained on, or used to choose a checkpoint: predicted, but not scored", {"train", "validation"}),
     ):
-        if those:
-            notes.append(f"{many(len(those), 'asked group')} {'was' if len(those) == 1 else 'were'} {what}")
+        if number := sum(role in those for role in roles.values()):
+            notes.append(f"{many(number, 'asked group')} {'was' if number == 1 else 'were'} {what}")
     return Asking(groups, truth, notes)
 
 

@@ -70,6 +70,11 @@ class Layout:
         """The truth, where the recipe holds something out."""
         return [] if self.recipe.split.hold_out == "none" else [self.truth]
 
+    @property
+    def anchors(self) -> Path:
+        """What was measured of truths alone, by their content; runs on the same stores share it."""
+        return self.recipe.embeddings_folder / "anchors"
+
     # ------------------------------------------------------------------------------------------------------ outputs
     @cached_property
     def cells(self) -> Output:
@@ -171,7 +176,7 @@ class Layout:
             before = base_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         keys = recipe.phases[phase].model_dump(mode="json", exclude=_SILENT_KEYS)
-        return fingerprint([SCHEMA, stores, decoder, missing, keys, before, recipe.seed, fold, phase])
+        return fingerprint([SCHEMA, stores, decoder, missing, keys, before, recipe.drawing_seed, fold, phase])
 
     @property
     def calibrations(self) -> list[Output]:

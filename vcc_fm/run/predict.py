@@ -40,13 +40,19 @@ def predict(recipe: Recipe, output: Output, console: Console) -> None:
     for name in folds[0].scales:
         about = uns | {"predictor": name}
         predict_groups(
-            name, layout.prediction(name), folds, asking.groups, recipe.predict, recipe.seed, about, console
+            name, layout.prediction(name), folds, asking.groups, recipe.predict, recipe.drawing_seed, about, console
         )
     if state.is_main_process:
         if asking.truth:
-            write_measured(layout.truth, data.cells, [(one.context, one.perturbation) for one in asking.truth], uns)
+            write_measured(
+                layout.truth,
+                data.cells,
+                [(one.context, one.perturbation) for one in asking.truth],
+                # Nothing of the recipe: runs with the same held-out cells have the same file, and share its anchors.
+                {key: uns[key] for key in ("values", "simulated")},
+            )
         contexts = sorted({one.context for one in asking.groups})
-        emitted, warnings = check_emitter(data, contexts, recipe.predict, recipe.seed)
+        emitted, warnings = check_emitter(data, contexts, recipe.predict, recipe.drawing_seed)
         _say_emitter(emitted, warnings, console)
         record = _record(folds, asking) | {"emitted": emitted}
         record["warnings"] += asking.notes + warnings

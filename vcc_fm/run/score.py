@@ -36,7 +36,7 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
             entries,
             control,
             recipe.score.preset,
-            recipe.run_folder / "cache",
+            layout.anchors,
             recipe.score.members,
         )
     )
@@ -103,8 +103,9 @@ def _log(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _notes(recipe: Recipe, record: dict[str, Any]) -> list[str]:
+    seed = f"seed {recipe.seed}" + (f", repeat {recipe.repeat}" if recipe.repeat else "")
     notes = ["All cells are simulated."] if recipe.data.simulate else []
-    notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; seed {recipe.seed}.")
+    notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; {seed}.")
     if record["without_response_elsewhere"]:
         notes.append(
             f"{record['without_response_elsewhere']} of the held-out groups have no training cells of the same "
