@@ -61,6 +61,7 @@ TINY: dict[str, Any] = {
         "checkpoint_every": 2,
         "tracker": "none",
     },
+    "score": {"baselines": ["control", "mean-response", "other-contexts"]},
     "train": {
         "steps": 6,
         "set_size": 8,

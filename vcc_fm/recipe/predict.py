@@ -71,7 +71,16 @@ class ScoreConfig(Section):
         "whose replicate is clear of the low end of the scale",
     )
     baselines: list[str] = Field(
-        ["control", "mean-response", "other-contexts"],
+        [
+            "control",
+            "mean-response",
+            "other-contexts",
+            "similar-contexts",
+            "knock-down",
+            "protein-ridge",
+            "expression-ridge",
+            "nearest",
+        ],
         min_length=1,
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
         "embedding-transfer: SE's gene decoder, needs state-se",
