@@ -30,8 +30,10 @@ OTHERS = (
     "run.plan",
     "run.plan_checks",
     "run.plan_decoder",
+    "run.submission",
     "scoring.compare",
     "store.verify",
+    "submission",
 )
 """Rooms and modules that no stage runs: other commands, and the plan itself."""
 
