@@ -35,4 +35,4 @@ def kit2025(tmp_path: Path, tiny_run: Recipe) -> Kit:
     cells = pd.DataFrame({"context": "gamma", "perturbation": np.repeat(targets, 5), "batch": "b"})
     axis = np.random.default_rng(1).permutation(store.genes).tolist()
     text = "target_gene,n_cells,median_umi_per_cell\n" + "".join(f"{target},2925,54551.0\n" for target in targets)
-    return Kit(tmp_path, cells, random_counts(len(cells), len(axis)), store.genes, axis, text, None, lambda: store)
+    return Kit(tmp_path, cells, random_counts(len(cells), len(axis)), store.genes, axis, text, None, "", lambda: store)

@@ -32,6 +32,7 @@ class Kit:
     axis: list[str]
     targets: str
     manifest: dict[str, Any] | None
+    header: str = "gene_name\n"
     store: Callable[[], CellStore] | None = None
 
     def changed(self, **fields: Any) -> Kit:
@@ -41,7 +42,7 @@ class Kit:
         """Write all files; the predictions as the stage `predict` does."""
         with CountsFile(self.folder / "predictions.h5ad", self.genes, {}) as file:
             file.append(sp.csr_matrix(self.counts), self.cells)
-        (self.folder / "gene_names.csv").write_text("gene_name\n" + "".join(f"{gene}\n" for gene in self.axis))
+        (self.folder / "gene_names.csv").write_text(self.header + "".join(f"{gene}\n" for gene in self.axis))
         (self.folder / "pert_counts.csv").write_text(self.targets)
         if self.manifest is not None:
             (self.folder / "manifest.json").write_text(json.dumps(self.manifest))

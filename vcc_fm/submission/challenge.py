@@ -113,7 +113,7 @@ class Challenge(ABC):
         self.parts = [from_predictions(labels, rows, self.obs(labels.cells.iloc[rows])), *self.controls()]
         if len(self) > self.most_cells:
             raise UserError(
-                f"{labels.path}: {len(self):,} cells with their controls, the platform takes {self.most_cells:,}; "
+                f"{labels.path}: {len(self):,} cells, controls included; the platform takes {self.most_cells:,}: "
                 "predict fewer (predict.cells)"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def judge(official: Official, memory: float) -> dict[str, Any]:
     )
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        # A refusal of vcc begins with its reason; of cell-eval it ends a traceback.
-        reason = next((line for line in said if line.startswith("vcc prep:")), said[-1] if said else "")
+        # A refusal of vcc begins with its reason; that of cell-eval begins the end of a traceback.
+        reasons = [line for line in said if re.match(r"vcc prep: |\w+Error: ", line)] or said[-1:]
+        reason = reasons[-1] if reasons else f"exit code {done.returncode}"
         raise UserError(f"{result['official']} refuses the cells: {reason}")
     return result | {"accepted": True, "said": "it took the cells that were read back from the file"}

@@ -82,7 +82,8 @@ class Vcc2025(Challenge):
         return {PREDICTION: None, "watermark.txt": b"vcc-prep"}
 
     def official(self, h5ad: Path, values: int) -> Official:
-        """``cell-eval prep``; it knows no dry run, and its archive is thrown away."""
-        output = str(h5ad.with_name("official.vcc"))
-        arguments = ["prep", "-i", str(h5ad), "-g", str(self.inputs.genes), "-o", output]
+        """``cell-eval prep``; it knows no dry run, and its archive is thrown away, and no header of a gene axis."""
+        genes, output = (h5ad.with_name(name) for name in ("genes.csv", "official.vcc"))
+        genes.write_text("\n".join(self.genes), encoding="utf-8")
+        arguments = ["prep", "-i", str(h5ad), "-g", str(genes), "-o", str(output)]
         return Official("cell-eval>=0.8.2", ("cell-eval", "zstd", "tar"), arguments, values * 26)
