@@ -1,12 +1,12 @@
-"""How fast and in what memory predictions become the archive of the Virtual Cell Challenge 2026, read back and compared.
+"""How fast and in what memory predictions become the archive of the Virtual Cell Challenge 2026, read back.
 
     python benchmarks/submission.py [--quick] [--json FILE]
 
 A full submission has 360,000 cells of 18,533 genes. Here are two sizes of the same form, 5,000 genes with a count in a
 cell; what the full one takes is told by the line through both. zstd alone compresses the same h5ad bytes at the same
 level, in memory; vcc prep (extra `submit`) packs the same cells from an h5ad that is not compressed, and reads nothing
-back. Each run is a process of its own; its memory is the largest resident set, libraries included. The disk needs 80 KB
-a cell.
+back. Each run is a process of its own; its memory is the largest resident set, libraries included. The disk needs
+80 KB a cell.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def write_predictions(folder: Path, cells: int) -> None:
     genes, targets = [f"GENE{number}" for number in range(GENES)], [f"P{i}" for i in range(cells // 3 // CELLS)]
     assert cells == 3 * CELLS * len(targets), f"{cells} is no multiple of {3 * CELLS}"
     with CountsFile(folder / "predictions.h5ad", genes, {}) as file:
-        # The same draws for every group: drawing takes longer than what is measured. They are far larger than what zstd
-        # looks back at.
+        # The same draws for every group: drawing takes longer than what is measured. Each is far larger than what
+        # zstd looks back at.
         places = distinct_genes(rng, CELLS, GENES, NONZEROS).ravel()
         values = 1 + rng.poisson(rng.gamma(0.5, 4.0, len(places))).astype(np.int32)
         counts = sp.csr_matrix((values, places, np.arange(CELLS + 1) * NONZEROS), shape=(CELLS, GENES))

@@ -14,11 +14,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.store.counts_file import CountsFile
-from vcc_fm.submission.cells import Block
+from vcc_fm.submission.cells import Block, in_order
 from vcc_fm.submission.challenge import PREDICTION, Challenge, listed
 
 _BYTES = 1 << 22
@@ -42,8 +43,7 @@ def write_cells(path: Path, challenge: Challenge, progress: Progress) -> int:
             for block in part.blocks(challenge.genes):
                 _check_depth(block, challenge, part.where)
                 counted |= set(block.labels[block.depth > 0].itertuples(index=False, name=None))
-                counts = block.counts[:, columns]
-                counts.sort_indices()
+                counts = in_order(block.counts[:, columns])
                 values += counts.nnz
                 challenge.check_values(values)
                 file.append(challenge.values(counts), block.labels)
@@ -125,10 +125,8 @@ def compare(h5ad: Path, challenge: Challenge, archive: Path, progress: Progress)
             for block in part.blocks(challenge.genes):
                 stop = done + len(block.depth)
                 labels, values = obs.iloc[done:stop], matrix[done:stop]
-                found = values.copy()
-                found.data, found.indices = challenge.counts(values, block.depth), places[values.indices]
-                found.has_sorted_indices = False
-                found.sort_indices()
+                restored = challenge.counts(values, block.depth), places[values.indices], values.indptr
+                found = in_order(sp.csr_matrix(restored, block.counts.shape))
                 same = all(
                     np.array_equal(getattr(found, array), getattr(block.counts, array))
                     for array in ("indptr", "indices", "data")

@@ -73,9 +73,14 @@ class Part:
                     raise UserError(f"{self.where}: X holds something else than counts; {AGAIN}")
                 counts.data[~asked[counts.indices]] = 0
                 counts.eliminate_zeros()
-                counts.sort_indices()
+                counts = in_order(counts)
                 depth = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
                 yield Block(counts, self.labels.iloc[start:stop], depth)
+
+
+def in_order(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """The matrix with rising columns in each row; two transpositions take half the time of sorting each row."""
+    return matrix if matrix.has_sorted_indices else matrix.tocsc().tocsr()
 
 
 def from_predictions(labels: Labels, rows: np.ndarray, obs: pd.DataFrame) -> Part:
