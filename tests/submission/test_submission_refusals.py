@@ -50,7 +50,7 @@ LABELS = [
         "lacks 1 perturbation of .*pert_counts.csv in context A: T1; predict",
     ),
     (labelled("perturbation", slice(0, 0), "T9"), r"1 perturbation in context A .*: T1 has 3 \(4\)"),
-    (labelled("perturbation", slice(0, 0), "non-targeting"), r"1 control cells \('non-targeting'\); a prediction"),
+    (labelled("perturbation", slice(0, 0), "non-targeting"), r"1 control cell \('non-targeting'\); a prediction"),
     (labelled("context", slice(40, 59), "D"), "lacks 5 perturbations .* in context C: T1, T2, T3, T4, T5"),
     (listing(axis=["G1", "X", "G2"]), r"lacks 1 gene of .*gene_names.csv: X; put them on the axis \(data.genes: "),
     (listing(axis=["G1", "G1"]), "--genes=.*repeats 1 gene symbol"),

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from submission_kit import Kit, cells_in
 
+from vcc_fm.store.counts_file import CountsFile
 from vcc_fm.submission.archive import unpack
 from vcc_fm.submission.submit import GB, write_submission
-from vcc_fm.submission.vcc2026 import Vcc2026
+from vcc_fm.submission.vcc2026 import FORMAT, Vcc2026
 
 VCC = shutil.which("vcc", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 needs_vcc = pytest.mark.skipif(VCC is None, reason="needs vcc-cli: pip install -e '.[submit]'")
@@ -45,7 +47,8 @@ def test_the_official_program_takes_it_and_packs_the_same_cells_into_the_same_ar
     assert ours.var_names.equals(theirs.var_names)
     with tarfile.open(kit.folder / "x.vcc") as our_tar, tarfile.open(theirs_path) as their_tar:
         assert our_tar.getnames() == their_tar.getnames() == ["meta.json", "pred.h5ad.zst"]
-        assert json.load(our_tar.extractfile("meta.json")) == json.load(their_tar.extractfile("meta.json"))
+        our_meta, their_meta = (json.load(tar.extractfile("meta.json")) for tar in (our_tar, their_tar))
+        assert our_meta == their_meta | {"cli_version": FORMAT["cli_version"]}
         for one, other in zip(our_tar.getmembers(), their_tar.getmembers(), strict=True):
             assert (one.uid, one.uname, one.mtime, one.type) == (other.uid, other.uname, other.mtime, other.type)
 
@@ -115,6 +118,26 @@ def test_without_a_number_400_cells_are_asked_for(kit: Kit):
     targets = "target_gene\n" + "".join(f"T{number}\n" for number in range(1, 6))
     full = kit.changed(cells=cells, counts=counts, targets=targets)
     assert submit(full)["cells"] == 6000
+
+
+@pytest.mark.slow
+@needs_vcc
+def test_the_challenge_at_its_full_shape_passes_the_official_check(kit: Kit):
+    """360,000 cells of 18,533 genes, with three counts a cell, and the lists as the challenge gives them."""
+    targets, rng = [f"P{number}" for number in range(300)], np.random.default_rng(0)
+    genes = [f"G{number}" for number in range(18_533)]
+    inputs = kit.changed(axis=rng.permutation(genes).tolist(), targets="\n".join(["target_gene", *targets])).write()
+    with CountsFile(inputs.predictions, genes, {}) as file:
+        for context in "ABC":
+            for target in targets:
+                places = rng.choice(18_533, 1200, replace=False).reshape(400, 3)
+                counts = sp.csr_matrix(
+                    (np.ones(1200, np.int32), np.sort(places).ravel(), np.arange(401) * 3), (400, 18_533)
+                )
+                file.append(counts, pd.DataFrame({"context": context, "perturbation": target}, range(400)))
+    result = write_submission(Vcc2026(inputs), kit.folder / "x.vcc", 4 * GB, lambda step: lambda done, total: None)
+    assert result["accepted"] is True
+    assert (result["cells"], result["genes"], result["values"]) == (360_000, 18_533, 1_080_000)
 
 
 def test_where_the_official_program_needs_more_memory_it_is_not_asked_and_this_is_said(kit: Kit):

@@ -178,7 +178,7 @@ def submission(
     from vcc_fm.run.submission import write
 
     loaded, console = load_recipe(recipe, overrides), console_of(quiet, as_json)
-    asked = contexts.split(",") if contexts else None
+    asked = [context.strip() for context in contexts.split(",")] if contexts else None
     result = write(
         loaded,
         challenge,

@@ -129,7 +129,7 @@ class Challenge(ABC):
         """
         cells = labels.cells
         if controls := int((cells["perturbation"] == CONTROL).sum()):
-            raise UserError(f"{labels.path}: {controls:,} control cells ({CONTROL!r}); a prediction holds none")
+            raise UserError(f"{labels.path}: {many(controls, 'control cell')} ({CONTROL!r}); a prediction holds none")
         for context in self.contexts:
             groups = labels.groups(context)
             if lost := [target for target in self.targets if target not in groups]:
