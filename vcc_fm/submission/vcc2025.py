@@ -82,7 +82,10 @@ class Vcc2025(Challenge):
         return {PREDICTION: None, "watermark.txt": b"vcc-prep"}
 
     def official(self, h5ad: Path, values: int) -> Official:
-        """``cell-eval prep``; it knows no dry run, and its archive is thrown away, and no header of a gene axis."""
+        """``cell-eval prep``: 25.1 bytes a value, measured on 30 and 120 million.
+
+        It knows no dry run, so its archive is thrown away, and no header of a gene axis, so it gets one without.
+        """
         genes, output = (h5ad.with_name(name) for name in ("genes.csv", "official.vcc"))
         genes.write_text("\n".join(self.genes), encoding="utf-8")
         arguments = ["prep", "-i", str(h5ad), "-g", str(genes), "-o", str(output)]
