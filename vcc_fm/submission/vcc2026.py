@@ -1,9 +1,9 @@
 """Virtual Cell Challenge 2026: raw counts of three contexts, 400 cells of each perturbation, no control cells.
 
 The rules and the archive's form are those of vcc-cli 0.3.0 (MIT). Its own ``vcc prep`` takes 16 bytes of memory for a
-value, 29 GB where each of 360,000 cells counts 5,000 genes. So the archive is written here, piece by piece, and its cells are
-read back and judged by ``vcc prep --dry-run`` where memory allows. The command is called, not its modules: it is what
-vcc-cli promises to keep, and its memory is not this program's.
+value, 29 GB where each of 360,000 cells counts 5,000 genes. So the archive is written here, piece by piece, and
+``vcc prep --dry-run`` judges the cells that were read back from it, where memory allows. The command is called, not
+its modules: it is what vcc-cli promises to keep, and its memory is not this program's.
 """
 
 from __future__ import annotations
