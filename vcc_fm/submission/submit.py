@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -80,8 +81,10 @@ def judge(official: Official, memory: float) -> dict[str, Any]:
         install = f"pip install '{official.package}'" if program in missing else f"install {' and '.join(missing)}"
         return result | {"said": f"there is no {' and no '.join(missing)} here: {install}, and run this again"}
     if needs > memory:
-        wants = f"it reads all cells at once, into about {needs / GB:.0f} GB"
-        return result | {"said": f"{wants}: --memory-gb {needs / GB:.0f} on a machine that has them"}
+        wants = math.ceil(needs / GB)
+        return result | {
+            "said": f"it reads all cells at once, into {wants} GB: --memory-gb {wants} where there are so many"
+        }
     done = subprocess.run(  # noqa: S603 - a program that the user installed, on files that this program wrote
         [str(shutil.which(program, path=places)), *official.arguments],
         capture_output=True,
