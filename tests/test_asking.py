@@ -117,10 +117,10 @@ def test_a_challenges_file_is_read_with_its_numbers_and_without_its_control(tmp_
     [
         ("gene\nTP53\n", "no column target_gene or perturbation.*found 'gene'"),
         ("", "found nothing"),
-        ("target_gene\nTP53\nTP53\n", "line 3: 'TP53' stands twice"),
-        ("target_gene,n_cells\n,4\n", "line 2: target_gene is empty"),
-        ("target_gene,n_cells\nTP53,-4\n", "line 2: n_cells is '-4'"),
-        ("target_gene,n_cells\nTP53,many\n", "line 2: n_cells is 'many'"),
+        ("target_gene\nTP53\nTP53\n", "'TP53' stands twice"),
+        ("target_gene,n_cells\n,4\nx,5\n", "names no perturbation in its column target_gene"),
+        ("target_gene,n_cells\nTP53,-4\n", "n_cells of TP53 is '-4'"),
+        ("target_gene,n_cells\nTP53,many\n", "n_cells of TP53 is 'many'"),
     ],
 )
 def test_a_file_of_perturbations_that_is_none_is_refused(tmp_path, text, refusal):
