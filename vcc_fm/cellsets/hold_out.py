@@ -65,14 +65,8 @@ def make_splits(
     targets = _targets({label for _, label in measured}, control, separator)
     notes: list[str] = []
 
-    if config.hold_out == "perturbations":
-        divisions = _hold_out_perturbations(config, labels_of, control, seed)
-    elif config.hold_out == "contexts":
-        divisions = _hold_out_contexts(config, labels_of, control, seed)
-    elif config.hold_out == "none":
-        divisions = [_hold_out_nothing(config, labels_of, control, seed)]
-    elif config.hold_out == "few-shot":
-        divisions = [_hold_out_few_shot(config, labels_of, control, seed)]
+    if config.hold_out in _KINDS:
+        divisions = _KINDS[config.hold_out](config, labels_of, control, seed)
     else:
         assert config.table is not None
         path = expand(config.table)
@@ -139,9 +133,9 @@ def _hold_out_contexts(config: SplitConfig, labels_of: dict[str, set[str]], cont
     return divisions
 
 
-def _hold_out_nothing(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> Roles:
+def _hold_out_nothing(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> list[Roles]:
     groups = {(context, label) for context, labels in labels_of.items() for label in labels}
-    return _train_on(config, groups, control, seed, "validation")
+    return [_train_on(config, groups, control, seed, "validation")]
 
 
 def _train_on(config: SplitConfig, groups: set[Group], control: str, seed: int, purpose: str) -> Roles:
@@ -154,7 +148,7 @@ def _train_on(config: SplitConfig, groups: set[Group], control: str, seed: int, 
     return {**dict.fromkeys(groups, "train"), **dict.fromkeys(validation, "validation")}
 
 
-def _hold_out_few_shot(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> Roles:
+def _hold_out_few_shot(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> list[Roles]:
     # One choice for all target contexts: what is test in one of them is not learned from another.
     held = _known_contexts(config.contexts, labels_of)
     labels = set[str]().union(*(labels_of[context] for context in held))
@@ -169,7 +163,15 @@ def _hold_out_few_shot(config: SplitConfig, labels_of: dict[str, set[str]], cont
                 roles[context, label] = _role(label, test, validation)
             else:
                 roles[context, label] = "unused" if label in unseen else "train"
-    return roles
+    return [roles]
+
+
+_KINDS = {
+    "perturbations": _hold_out_perturbations,
+    "contexts": _hold_out_contexts,
+    "few-shot": _hold_out_few_shot,
+    "none": _hold_out_nothing,
+}
 
 
 def _hold_out_table(path: Path, table: CellLoadTable, labels_of: dict[str, set[str]], control: str) -> Roles:

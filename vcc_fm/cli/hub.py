@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -148,7 +148,25 @@ def predict(
         raise UserError("give a recipe, or --model with --controls and --perturbations")
     if processes > 1:
         raise UserError("--processes belongs to a recipe; a model predicts in one process")
-    out = Path("predicted.h5ad") if out is None else out
+    made = _predict_by_model(
+        model,
+        controls,
+        perturbations,
+        cells or 400,
+        out or Path("predicted.h5ad"),
+        _client_console(quiet, as_json),
+        context=context or "controls",
+        seed=seed,
+        symbols=symbols or "index",
+    )
+    if as_json:
+        print_json(made)
+
+
+def _predict_by_model(
+    model: str, controls: Path, perturbations: str, cells: int, out: Path, console: Console, **options: Any
+) -> dict[str, Any]:
+    """Predict in the user's own control cells; what was made, as JSON values."""
     import warnings
 
     import anndata
@@ -156,29 +174,18 @@ def predict(
     from vcc_fm.ground.errors import reading
     from vcc_fm.pipeline import PerturbationPipeline
 
-    console = _client_console(quiet, as_json)
     pipeline = PerturbationPipeline.from_pretrained(model)
     with reading(controls, "h5ad", "give an h5ad file of control cells"):
         table = anndata.read_h5ad(controls)
     asked = _listed(perturbations)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        pipeline.write(
-            out,
-            table,
-            asked,
-            cells or 400,
-            context=context or "controls",
-            seed=seed,
-            symbols=symbols or "index",
-            console=console,
-        )
+        pipeline.write(out, table, asked, cells, console=console, **options)
     for one in told:
         if str(one.message).startswith("controls: "):
             console.print(f"[yellow]warning[/yellow] {one.message}", highlight=False, soft_wrap=True)
     console.print(f"{out}: {len(asked):,} perturbations by {pipeline.commit}", markup=False, soft_wrap=True)
-    if as_json:
-        print_json({"file": str(out), "model": pipeline.commit, "perturbations": asked, "cells": cells or 400})
+    return {"file": str(out), "model": pipeline.commit, "perturbations": asked, "cells": cells}
 
 
 def _listed(text: str) -> list[str]:

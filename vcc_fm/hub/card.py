@@ -82,16 +82,6 @@ def model_card(
         context: one whose control cells are shared, for the example; empty where none are.
         asked: perturbations of the example.
     """
-    data = ModelCardData(
-        **_licence(licence, ancestors),
-        library_name="vcc_fm",
-        tags=[*TAGS, *(["simulated-data"] if run.simulated else [])],
-        base_model=base or None,
-        datasets=[repo] if with_data else None,
-        pipeline_tag="other",
-        model_name=run.name,
-        eval_results=_results(run) or None,
-    )
     lines = [
         f"# {plain(run.name)}",
         "",
@@ -99,13 +89,7 @@ def model_card(
         f"context and the names of target genes, on {run.genes:,} genes.",
         *(["", SIMULATED] if run.simulated else []),
         "",
-        "## Use",
-        "",
-        *_example(repo, context, asked),
-        "",
-        f"This needs the package `vcc_fm` (made with {run.versions.get('vcc-fm', 'a version that is not known')}). No "
-        "code of this repository is run, and nothing in it is pickled.",
-        "",
+        *_use(run, repo, context, asked),
         "## Scores",
         "",
         *_scores(run),
@@ -122,7 +106,29 @@ def model_card(
         *_cost(run),
         *_terms(ancestors),
     ]
+    data = ModelCardData(
+        **_licence(licence, ancestors),
+        library_name="vcc_fm",
+        tags=[*TAGS, *(["simulated-data"] if run.simulated else [])],
+        base_model=base or None,
+        datasets=[repo] if with_data else None,
+        pipeline_tag="other",
+        model_name=run.name,
+        eval_results=_results(run) or None,
+    )
     return _card(data.to_yaml(), lines)
+
+
+def _use(run: Run, repo: str, context: str, asked: Sequence[str]) -> list[str]:
+    return [
+        "## Use",
+        "",
+        *_example(repo, context, asked),
+        "",
+        f"This needs the package `vcc_fm` (made with {run.versions.get('vcc-fm', 'a version that is not known')}). No "
+        "code of this repository is run, and nothing in it is pickled.",
+        "",
+    ]
 
 
 def _example(repo: str, context: str, asked: Sequence[str]) -> list[str]:

@@ -36,6 +36,14 @@ def _outputs(paths: list[str]) -> str:
     return "\n".join(paths) if len(paths) < 3 else f"{paths[0]}\nand {len(paths) - 1} more, to {paths[-1]}"
 
 
+def _asked(asked: dict[str, Any]) -> str:
+    return (
+        f"{many(asked['perturbations'], 'perturbation')} in {many(asked['contexts'], 'context')}: "
+        f"{many(asked['groups'], 'group')}, {many(asked['cells'], 'cell')}; {asked['scored']:,} of the groups have a "
+        "truth to score"
+    )
+
+
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("to fetch", f"{place}; what is in it is planned when it is here") for place in plan["to_fetch"]]
     if cells := plan.get("cells"):
@@ -66,14 +74,7 @@ def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         )
         lines.append((f"split, fold {fold['fold']}", said))
     if asked := plan.get("asked"):
-        lines.append(
-            (
-                "asked",
-                f"{many(asked['perturbations'], 'perturbation')} in {many(asked['contexts'], 'context')}: "
-                f"{many(asked['groups'], 'group')}, {many(asked['cells'], 'cell')}; {asked['scored']:,} of the groups "
-                "have a truth to score",
-            )
-        )
+        lines.append(("asked", _asked(asked)))
     if proteins := plan.get("proteins"):
         without = proteins["targets_without_sequence"]
         lines.append(
