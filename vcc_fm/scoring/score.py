@@ -62,7 +62,7 @@ def score(
         anchors=anchors,
         values=pd.DataFrame([row for part in parts for row in part.values], columns=list(VALUES)),
         significant=pd.DataFrame([row for part in parts for row in part.significant]),
-        notes=[note for part in parts for note in part.notes],
+        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
         preset=preset_name,
         scorer=preset.scorer,
         version=scored_by,
@@ -185,4 +185,5 @@ def _rows(
 def within(scaled: float, scale: Scale) -> float:
     """A scaled value within the limits of its scale."""
     low = -np.inf if scale.floor is None else scale.floor
-    return float(np.clip(scaled, low, np.inf if scale.cap is None else scale.cap))
+    # Adding 0 turns -0, which the low end of a falling scale would give, into 0.
+    return float(np.clip(scaled, low, np.inf if scale.cap is None else scale.cap)) + 0.0

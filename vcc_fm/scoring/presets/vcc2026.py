@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anndata as ad
 import numpy as np
@@ -20,7 +20,9 @@ from vcc_fm.scoring.anchors import (
     Anchors,
     aggregate,
     anchors_folder,
+    given,
     load_anchors,
+    measure_anchors,
     quiet,
     scorer_config,
     threads,
@@ -47,10 +49,14 @@ class Vcc2026(Preset):
     low = "cell-eval2 mean response"
     high = "a replicate (split halves)"
 
+    def parameters(self) -> dict[str, Any]:
+        """See :class:`Preset`."""
+        return given(scorer_config("vcc2026", list(self.metrics), ""))
+
     def open(self, real: ad.AnnData, context: str, control: str, cache: Path, digest: str) -> ContextScorer:
         """See :class:`Preset`."""
         config = scorer_config("vcc2026", list(self.metrics), control)
-        folder = anchors_folder(cache, digest, context, control, "vcc2026")
+        folder = anchors_folder(cache, digest, context, control, self)
         controls = int((real.obs["perturbation"] == control).sum())
         config = replace(config, cache_real=str(folder / "truth"), num_threads=threads(real.n_vars, controls))
         notes = []
@@ -59,7 +65,7 @@ class Vcc2026(Preset):
             config = replace(config, target_gene_map={"*": None})
             notes.append(f"{context}: no perturbation label is a gene of the axis, so no target gene is left out")
         with quiet():
-            anchors = load_anchors(real, config, folder)
+            anchors = load_anchors(folder, lambda: measure_anchors(real, config))
         return _Context(real, config, anchors, notes)
 
 
