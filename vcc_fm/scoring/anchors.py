@@ -75,6 +75,41 @@ def scorer_config(preset: str, metrics: list[str], control: str) -> EvalConfig:
     )
 
 
+def for_context(config: EvalConfig, real: ad.AnnData, context: str, folder: Path) -> tuple[EvalConfig, list[str]]:
+    """The same settings for the cells of one context, and what a reader must know of them.
+
+    Args:
+        config: from :func:`scorer_config`.
+        real: measured cells of the context with their controls.
+        context: its name.
+        folder: from :func:`anchors_folder`; the scorer keeps the truth's own tables there.
+    """
+    controls = int((real.obs["perturbation"] == config.control).sum())
+    config = replace(config, cache_real=str(folder / "truth"), num_threads=threads(real.n_vars, controls))
+    if real.obs["perturbation"].isin(real.var_names).any():
+        return config, []
+    # Without this the scorer refuses, for fear that its rule was switched off by a misspelt label.
+    note = f"{context}: no perturbation label is a gene of the axis, so no target gene is left out"
+    return replace(config, target_gene_map={"*": None}), [note]
+
+
+def mean_response(real: ad.AnnData, config: EvalConfig) -> ad.AnnData:
+    """Cells of the scorer's mean response beside the truth's controls, float counts.
+
+    A cell is a control cell, drawn with replacement, of which each gene is multiplied by the ratio of its mean count
+    over perturbations to that in controls.
+
+    Args:
+        real: measured cells of one context with their controls, raw counts.
+        config: from :func:`for_context`.
+    """
+    from cell_eval2.baseline import build_baseline_prediction, generic_response_profile
+
+    columns = {"pert_col": config.pert_col, "control": config.control}
+    profile = generic_response_profile(real, target_gene_map=config.target_gene_map, **columns)
+    return build_baseline_prediction(profile, real, **columns)
+
+
 def threads(genes: int, controls: int) -> int:
     """Threads for the scorer's rank tests: all of them, or one where a test (one perturbation) is short.
 

@@ -20,12 +20,12 @@ from vcc_fm.scoring.anchors import (
     Anchors,
     aggregate,
     anchors_folder,
+    for_context,
     given,
     load_anchors,
     measure_anchors,
     quiet,
     scorer_config,
-    threads,
 )
 from vcc_fm.scoring.preset import NO_VALUE, ContextScorer, Measured, Metric, Preset
 
@@ -55,15 +55,8 @@ class Vcc2026(Preset):
 
     def open(self, real: ad.AnnData, context: str, control: str, cache: Path, digest: str) -> ContextScorer:
         """See :class:`Preset`."""
-        config = scorer_config("vcc2026", list(self.metrics), control)
         folder = anchors_folder(cache, digest, context, control, self)
-        controls = int((real.obs["perturbation"] == control).sum())
-        config = replace(config, cache_real=str(folder / "truth"), num_threads=threads(real.n_vars, controls))
-        notes = []
-        if not real.obs["perturbation"].isin(real.var_names).any():
-            # Without this the scorer refuses, for fear that its rule was switched off by a misspelt label.
-            config = replace(config, target_gene_map={"*": None})
-            notes.append(f"{context}: no perturbation label is a gene of the axis, so no target gene is left out")
+        config, notes = for_context(scorer_config("vcc2026", list(self.metrics), control), real, context, folder)
         with quiet():
             anchors = load_anchors(folder, lambda: measure_anchors(real, config))
         return _Context(real, config, anchors, notes)
