@@ -28,6 +28,7 @@ from vcc_fm.scoring.anchors import (
     threads,
 )
 from vcc_fm.scoring.preset import ContextScorer, Measured, Metric, Preset, Scale
+from vcc_fm.scoring.profiles import label_means, log_normalized
 from vcc_fm.scoring.replicate import replicate
 
 if TYPE_CHECKING:
@@ -35,13 +36,6 @@ if TYPE_CHECKING:
 
 COUNT = "de_nsig_counts_real"
 """Number of significant genes in the truth, as the 2025 convention calls it; not scored."""
-
-
-def log_normalized(cells: ad.AnnData, total: float | None = None) -> ad.AnnData:
-    """Natural log1p of counts scaled to ``total`` a cell, or to the median depth of these cells; float32."""
-    from cell_eval2.norm import to_normalization
-
-    return to_normalization(cells, "counts", "lognorm", target_sum=total)
 
 
 def cell_mean(truth: ad.AnnData, control: str) -> ad.AnnData:
@@ -54,8 +48,7 @@ def cell_mean(truth: ad.AnnData, control: str) -> ad.AnnData:
         control: label of the control cells.
     """
     labels = truth.obs["perturbation"].to_numpy()
-    means = [truth.X[labels == label].mean(axis=0, dtype=np.float64) for label in np.unique(labels)]
-    profile = np.asarray(np.mean(means, axis=0), dtype=np.float32).ravel()
+    profile = label_means(truth).mean().to_numpy(np.float32)
     genes = np.flatnonzero(profile)
     cells = truth.obs.loc[labels != control, ["perturbation"]]
     rows = np.arange(len(cells) + 1, dtype=np.int64) * len(genes)
