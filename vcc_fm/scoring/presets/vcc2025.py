@@ -2,7 +2,8 @@
 
 DES is `overlap_at_N`, PDS `discrimination_score_l1`. Significance is one Benjamini-Hochberg correction over all pairs
 of perturbation and gene. A prediction is scaled to the median depth of its own file, the truth to that of its own,
-and both are log-transformed, as the contest's `cell-eval prep` did with counts.
+and both are log-transformed, as the contest's `cell-eval prep` did with counts. Equal distances in PDS are ranked as
+the sorting routine leaves them, which differs between processors.
 """
 
 from __future__ import annotations
