@@ -61,6 +61,7 @@ TINY: dict[str, Any] = {
         "checkpoint_every": 2,
         "tracker": "none",
     },
+    "score": {"baselines": ["control", "mean-response", "other-contexts"]},
     "train": {
         "steps": 6,
         "set_size": 8,
@@ -138,7 +139,7 @@ def run_until(recipe: Path, last: str, said: Path, overrides: tuple[str, ...] = 
     loaded = load_recipe(recipe, list(overrides))
     with said.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         console = Console(file=file, width=200)
-        with sole_writer(loaded, console):
+        with sole_writer(loaded.run_folder, console):
             for stage in stages_of(loaded):
                 run_stage(stage, loaded, console)
                 if stage.name == last:

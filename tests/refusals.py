@@ -232,7 +232,16 @@ def se(name: str) -> Edit:
     return keys(embed__cells={"encoder": "state-se", "model": f"FOLDER/{name}"})
 
 
+def asked(**ask: Any) -> Edit:
+    return keys(predict={"ask": [ask]})
+
+
+def panel(text: str) -> Edit:
+    return both(written("panel.csv", text), asked(perturbations="FOLDER/panel.csv"))
+
+
 SPLIT, LOAD, SOURCES = "cellsets.hold_out.", "cellsets.cell_load_table.", "sources."
+ASKING = "prediction.asking."
 ESM2_, SE = "encoders.proteins.esm2_transformers.", "encoders.cells.state_se_weights."
 LOADED = "recipe.read.load_recipe"
 
@@ -425,6 +434,15 @@ CASES = [
     ),
     Case(SOURCES + "genes._text", source(symbols="none"), "var has no column 'none'"),
     Case(SOURCES + "genes.gene_columns", screen(lambda t: setattr(t, "var_names", GENES[:1] * 20)), "repeats 1 gene"),
+    # ------------------------------------------------------------------------------------------------ what is asked
+    Case(ASKING + "asked_for", asked(perturbations=["G3"]), "nothing that was held out is asked for"),
+    Case(ASKING + "_of", asked(contexts=["z"]), "no control cells of 'z' (there are x, y)"),
+    Case(ASKING + "_of", asked(perturbations=["non-targeting"], cells=4), "non-targeting is the control"),
+    Case(ASKING + "_of", asked(perturbations=["G0", "G9"]), "G9 was not measured in x"),
+    Case(ASKING + "read_perturbations", asked(perturbations="FOLDER/panel.csv"), "panel.csv: no such file"),
+    Case(ASKING + "read_perturbations", panel("gene\nG0\n"), "no column target_gene or perturbation"),
+    Case(ASKING + "read_perturbations", panel("target_gene\nG0\nG0\n"), "line 3: 'G0' stands twice"),
+    Case(ASKING + "read_perturbations", panel("target_gene,n_cells\nG0,x\n"), "line 2: n_cells is 'x'"),
     # ------------------------------------------------------------------------------------------------------ labels
     Case(SOURCES + "labels._check_columns", source(perturbation_column="taget"), "did you mean 'target'?"),
     Case(SOURCES + "labels._keep", source(keep={"line": "z"}), "no cell has"),

@@ -82,7 +82,7 @@ def test_the_package_and_its_command_line_module_are_the_command(module):
 
 def test_help_names_every_command_and_what_it_takes(main):
     text = main("--help").out
-    for name in "run plan prepare embed split train calibrate predict score inspect compare".split():
+    for name in "run plan prepare embed split train calibrate predict score inspect compare crossval".split():
         assert f"│ {name} " in text
     train = main("train", "--help")
     assert train.code == 0
@@ -96,7 +96,7 @@ def test_every_command_takes_quiet_json_and_debug():
             yield from commands(one, (*path, name)) if hasattr(one, "commands") else [((*path, name), one)]
 
     found = dict(commands(typer.main.get_command(cli.app)))
-    assert len(found) == 18
+    assert len(found) == 19
     for name, one in found.items():
         options = {option for parameter in one.params for option in parameter.opts}
         assert {"--quiet", "--json", "--debug"} <= options, name

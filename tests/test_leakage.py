@@ -21,6 +21,7 @@ from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary, control_s
 from vcc_fm.cellsets.split import Split
 from vcc_fm.encoders.cells.embed import embed_cells
 from vcc_fm.encoders.cells.expression import Expression, ExpressionSettings
+from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -96,10 +97,12 @@ def what_is_known(fitted: Fitted) -> dict[str, np.ndarray]:
     assembler = Assembler(data, vocabulary, 8, response=True)
     sampler = SetSampler(data, split.groups("train"), 8, 0, 0.3, 0.3)
     batches = {f"step {step}": sampler.step(step, 6, slice(0, 6)) for step in range(12)}
+    # What needs a checkpoint of SE reads responses of vectors, which have a test of their own.
+    ladder = {rung: BASELINES[rung](data) for rung in BASELINES.names() if BASELINES[rung].cell_encoders is None}
     for context, perturbation in split.groups("validation") + split.groups("test"):
         name = f"prediction of {perturbation} in {context}"
         batches[name] = list(control_sets(data, context, perturbation, 10, 8, 0))
-        known[f"mean response, {name}"] = data.responses.mean_response(context, without=perturbation)
+        known |= {f"{rung}, {name}": one.log_ratio(context, perturbation) for rung, one in ladder.items()}
     for name, sets in batches.items():
         batch = assembler.assemble(sets)
         fields = [field.name for field in dataclasses.fields(batch)]

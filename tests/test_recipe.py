@@ -316,7 +316,7 @@ def test_an_untrained_esm2_has_a_shape_that_can_be_built(load):
         ("predict.depth=.inf", r"depth"),
         ("train.context_weights={K: .inf}", r"finite"),
         ("train.loss={delta: .inf}", r"finite"),
-        ("score.members=[MSE]", r"score: .*MSE.*vcc2026 has no such metric.*pds_cosine"),
+        ("score.members=[MSE]", r"score.members=.MSE.*vcc2026 has no such metric.*pds_cosine"),
         ("score.baselines=[]", r"score.baselines.*at least 1"),
         ("score.baselines=[control, control]", r"baselines: 'control' stands twice"),
         ("train.contexts=[]", r"train.contexts.*at least 1"),

@@ -30,7 +30,9 @@ OTHERS = (
     "run.plan",
     "run.plan_checks",
     "run.plan_decoder",
+    "run.seeds",
     "scoring.compare",
+    "scoring.seeds",
     "store.verify",
 )
 """Rooms and modules that no stage runs: other commands, and the plan itself."""
@@ -142,6 +144,9 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "hub.bundle.merge_bundle": (0, 1, "shared"),
     "hub.bundle.read_bundle": (0, 5, "shared"),
     "hub.licences.require_accepted": (1, 0, ""),
+    "prediction.asking._of": (3, 0, ""),
+    "prediction.asking.asked_for": (1, 0, ""),
+    "prediction.asking.read_perturbations": (4, 0, ""),
     "prediction.emit._integers": (0, 1, "values"),
     "prediction.predictors.DecoderPredictor.__init__": (0, 1, "made"),
     "recipe.read._Loader.construct_mapping": (0, 2, "command"),

@@ -297,9 +297,9 @@ def test_two_recipes_of_one_name_take_turns_and_leave_no_mixture(finished, tmp_p
 def test_who_cannot_wait_longer_says_so(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path))
     with (
-        sole_writer(recipe, QUIET),
+        sole_writer(recipe.run_folder, QUIET),
         pytest.raises(UserError, match="runs/tiny: another run has been writing it"),
-        sole_writer(recipe, QUIET, patience=0.1),
+        sole_writer(recipe.run_folder, QUIET, patience=0.1),
     ):
         pass
 
@@ -473,7 +473,7 @@ def test_scripts_run_their_stage_and_end_with_its_code(finished, tmp_path):
 @pytest.mark.slow
 def test_a_script_waits_for_the_run_that_is_writing(finished, tmp_path):
     recipe = write_recipe(tmp_path)
-    with sole_writer(load_recipe(recipe), QUIET):
+    with sole_writer(load_recipe(recipe).run_folder, QUIET):
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "vcc_fm/train.py"), str(recipe)],
             env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},

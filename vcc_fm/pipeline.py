@@ -31,7 +31,8 @@ from vcc_fm.ground.hub import address_of, pull
 from vcc_fm.ground.processes import process_state
 from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.hub.bundle import MANIFEST, Bundle, read_bundle
-from vcc_fm.prediction.emission import Asked, emit_groups
+from vcc_fm.prediction.asking import Asked
+from vcc_fm.prediction.emission import emit_groups
 from vcc_fm.prediction.predictors import DecoderPredictor
 from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.recipe.parts import CELL_ENCODERS

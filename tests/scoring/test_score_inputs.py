@@ -103,10 +103,23 @@ def test_predictions_that_cannot_be_scored_are_refused(tmp_path, truth, change, 
         check(tmp_path, truth, change(perturbed(truth)))
 
 
-def test_pairs_not_asked_for_are_refused(tmp_path, truth):
+def test_what_has_no_truth_is_named_and_not_read(tmp_path, truth):
     asked = truth[truth.obs["perturbation"] != "G04"].copy()
-    with pytest.raises(UserError, match=r"2 \(context, perturbation\) not asked for: alpha/G04, beta/G04"):
-        check(tmp_path, asked, perturbed(truth))
+    check(tmp_path, asked, perturbed(truth))
+    labels = read_labels(tmp_path / "p.h5ad")
+    assert check_pair(read_labels(tmp_path / "truth.h5ad"), labels, CONTROL) == ["alpha/G04", "beta/G04"]
+    part = read_context(labels, "alpha", {"G01", "G02"})
+    whole = read_context(labels, "alpha")
+    assert set(part.obs["perturbation"]) == {"G01", "G02"}
+    rows = whole.obs["perturbation"].isin(["G01", "G02"]).to_numpy()
+    assert (part.X != whole[rows].X).nnz == 0
+
+
+def test_a_name_that_is_wrong_is_missing_and_the_other_name_is_told(tmp_path, truth):
+    renamed = perturbed(truth)
+    renamed.obs["perturbation"] = renamed.obs["perturbation"].replace({"G04": "G4"})
+    with pytest.raises(UserError, match=r"2 \(context, perturbation\) missing: alpha/G04, beta/G04.*it has alpha/G4"):
+        check(tmp_path, truth, renamed)
 
 
 def test_predicted_controls_are_refused(tmp_path, truth):

@@ -50,6 +50,7 @@ def drug_in_patients(folder: Path, **keys: Any) -> Recipe:
         "split": {"hold_out": "contexts", "contexts": PATIENTS, "folds": 3, "validation": 0.5},
         "decoder": {"gene_rank": 4, "backbone": {"model_type": "llama", "vocab_size": 1, **small}},
         "train": {"steps": 2, "set_size": 8, "batch_sets": 2, "tracker": "none"},
+        "score": {"baselines": ["control", "mean-response", "other-contexts"]},
     }
     return Recipe.model_validate(content | keys)
 

@@ -7,9 +7,10 @@ import pytest
 from scoring_screens import table_of
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.scoring.compare import SCALED_MEAN, compare, to_markdown, without_headline
+from vcc_fm.run.seeds import scored
 from vcc_fm.scoring.means import ALL, scaled_means
 from vcc_fm.scoring.presets.vcc2026 import Vcc2026
+from vcc_fm.scoring.seeds import SCALED_MEAN, over_seeds, to_markdown
 from vcc_fm.scoring.table import VALUES, ScoreTable, read_table
 
 
@@ -94,18 +95,20 @@ def test_other_files_are_refused(tmp_path):
             read_table(tmp_path / "scores.json")
 
 
-def test_compare_gives_mean_and_sd_over_runs(tmp_path):
-    files = [write(tmp_path, f"seed{n}", small_table(shift)) for n, shift in enumerate((0.0, 0.1, 0.2))]
-    frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
+def test_seeds_give_mean_and_sd(tmp_path):
+    for n, shift in enumerate((0.0, 0.1, 0.2)):
+        write(tmp_path, f"seed{n}", small_table(shift))
+    frame = over_seeds(scored(f"{tmp_path}/seed*")).set_index(["entry", "context", "metric", "quantity"])
     overall = frame.loc[("m|1", ALL, SCALED_MEAN, "scaled")]
     assert overall[["mean", "sd", "runs", "seed0", "seed2"]].tolist() == pytest.approx([0.6, 0.1, 3, 0.5, 0.7])
     assert frame.loc[("m|1", "a", "pds_cosine", "raw"), "mean"] == pytest.approx(0.7)
     assert frame.loc[("control", ALL, "pds_cosine", "scaled"), "sd"] == 0.0
 
 
-def test_compare_does_not_average_over_what_is_missing(tmp_path):
-    files = [write(tmp_path, "one", small_table()), write(tmp_path, "two", small_table(missing=True))]
-    frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
+def test_seeds_are_not_averaged_over_what_is_missing():
+    frame = over_seeds({"one": small_table(), "two": small_table(missing=True)}).set_index(
+        ["entry", "context", "metric", "quantity"]
+    )
     assert np.isnan(frame.loc[("m|1", ALL, "pds_cosine", "scaled"), "mean"])
     assert frame.loc[("m|1", "a", "pds_cosine", "scaled"), "mean"] == 0.5
 
@@ -115,39 +118,44 @@ def test_a_run_without_a_headline_has_no_mean_and_is_named_however_it_was_stored
     one.anchors.loc[one.anchors["metric"] != "pds_cosine", "reason"] = "no value"
     one.rows.loc[one.rows["metric"] != "pds_cosine", "scaled"] = np.nan
     assert one.mean("m|1") == pytest.approx(0.9)  # as a program wrote it that averaged over one metric of six
-    files = [write(tmp_path, "two", small_table()), write(tmp_path, "one", one)]
-    assert np.isnan(read_table(files[1]).mean("m|1"))
-    frame = compare(files).set_index(["entry", "context", "metric", "quantity"])
+    again = read_table(write(tmp_path, "one", one))
+    assert np.isnan(again.mean("m|1"))
+    frame = over_seeds({"two": small_table(), "one": again}).set_index(["entry", "context", "metric", "quantity"])
     assert np.isnan(frame.loc[("m|1", ALL, SCALED_MEAN, "scaled"), "mean"])
     reason = "1 of 6 metrics have a scale, a mean needs 4"
-    assert without_headline(files) == [f"one: no scaled mean: a, b: {reason}"]
+    assert again.no_headline() == f"a, b: {reason}"
 
 
-def test_markdown_puts_the_best_first_and_escapes_names(tmp_path):
-    files = [write(tmp_path, f"seed{n}", small_table(n / 10, missing=True)) for n in range(2)]
-    lines = to_markdown(compare(files)).splitlines()
+def test_markdown_puts_the_best_first_and_escapes_names():
+    tables = {f"seed{n}": small_table(n / 10, missing=True) for n in range(2)}
+    lines = to_markdown(over_seeds(tables)).splitlines()
     assert lines[0].startswith("| entry | kind | PDS |")
     assert lines[2] == "| m\\|1 | model | – |" + " 0.550 ± 0.071 |" * 6
     assert lines[3].startswith("| control | baseline | – | 0.000 ± 0.000 |")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
-def test_one_run_has_no_sd(tmp_path):
-    assert "±" not in to_markdown(compare([write(tmp_path, "only", small_table())]))
+def test_one_seed_has_no_sd():
+    assert "±" not in to_markdown(over_seeds({"only": small_table()}))
 
 
-def test_runs_that_cannot_be_compared_are_refused(tmp_path):
-    first = write(tmp_path, "one", small_table())
-    with pytest.raises(UserError, match=r"scored by s 2 vcc2026, but .* by s 1 vcc2026"):
-        compare([first, write(tmp_path, "two", small_table(version="2"))])
-    with pytest.raises(UserError, match="must differ"):
-        compare([first, first])
-    with pytest.raises(UserError, match="no score files"):
-        compare([])
+def test_seeds_that_make_no_table_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"two: scored by s 2 vcc2026, but one by s 1 vcc2026"):
+        over_seeds({"one": small_table(), "two": small_table(version="2")})
     other = small_table()
     other.rows["entry"] = other.rows["entry"].replace("control", "mean")
-    with pytest.raises(UserError, match="other entries or contexts"):
-        compare([first, write(tmp_path, "three", other)])
+    with pytest.raises(UserError, match="three: other entries or contexts than one"):
+        over_seeds({"one": small_table(), "three": other})
+
+
+def test_a_run_is_found_with_its_seeds_in_their_order(tmp_path):
+    for name in ("run", *(f"run/seed-{n}" for n in (10, 2, 1)), "other"):
+        write(tmp_path, name, small_table())
+    assert list(scored(f"{tmp_path}/run")) == ["run", "seed-1", "seed-2", "seed-10"]
+    assert list(scored(f"{tmp_path}/run/seed-2/scores.json")) == ["seed-2"]
+    assert list(scored(f"{tmp_path}/*/scores.json")) == ["other", "run"]
+    with pytest.raises(UserError, match="nowhere: no such file; run the score stage"):
+        scored(f"{tmp_path}/nowhere")
 
 
 def test_a_spreadsheet_takes_no_label_for_a_formula(tmp_path):

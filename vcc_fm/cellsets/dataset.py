@@ -129,6 +129,11 @@ class Dataset:
         require_vectors(without, self.missing)
         return without
 
+    @cached_property
+    def axis(self) -> dict[str, int]:
+        """Symbol -> its position on the gene axis."""
+        return {symbol: position for position, symbol in enumerate(self.cells.genes)}
+
     def targets(self, perturbation: str) -> list[str]:
         """Target genes of a perturbation."""
         return perturbation.split(self.separator)

@@ -69,6 +69,8 @@ def make_splits(
         divisions = _hold_out_perturbations(config, labels_of, control, seed)
     elif config.hold_out == "contexts":
         divisions = _hold_out_contexts(config, labels_of, control, seed)
+    elif config.hold_out == "none":
+        divisions = [_hold_out_nothing(config, labels_of, control, seed)]
     elif config.hold_out == "few-shot":
         divisions = [_hold_out_few_shot(config, labels_of, control, seed)]
     else:
@@ -131,17 +133,25 @@ def _hold_out_contexts(config: SplitConfig, labels_of: dict[str, set[str]], cont
     divisions = []
     for fold, held in enumerate(np.array_split(np.array(config.contexts, dtype=object), config.folds)):
         rest = {group for group in groups if group[0] not in held}
-        if isinstance(config.validation, list):
-            _refuse_unknown(config.validation, {label for _, label in rest}, "split.validation", control)
-            validation = {group for group in rest if group[1] in config.validation}
-        else:
-            purpose = "validation" if config.folds == 1 else f"validation {fold}"
-            validation = _choose_groups(config.validation, rest, seed, purpose)
+        purpose = "validation" if config.folds == 1 else f"validation {fold}"
         roles: Roles = dict.fromkeys(groups, "test")
-        roles.update(dict.fromkeys(rest, "train"))
-        roles.update(dict.fromkeys(validation, "validation"))
-        divisions.append(roles)
+        divisions.append({**roles, **_train_on(config, rest, control, seed, purpose)})
     return divisions
+
+
+def _hold_out_nothing(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> Roles:
+    groups = {(context, label) for context, labels in labels_of.items() for label in labels}
+    return _train_on(config, groups, control, seed, "validation")
+
+
+def _train_on(config: SplitConfig, groups: set[Group], control: str, seed: int, purpose: str) -> Roles:
+    """Groups train, but for the validation share of them."""
+    if isinstance(config.validation, list):
+        _refuse_unknown(config.validation, {label for _, label in groups}, "split.validation", control)
+        validation = {group for group in groups if group[1] in config.validation}
+    else:
+        validation = _choose_groups(config.validation, groups, seed, purpose)
+    return {**dict.fromkeys(groups, "train"), **dict.fromkeys(validation, "validation")}
 
 
 def _hold_out_few_shot(config: SplitConfig, labels_of: dict[str, set[str]], control: str, seed: int) -> Roles:
@@ -279,7 +289,7 @@ def _targets(labels: set[str], control: str, separator: str) -> dict[str, frozen
 
 def _check(config: SplitConfig, roles: Roles, cells: dict[Group, int], control: str) -> None:
     found = set(roles.values())
-    if "test" not in found:
+    if "test" not in found and config.hold_out != "none":
         raise UserError(f"split.hold_out={config.hold_out} leaves nothing to test; hold out at least one perturbation")
     if "train" not in found:
         raise UserError(f"split.hold_out={config.hold_out} leaves nothing to train on; hold out less")

@@ -44,15 +44,33 @@ class Responses:
     precision: np.ndarray
     own: Mapping[str, np.ndarray] = field(default_factory=dict)
     shrink: Callable[[np.ndarray, np.ndarray], np.ndarray] = shrink_sparse
-    _pooled: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _pooled: dict[tuple[float, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
-    def elsewhere(self, context: str, perturbation: str) -> np.ndarray | None:
+    def elsewhere(
+        self, context: str, perturbation: str, weights: Mapping[str, float] | None = None
+    ) -> np.ndarray | None:
         """Shrunken log ratio [G] float32 of ``perturbation`` outside ``context``; None where it was not measured.
 
-        The contexts' ratios are averaged by their precision. Target genes are shrunken by what is known of all
-        training groups' target genes, the other genes by each other: a knock-down that works is no rare accident.
+        The contexts' ratios are averaged by their precision, times ``weights`` of the contexts if there are any.
+        Target genes are shrunken by what is known of all training groups' target genes, the other genes by each
+        other: a knock-down that works is no rare accident.
         """
-        return self._pool([i for i in self._rows.get(perturbation, []) if self.groups[i][0] != context], perturbation)
+        rows = [i for i in self._rows.get(perturbation, []) if self.groups[i][0] != context]
+        return self._pool(rows, perturbation, None if weights is None else [weights[self.groups[i][0]] for i in rows])
+
+    def here_or_elsewhere(self, context: str, perturbation: str) -> np.ndarray:
+        """Shrunken log ratio [G] float32 of a training perturbation in ``context``, or in the others."""
+        everywhere = self._rows[perturbation]
+        here = [i for i in everywhere if self.groups[i][0] == context] or everywhere
+        shrunken = self._pool(here, perturbation)
+        assert shrunken is not None
+        return shrunken
+
+    @cached_property
+    def knock_down(self) -> float:
+        """Mean log ratio of training perturbations at their own target genes, by precision; 0 where none has one."""
+        ratio, variance = self._own_effects
+        return float(np.average(ratio, weights=1 / variance)) if len(ratio) else 0.0
 
     def is_known(self, context: str, perturbation: str) -> bool:
         """Whether :meth:`elsewhere` has an answer."""
@@ -65,10 +83,8 @@ class Responses:
         """
         singles = []
         for gene in genes:
-            everywhere = self._rows.get(gene, [])
-            single = self._pool([i for i in everywhere if self.groups[i][0] == context] or everywhere, gene)
-            if single is not None:
-                singles.append(single)
+            if gene in self._rows:
+                singles.append(self.here_or_elsewhere(context, gene))
         return np.stack(singles).sum(axis=0) if singles else None
 
     def mean_response(self, context: str, without: str) -> np.ndarray:
@@ -163,18 +179,22 @@ class Responses:
         ratio, variance = np.array(found, np.float64).reshape(-1, 2).T
         return ratio, variance
 
-    def _pool(self, rows: list[int], perturbation: str) -> np.ndarray | None:
+    def _pool(self, rows: list[int], perturbation: str, weights: list[float] | None = None) -> np.ndarray | None:
         if not rows:
             return None
-        if tuple(rows) not in self._pooled:
-            self._pooled[tuple(rows)] = self._shrunken(rows, perturbation)
-        return self._pooled[tuple(rows)]
+        key = (*rows, *(weights or ()))
+        if key not in self._pooled:
+            self._pooled[key] = self._shrunken(rows, perturbation, weights)
+        return self._pooled[key]
 
-    def _shrunken(self, rows: list[int], perturbation: str) -> np.ndarray:
-        precision = self.precision[rows].sum(axis=0)
+    def _shrunken(self, rows: list[int], perturbation: str, weights: list[float] | None) -> np.ndarray:
+        each = self.precision[rows]
+        if weights is not None:
+            each = each * np.array(weights, np.float32)[:, None]
+        precision = each.sum(axis=0)
         known = precision > 0
         noise = 1.0 / np.where(known, precision, 1.0)
-        ratio = (self.ratio[rows] * self.precision[rows]).sum(axis=0) * noise
+        ratio = (self.ratio[rows] * each).sum(axis=0) * noise
         own = np.zeros_like(known)
         own[self.own.get(perturbation, [])] = True
         own, others = own & known, ~own & known

@@ -84,7 +84,6 @@ class Assembler:
         self.sparse = device.type != "cpu" if sparse is None else sparse
         self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
         self._pinned = device.type == "cuda"
-        self._axis = {symbol: i for i, symbol in enumerate(data.cells.genes)}
         self._protein = data.protein_rows
         self._context_code, batch_code, self._target_code = (
             {label: position + 1 for position, label in enumerate(labels)}
@@ -162,7 +161,7 @@ class Assembler:
         for i, (one, symbols) in enumerate(zip(sets, targets, strict=True)):
             for j, symbol in enumerate(symbols):
                 mask[i, j] = True
-                gene[i, j] = self._axis.get(symbol, -1)
+                gene[i, j] = self.data.axis.get(symbol, -1)
                 if symbol in self._protein:
                     vector[i, j] = vectors[self._protein[symbol]]
                 # Hidden where a protein vector is left, so that those are learned from, too.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,9 @@ from vcc_fm.cli.options import (
     export_app,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from vcc_fm.scoring.compare import Difference
 
 
 @app.command()
@@ -148,17 +152,44 @@ def export_obsm(
 
 @app.command()
 def compare(
-    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="scores.json files, or run folders")],
+    a: Annotated[str, typer.Argument(metavar="A", help="a run: its folder, its scores.json, or a pattern of several")],
+    b: Annotated[str | None, typer.Argument(metavar="B", help="another run with the same held-out cells")] = None,
+    entry: Annotated[str, typer.Option(help="which row of the tables")] = "model",
+    against: Annotated[
+        str | None, typer.Option(help="row of B (the same); without B a row of A, else every baseline in turn")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Put several runs (seeds) side by side: mean and standard deviation of every score, as Markdown."""
-    from vcc_fm.scoring.compare import compare as compare_runs
-    from vcc_fm.scoring.compare import to_markdown, without_headline
+    """Say how far two predictors are apart on the same held-out cells, and how sure that is."""
+    from vcc_fm.run.seeds import against_baselines, scored
+    from vcc_fm.scoring.compare import Side, paired
+    from vcc_fm.scoring.seeds import over_seeds, to_markdown
 
-    files = [path / "scores.json" if path.is_dir() else path for path in scores]
-    frame = compare_runs(files)
-    print(frame.to_json(orient="records", indent=1) if as_json else to_markdown(frame))
-    for line in without_headline(files):
-        console_of(quiet, as_json).print(line, markup=False, highlight=False, soft_wrap=True)
+    ours, console = scored(a), console_of(quiet, as_json)
+    if b is None and against is None and not as_json:
+        if len(ours) > 1:
+            console.print(to_markdown(over_seeds(ours)), markup=False, highlight=False, soft_wrap=True)
+        for line in against_baselines(ours, entry):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
+    theirs = ours if b is None else scored(b)
+    others = [against] if against else next(iter(ours.values())).baselines() if b is None else [entry]
+    found = {}
+    for other in others:
+        left, right = (entry, other) if b is None or other != entry else (a, b)
+        one = paired(Side(a, entry, list(ours.values())), Side(b or a, other, list(theirs.values())))
+        found[other] = one
+        if not as_json:
+            console.print(one.table(left, right))
+            for line in [*one.notes, one.verdict()]:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json([_as_json(a, b or a, entry, other, one) for other, one in found.items()])
+
+
+def _as_json(a: str, b: str, entry: str, other: str, found: Difference) -> dict[str, Any]:
+    rows = json.loads(found.rows.reset_index().to_json(orient="records", double_precision=15))
+    sides = {"a": {"run": a, "entry": entry}, "b": {"run": b, "entry": other}}
+    return {**sides, "perturbations": found.perturbations, "seeds": found.seeds, "notes": found.notes, "rows": rows}

@@ -34,6 +34,10 @@ Processes = Annotated[
     int, typer.Option("--processes", "-p", min=1, help="processes that read cells, train and predict, on this node")
 ]
 
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, help="repetitions with other weights, batches and cells, on the same stores")
+]
+
 
 def console_of(quiet: bool, as_json: bool) -> Console:
     """Where a command prints what is not its result."""

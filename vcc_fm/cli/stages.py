@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from vcc_fm.cli.options import (
     Processes,
     Quiet,
     RecipePath,
+    Seeds,
     app,
     console_of,
     embed_app,
@@ -33,35 +34,45 @@ from vcc_fm.run.table import STAGES
 def run_stages(
     recipe_path: Path, overrides: list[str] | None, quiet: bool, as_json: bool, only: str | None, processes: int
 ) -> None:
-    """Run all stages, or the one named ``only``."""
+    """Run all stages, or the one named ``only``, and print what there is to print."""
+    ran = make_stages(recipe_path, overrides, console_of(quiet, as_json), only, processes)
+    if as_json:
+        print_json(ran)
+
+
+def make_stages(
+    recipe_path: Path, overrides: list[str] | None, console: Console, only: str | None, processes: int
+) -> dict[str, Any]:
+    """Run all stages, or the one named ``only``; what ran and what it made, as JSON values."""
     from vcc_fm.recipe.read import load_recipe
     from vcc_fm.run.layout import Layout
     from vcc_fm.run.script import sole_writer
-    from vcc_fm.run.stages import run_stage, stage_named, stages_of
+    from vcc_fm.run.stages import folders_of, run_stage, stage_named, stages_of
 
     recipe = load_recipe(recipe_path, overrides)
-    console = console_of(quiet, as_json)
-    ran = []
+    layout, ran = Layout(recipe), []
+    stages = [stage for stage in stages_of(recipe) if only in (None, stage.name)]
+    if not stages:
+        raise UserError(f"{recipe_path}: asks for no {only}; {stage_named(str(only)).asked_by} does")
     # Libraries print on stdout too, which with --json is the result's own.
-    with redirect_stdout(sys.stderr if as_json else sys.stdout), sole_writer(recipe, console):
-        stages = [stage for stage in stages_of(recipe) if only in (None, stage.name)]
-        if not stages:
-            raise UserError(f"{recipe_path}: asks for no {only}; {stage_named(str(only)).asked_by} does")
+    with redirect_stdout(sys.stderr if console.stderr else sys.stdout), sole_writer(recipe.run_folder, console):
         for stage in stages:
-            outputs = [str(output.path) for output in stage.outputs(Layout(recipe))]
-            ran.append({"stage": stage.name, "ran": run_stage(stage, recipe, console, processes), "outputs": outputs})
-    if as_json:
-        print_json({"recipe": recipe.name, "stages": ran, **_scores(recipe.run_folder, only)})
-    elif only is None and not any(entry["ran"] for entry in ran):
+            outputs = [str(output.path) for output in stage.outputs(layout)]
+            with ExitStack() as stack:
+                for folder in folders_of(stage, recipe):
+                    if folder != recipe.run_folder:
+                        stack.enter_context(sole_writer(folder, console))
+                done = run_stage(stage, recipe, console, processes)
+            ran.append({"stage": stage.name, "ran": done, "outputs": outputs})
+    result: dict[str, Any] = {"recipe": recipe.name, "stages": ran}
+    if only in (None, "score") and layout.score_tables:
         from vcc_fm.scoring.table import read_table
 
-        read_table(recipe.run_folder / "scores.json").print(console)
-
-
-def _scores(run: Path, only: str | None) -> dict[str, Any]:
-    if only not in (None, "score"):
-        return {}
-    return {"means": json.loads((run / "scores.json").read_text())["means"]}
+        table = read_table(layout.scores.path)
+        result["means"] = json.loads(table.means.to_json(orient="records"))
+        if only is None and not any(entry["ran"] for entry in ran):
+            table.print(console)
+    return result
 
 
 def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
@@ -100,13 +111,65 @@ def run(
     only: Annotated[
         str | None, typer.Option(metavar="STAGE", help="run this stage alone, such as one of your own")
     ] = None,
+    seeds: Seeds = 1,
     processes: Processes = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Run all stages in order; what is already there is kept."""
-    run_stages(recipe, overrides, quiet, as_json, only, processes)
+    """Run all stages in order; what is already there is kept. Several seeds end in one table."""
+    if only is not None and seeds > 1:
+        raise UserError("--only runs one stage of one seed; leave --seeds away, or name one by repeat=K")
+    _run_seeds(recipe, overrides, seeds, only, processes, quiet, as_json)
+
+
+def _run_seeds(
+    recipe: Path, overrides: list[str] | None, seeds: int, only: str | None, processes: int, quiet: bool, as_json: bool
+) -> None:
+    """Run a recipe once for each seed, on the same stores; then put the seeds into one table."""
+    if seeds == 1:
+        run_stages(recipe, overrides, quiet, as_json, only, processes)
+        return
+    from vcc_fm.recipe.read import load_recipe
+
+    console, ran = console_of(quiet, as_json), []
+    for repeat in range(seeds):
+        console.rule(f"[bold]seed {repeat + 1} of {seeds}[/bold]")
+        ran.append(make_stages(recipe, [*(overrides or []), f"repeat={repeat}"], console, only, processes))
+    folder = load_recipe(recipe, overrides).run_folder
+    if "means" in ran[0]:
+        from vcc_fm.run.seeds import write_seeds
+
+        write_seeds(folder, seeds, console)
+    if as_json:
+        print_json({"folder": str(folder), "seeds": ran})
+
+
+@app.command()
+def crossval(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="parts, each held out once (5; with --contexts: one for each context)")
+    ] = None,
+    contexts: Annotated[bool, typer.Option("--contexts", help="hold out contexts in turn, not perturbations")] = False,
+    seeds: Seeds = 1,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Hold out every perturbation (or context) once, on the recipe's own stores, and score all folds together.
+
+    The panel of a score is then all perturbations, however many folds there are; metrics that rank a perturbation
+    among the others are harder on a larger panel.
+    """
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.seeds import crossval_overrides
+
+    run_stages(recipe, overrides, quiet or as_json, False, "prepare", processes)
+    split = crossval_overrides(load_recipe(recipe, overrides), folds, contexts)
+    _run_seeds(recipe, [*(overrides or []), *split], seeds, None, processes, quiet, as_json)
 
 
 @app.command("prepare")

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.groups import validation_groups
-from vcc_fm.prediction.emission import Asked, emit_groups, write_measured
+from vcc_fm.prediction.asking import Asked
+from vcc_fm.prediction.emission import emit_groups, write_measured
 from vcc_fm.prediction.predict import make_predictor
 from vcc_fm.recipe.predict import PredictConfig
 from vcc_fm.scoring.score import score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,20 +11,12 @@ import scipy.sparse as sp
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.sampler import CellSet, control_sets
+from vcc_fm.prediction.asking import Asked
 from vcc_fm.prediction.emit import emit, emit_from_controls
 from vcc_fm.prediction.predictors import Predictor
 from vcc_fm.recipe.predict import PredictConfig
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.counts_file import CountsFile
-
-
-class Asked(NamedTuple):
-    """Cells that are asked for."""
-
-    fold: int
-    context: str
-    perturbation: str
-    cells: int
 
 
 def emit_groups(

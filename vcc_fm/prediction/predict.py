@@ -20,7 +20,8 @@ from vcc_fm.decoder.load import load_decoder
 from vcc_fm.ground.files import empty_folder
 from vcc_fm.ground.processes import process_state
 from vcc_fm.ground.progress import ProgressLines
-from vcc_fm.prediction.emission import Asked, emit_groups
+from vcc_fm.prediction.asking import Asked
+from vcc_fm.prediction.emission import emit_groups
 from vcc_fm.prediction.predictors import DecoderPredictor, Predictor, RatioPredictor
 from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.predict import PredictConfig

@@ -11,9 +11,28 @@ from vcc_fm.recipe.parts import BASELINES, PRESETS
 from vcc_fm.recipe.section import PositiveInt, Section
 
 
+class AskConfig(Section):
+    """Cells that are asked for: some perturbations in some contexts."""
+
+    contexts: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="contexts to predict in; control cells of them suffice. null: every one that fits"
+    )
+    perturbations: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "held-out",
+        description="held-out: what the split holds out; or a list; or a CSV file with a column target_gene (or "
+        "perturbation) and perhaps n_cells. A perturbation need not be measured anywhere",
+    )
+    cells: PositiveInt | None = Field(
+        None, description="cells per context and perturbation; null: the file's n_cells, or else predict.cells"
+    )
+
+
 class PredictConfig(Section):
     """What is emitted."""
 
+    ask: Annotated[list[AskConfig], Field(min_length=1)] = Field(
+        [AskConfig()], description="what is predicted; what was held out is scored"
+    )
     cells: Literal["measured"] | PositiveInt = Field(
         "measured", description="cells per context and perturbation: as many as were measured, or a number"
     )
@@ -52,7 +71,16 @@ class ScoreConfig(Section):
         "whose replicate is clear of the low end of the scale",
     )
     baselines: list[str] = Field(
-        ["control", "mean-response", "other-contexts"],
+        [
+            "control",
+            "mean-response",
+            "other-contexts",
+            "similar-contexts",
+            "knock-down",
+            "protein-ridge",
+            "expression-ridge",
+            "nearest",
+        ],
         min_length=1,
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
         "embedding-transfer: SE's gene decoder, needs state-se",

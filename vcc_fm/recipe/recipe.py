@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from vcc_fm.ground.errors import shown
@@ -37,6 +38,17 @@ class Recipe(Section):
         description="name of the run: its folders are embeddings/NAME and runs/NAME", pattern=r"^\w[\w.-]*$"
     )
     seed: int = Field(0, ge=0, description="seed of everything random")
+    repeat: int = Field(
+        0,
+        ge=0,
+        description="number of this repetition: other weights, batches and emitted cells from the same cells and "
+        "split; 0 is the run itself. `vcc-fm run --seeds N` counts it up",
+    )
+    variant: str | None = Field(
+        None,
+        pattern=r"^\w[\w.-]*$",
+        description="folder under runs/NAME of a run on the same stores with other keys, such as another split",
+    )
     output: str = Field(".", description="folder that holds embeddings/ and runs/")
     lost_after: PositiveFloat = Field(
         300.0, description="seconds of silence after which a process that shares the work is taken for lost"
@@ -87,6 +99,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _asks_a_fold(self) -> Recipe:
+        others = [ask for ask in self.predict.ask if ask.perturbations != "held-out"]
+        if others and self.split.folds > 1:
+            raise ValueError(
+                f"predict.ask: with split.folds={self.split.folds} only held-out can be asked for: which fold should "
+                "predict the rest? Set split.folds=1"
+            )
+        if len(others) < len(self.predict.ask) and self.split.hold_out == "none":
+            raise ValueError(
+                "predict.ask: with split.hold_out=none nothing is held-out; give perturbations (a list or a CSV file)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _selects(self) -> Recipe:
         for phase, config in self.phases.items():
             if config.select in ("loss", "mean"):
@@ -122,7 +148,15 @@ class Recipe(Section):
     @property
     def run_folder(self) -> Path:
         """Where checkpoints, predictions and scores of this recipe are."""
-        return expand(self.output) / "runs" / self.name
+        within = ([self.variant] if self.variant else []) + ([f"seed-{self.repeat}"] if self.repeat else [])
+        return Path(expand(self.output), "runs", self.name, *within)
+
+    @property
+    def drawing_seed(self) -> int:
+        """Seed of weights, batches and emitted cells; cells and splits are drawn by ``seed``, alike in all repeats."""
+        if self.repeat == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.repeat]).generate_state(1)[0])
 
     def public(self) -> dict[str, Any]:
         """The resolved recipe as JSON, to be shown or stored: variables unexpanded, addresses without secrets."""

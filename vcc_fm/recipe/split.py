@@ -12,9 +12,9 @@ from vcc_fm.recipe.section import Fraction, PositiveInt, Section
 class SplitConfig(Section):
     """What is held out. A context's control cells are never held out: they are what a prediction starts from."""
 
-    hold_out: Literal["perturbations", "contexts", "few-shot", "table"] = Field(
+    hold_out: Literal["perturbations", "contexts", "few-shot", "table", "none"] = Field(
         description="perturbations: everywhere; contexts: all their perturbations; few-shot: some perturbations in "
-        "`contexts`; table: a cell-load TOML"
+        "`contexts`; table: a cell-load TOML; none: everything trains, and nothing is scored"
     )
     contexts: list[str] = Field(
         [], description="held-out contexts, in turn if there are folds (contexts), or target contexts (few-shot)"
@@ -24,8 +24,8 @@ class SplitConfig(Section):
     )
     validation: Fraction | list[str] = Field(
         0.15,
-        description="of what remains for training: a fraction of the perturbations (contexts: of the groups of a "
-        "context and a perturbation), or labels, kept for choosing checkpoints; table: the table says",
+        description="of what remains for training: a fraction of the perturbations (contexts and none: of the groups "
+        "of a context and a perturbation), or labels, kept for choosing checkpoints; table: the table says",
     )
     unseen: Fraction = Field(
         0.0, description="few-shot: fraction of the test perturbations that is held out of every other context too"
@@ -51,7 +51,7 @@ class SplitConfig(Section):
             )
         if self.hold_out == "contexts" and self.folds > len(self.contexts):
             raise ValueError(f"split.folds={self.folds} is more than the {len(self.contexts)} of split.contexts")
-        if self.contexts and self.hold_out in ("perturbations", "table"):
+        if self.contexts and self.hold_out in ("perturbations", "table", "none"):
             raise ValueError(f"split.contexts={self.contexts} has no meaning with split.hold_out={self.hold_out}")
         if self.table is not None and self.hold_out != "table":
             raise ValueError(f"split.table={self.table} needs split.hold_out=table, found {self.hold_out}")

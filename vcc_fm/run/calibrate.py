@@ -27,7 +27,7 @@ def calibrate(recipe: Recipe, output: Output, console: Console) -> None:
         names,
         recipe.score.preset,
         recipe.predict,
-        recipe.seed,
+        recipe.drawing_seed,
         uns,
         console,
     )

@@ -65,6 +65,16 @@ class Layout:
         """Held-out measured cells and the controls of their contexts."""
         return self.recipe.run_folder / "truth.h5ad"
 
+    @property
+    def truths(self) -> list[Path]:
+        """The truth, where the recipe holds something out."""
+        return [] if self.recipe.split.hold_out == "none" else [self.truth]
+
+    @property
+    def anchors(self) -> Path:
+        """What was measured of truths alone, by their content; runs on the same stores share it."""
+        return self.recipe.embeddings_folder / "anchors"
+
     # ------------------------------------------------------------------------------------------------------ outputs
     @cached_property
     def cells(self) -> Output:
@@ -166,7 +176,7 @@ class Layout:
             before = base_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         keys = recipe.phases[phase].model_dump(mode="json", exclude=_SILENT_KEYS)
-        return fingerprint([SCHEMA, stores, decoder, missing, keys, before, recipe.seed, fold, phase])
+        return fingerprint([SCHEMA, stores, decoder, missing, keys, before, recipe.drawing_seed, fold, phase])
 
     @property
     def calibrations(self) -> list[Output]:
@@ -176,7 +186,9 @@ class Layout:
 
     def calibration(self, fold: int) -> Output:
         """The effect scale that the validation split asks for."""
-        predict, score = self.recipe.predict.model_dump(mode="json"), self.recipe.score.model_dump(mode="json")
+        # What is asked for, and a second mean, are no part of how a scale is chosen.
+        predict = self.recipe.predict.model_dump(mode="json", exclude={"ask"})
+        score = self.recipe.score.model_dump(mode="json", exclude={"members"})
         made_from = fingerprint([self._training_fingerprint(fold, "train"), predict, score, self._versions])
         return Output("calibrate", self.fold(fold) / "calibration.json", made_from, fold=fold)
 
@@ -191,9 +203,13 @@ class Layout:
         recipe = self.recipe
         trained = [self._training_fingerprint(fold, "train") for fold in range(recipe.split.folds)]
         predicted_by = [recipe.score.baselines, self._versions]
-        made_from = fingerprint([trained, recipe.predict.model_dump(mode="json"), *predicted_by])
+        predict = recipe.predict.model_dump(mode="json")
+        for ask in predict["ask"]:
+            if isinstance(ask["perturbations"], str) and ask["perturbations"] != "held-out":
+                ask["perturbations"] = file_identity(ask["perturbations"])
+        made_from = fingerprint([trained, predict, *predicted_by])
         baselines = (self.prediction(name) for name in recipe.score.baselines)
-        beside = (self.truth, *baselines, self.prediction_record)
+        beside = (*self.truths, *baselines, self.prediction_record)
         return Output("predict", self.prediction("model"), made_from, beside)
 
     @cached_property
@@ -206,12 +222,22 @@ class Layout:
         return Output("score", path, made_from, (path.with_suffix(".csv"), path.with_name("report.html")))
 
     @property
+    def score_tables(self) -> list[Output]:
+        """The score table, where something was held out."""
+        return [] if self.recipe.split.hold_out == "none" else [self.scores]
+
+    @property
+    def finished(self) -> Output:
+        """What a run ends with: scores, or predictions where nothing was held out."""
+        return next(iter(self.score_tables), self.predictions)
+
+    @property
     def pushes(self) -> list[Output]:
         """Where the run is shared, if it is."""
         hub = self.recipe.hub
         if hub is None:
             return []
         stores = [self.cells.fingerprint, self.cell_embeddings.fingerprint, self.proteins.fingerprint]
-        sent = stores if hub.what == "stores" else [*stores, self.scores.fingerprint]
+        sent = stores if hub.what == "stores" else [*stores, self.finished.fingerprint]
         made_from = fingerprint([sent, hub.model_dump(mode="json")])
         return [Output("push", self.recipe.run_folder / "pushed.json", made_from)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,21 @@ from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
 
-def covered_genes(recipe: Recipe, cells: CellStore, proteins: EmbeddingStore) -> Coverage:
+def covered_genes(recipe: Recipe, cells: CellStore, proteins: EmbeddingStore, asked: Iterable[str] = ()) -> Coverage:
     """Under which name each target gene, and each gene of the axis, has a protein vector.
+
+    Args:
+        recipe: of the run.
+        cells: give labels and axis.
+        proteins: give the names of the vectors.
+        asked: perturbations that are asked for, measured or not.
 
     Raises:
         UserError: as :func:`protein_coverage`.
     """
     # A table of vectors has no sequences.
     faulty = proteins.meta["sequences"]["faulty"] if "sequences" in proteins.meta else {}
-    targets = targets_of(cells.labels, separator_of(recipe, cells))
+    targets = targets_of([*cells.labels, *asked], separator_of(recipe, cells))
     return protein_coverage(recipe.data.names, targets, cells.genes, proteins.keys, faulty)
 
 
@@ -34,13 +40,16 @@ def separator_of(recipe: Recipe, cells: CellStore) -> str:
     return cells.separator if recipe.data.store is not None else recipe.data.separator
 
 
-def load_dataset(recipe: Recipe, fold: int, finished: Callable[[Output], Path] = Output.require) -> Dataset:
+def load_dataset(
+    recipe: Recipe, fold: int, finished: Callable[[Output], Path] = Output.require, asked: Iterable[str] = ()
+) -> Dataset:
     """The stores and the split of one fold.
 
     Args:
         recipe: of the run.
         fold: its number.
         finished: the path of what a stage has made, or a refusal.
+        asked: perturbations that are asked for, measured or not.
 
     Raises:
         UserError: a stage has not been run, or was run for another recipe; or as :func:`covered_genes`.
@@ -55,10 +64,21 @@ def load_dataset(recipe: Recipe, fold: int, finished: Callable[[Output], Path] =
         proteins,
         Split.read(layout.split(fold)),
         separator_of(recipe, cells),
-        covered_genes(recipe, cells, proteins).found(),
+        covered_genes(recipe, cells, proteins, asked).found(),
         recipe.embed.proteins.missing,
         recipe.embed.cells,
     )
+
+
+def read_splits(recipe: Recipe) -> list[Split]:
+    """The splits of all folds.
+
+    Raises:
+        UserError: the split stage has not been run, or was run for another recipe.
+    """
+    layout = Layout(recipe)
+    layout.splits.require()
+    return [Split.read(layout.split(fold)) for fold in range(recipe.split.folds)]
 
 
 def describe_counts(recipe: Recipe, data: Dataset) -> dict[str, Any]:

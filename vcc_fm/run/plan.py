@@ -20,6 +20,7 @@ from vcc_fm.cellsets.targets import (
 )
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand, without_secrets
+from vcc_fm.prediction.asking import asked_for, named_perturbations
 from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.recipe import Recipe
@@ -87,8 +88,12 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     labels = sorted({label for _, label in groups} - {control})
     opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, control, problems)
     missing = {entry["needed_for"] for entry in plan["missing"]}
+    named = list[str]()
+    with collected(problems):
+        named = named_perturbations(recipe.predict, control)
     targets = targets_of(labels, separator)
-    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, targets, genes, problems)
+    wanted = targets | targets_of(named, separator)
+    plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, wanted, genes, problems)
     if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
         targets -= set(plan["proteins"]["targets_without_sequence"])
         groups = with_vectors(groups, targets, control, separator)
@@ -98,6 +103,17 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
             splits = make_splits(recipe.split, groups, control, separator, recipe.seed, sources)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
         check_split(recipe, splits, groups, control, problems)
+        if splits:
+            with collected(problems):
+                asking = asked_for(recipe.predict, splits, groups, control)
+                plan["asked"] = {
+                    "contexts": len({one.context for one in asking.groups}),
+                    "perturbations": len(asking.labels()),
+                    "groups": len(asking.groups),
+                    "cells": sum(one.cells for one in asking.groups),
+                    "scored": len(asking.truth),
+                    "notes": asking.notes,
+                }
     plan["decoder"] = plan_decoder(recipe, opened, genes, targets, plan["proteins"], problems)
     plan["resources"] = _resources(recipe, opened, len(genes))
 

@@ -108,7 +108,7 @@ def _built(
             genes=genes,
             contexts=cells["contexts"],
             batches=[str(i) for i in range(cells["batches"])],
-            learned_targets=sorted({*proteins["targets_without_sequence"], *known}),
+            learned_targets=sorted({*targets.intersection(proteins["targets_without_sequence"]), *known}),
             cell_width=cells["vector_width"],
             protein_width=proteins["width"],
             gene_rank=recipe.decoder.gene_rank,

@@ -22,6 +22,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         lines.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     console.print(lines)
     notes = [(plan.get("proteins") or {}).get("note"), *(plan.get("split") or [{"warnings": []}])[0]["warnings"]]
+    notes += (plan.get("asked") or {"notes": []})["notes"]
     for note in filter(None, notes):
         console.print(f"[yellow]note[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     for problem in plan["problems"]:
@@ -64,6 +65,15 @@ def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
             if count["groups"]
         )
         lines.append((f"split, fold {fold['fold']}", said))
+    if asked := plan.get("asked"):
+        lines.append(
+            (
+                "asked",
+                f"{many(asked['perturbations'], 'perturbation')} in {many(asked['contexts'], 'context')}: "
+                f"{many(asked['groups'], 'group')}, {many(asked['cells'], 'cell')}; {asked['scored']:,} of the groups "
+                "have a truth to score",
+            )
+        )
     if proteins := plan.get("proteins"):
         without = proteins["targets_without_sequence"]
         lines.append(

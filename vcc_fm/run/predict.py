@@ -1,4 +1,4 @@
-"""The stage `predict`: all test groups of all folds, by the model and the baselines, and the truth beside them."""
+"""The stage `predict`: what is asked for, by the model and the baselines, and the truth of what was held out."""
 
 from __future__ import annotations
 
@@ -9,47 +9,58 @@ from rich.console import Console
 
 from vcc_fm.ground.files import read_json, write_json
 from vcc_fm.ground.processes import process_state
-from vcc_fm.prediction.emission import Asked, write_measured
+from vcc_fm.prediction.asking import Asking, asked_for, with_known_targets
+from vcc_fm.prediction.emission import write_measured
 from vcc_fm.prediction.emission_check import check_emitter
 from vcc_fm.prediction.predict import MODEL, Fold
 from vcc_fm.prediction.predict import predict as predict_groups
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.load import describe_counts, load_dataset
+from vcc_fm.run.load import describe_counts, load_dataset, read_splits
 from vcc_fm.run.outputs import Output
+from vcc_fm.store.cells import CellStore
 
 
 def predict(recipe: Recipe, output: Output, console: Console) -> None:
     """Write a file of counts for each predictor, the truth, and what a reader should know of them.
 
     Raises:
-        UserError: an earlier stage is missing.
+        UserError: an earlier stage is missing, or what is asked for cannot be predicted.
     """
     layout, state = Layout(recipe), process_state()
-    folds = [_fold(recipe, fold) for fold in range(recipe.split.folds)]
-    cells = recipe.predict.cells
-    asked = [
-        Asked(number, *group, fold.data.split.cells[group] if cells == "measured" else cells)
-        for number, fold in enumerate(folds)
-        for group in fold.data.split.groups("test")
-    ]
+    cells, splits = CellStore(layout.cells.require()), read_splits(recipe)
+    asking = asked_for(recipe.predict, splits, cells.group_cells, cells.control)
+    folds = [_fold(recipe, fold, asking) for fold in range(recipe.split.folds)]
     data = folds[0].data
+    known = {*data.protein_rows, *data.learned_targets}
+    asking = with_known_targets(asking, known, data.separator, data.missing)
+    for note in asking.notes:
+        console.print(f"asked: {note}", highlight=False, markup=False, soft_wrap=True)
     uns = describe_counts(recipe, data)
     for name in folds[0].scales:
         about = uns | {"predictor": name}
-        predict_groups(name, layout.prediction(name), folds, asked, recipe.predict, recipe.seed, about, console)
+        predict_groups(
+            name, layout.prediction(name), folds, asking.groups, recipe.predict, recipe.drawing_seed, about, console
+        )
     if state.is_main_process:
-        write_measured(layout.truth, data.cells, [(one.context, one.perturbation) for one in asked], uns)
-        contexts = sorted({one.context for one in asked})
-        emitted, warnings = check_emitter(data, contexts, recipe.predict, recipe.seed)
+        if asking.truth:
+            write_measured(
+                layout.truth,
+                data.cells,
+                [(one.context, one.perturbation) for one in asking.truth],
+                # Nothing of the recipe: runs with the same held-out cells have the same file, and share its anchors.
+                {key: uns[key] for key in ("values", "simulated")},
+            )
+        contexts = sorted({one.context for one in asking.groups})
+        emitted, warnings = check_emitter(data, contexts, recipe.predict, recipe.drawing_seed)
         _say_emitter(emitted, warnings, console)
-        record = _record(folds, asked) | {"emitted": emitted}
-        record["warnings"] += warnings
+        record = _record(folds, asking) | {"emitted": emitted}
+        record["warnings"] += asking.notes + warnings
         write_json(layout.prediction_record, record)
     state.wait_for_everyone()
 
 
-def _fold(recipe: Recipe, number: int) -> Fold:
+def _fold(recipe: Recipe, number: int, asking: Asking) -> Fold:
     """A fold, with the factor on each predictor's log ratios: the recipe's, or what the calibrate stage found.
 
     Raises:
@@ -62,7 +73,8 @@ def _fold(recipe: Recipe, number: int) -> Fold:
         scales = {name: found.get(name, 1.0) for name in names}
     else:
         scales = dict.fromkeys(names, asked)
-    return Fold(load_dataset(recipe, number), partial(layout.decoder(number, "train").require, content=True), scales)
+    data = load_dataset(recipe, number, asked=asking.labels())
+    return Fold(data, partial(layout.decoder(number, "train").require, content=True), scales)
 
 
 def _say_emitter(emitted: list[dict[str, Any]], warnings: list[str], console: Console) -> None:
@@ -80,11 +92,15 @@ def _say_emitter(emitted: list[dict[str, Any]], warnings: list[str], console: Co
         console.print(warning, markup=False, soft_wrap=True)
 
 
-def _record(folds: list[Fold], asked: list[Asked]) -> dict[str, Any]:
+def _record(folds: list[Fold], asking: Asking) -> dict[str, Any]:
     """What a reader of the scores should know about the predictions."""
-    without = [one for one in asked if not folds[one.fold].data.responses.is_known(one.context, one.perturbation)]
+    asked = asking.groups
+    without = [
+        one for one in asking.truth if not folds[one.fold].data.responses.is_known(one.context, one.perturbation)
+    ]
     return {
         "groups": len(asked),
+        "scored": len(asking.truth),
         "cells": sum(one.cells for one in asked),
         "effect_scale": [fold.scales for fold in folds],
         "without_response_elsewhere": len(without),

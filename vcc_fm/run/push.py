@@ -78,7 +78,7 @@ def _send(name: str, hub: HubConfig, kind: Kind, folder: Path, console: Console)
 def _model(recipe: Recipe, hub: HubConfig, folder: Path) -> None:
     """Write a model's repository, once the terms of what it was made from are accepted."""
     layout = Layout(recipe)
-    layout.scores.require()
+    layout.finished.require()
     data = load_dataset(recipe, hub.fold)
     ancestors = _ancestors(recipe, layout, hub.fold)
     require_accepted(ancestors, hub.accept_licence)  # before anything large is written
@@ -107,10 +107,10 @@ def _dataset(recipe: Recipe, hub: HubConfig, folder: Path) -> None:
             shutil.copytree(store, folder / store.name, copy_function=_link)
             configs[store.name] = f"{store.name}/data-*.arrow"
     if hub.what in ("predictions", "all"):
-        layout.scores.require()
+        layout.finished.require()
         (folder / "predictions").mkdir()
         predicted = [layout.prediction(name) for name in recipe.score.baselines]
-        for file in [layout.prediction("model"), layout.truth, *predicted]:
+        for file in [layout.prediction("model"), *layout.truths, *predicted]:
             _link(file, folder / "predictions" / file.name)
         _write_record(recipe, layout, hub.fold, folder / "run")
     write_licences(ancestors, folder / "LICENSES", _licence_files(recipe))
@@ -157,7 +157,7 @@ def _licence_files(recipe: Recipe) -> list[Path]:
 
 def _run(recipe: Recipe, layout: Layout, cells: CellStore, split: Split | None) -> Run:
     """What the cards say; of all perturbed cells where there is no split, else of those that trained."""
-    scores, sizes = layout.scores, cells.group_cells
+    sizes, scored = cells.group_cells, [output for output in layout.score_tables if output.fault() is None]
     counted = [group for group in sizes if group[1] != cells.control] if split is None else split.groups("train")
     contexts = {
         context: (
@@ -180,7 +180,7 @@ def _run(recipe: Recipe, layout: Layout, cells: CellStore, split: Split | None) 
         contexts,
         len(cells.genes),
         held_out,
-        read_table(scores.path) if scores.fault() is None else None,
+        read_table(scored[0].path) if scored else None,
         dict(_cost(layout)),
         _versions(),
         [] if split is None else split.warnings,
@@ -213,11 +213,12 @@ def _write_record(recipe: Recipe, layout: Layout, fold: int, folder: Path) -> No
         layout.splits.path,
         layout.decoder(fold, "train").path / "training.json",
         layout.prediction_record,
-        layout.scores.path,
+        *(output.path for output in layout.score_tables),
         *calibrations,
     ):
         write_json(folder / file.name, _without_folders(read_json(file)))
-    shutil.copy(layout.scores.path.with_suffix(".csv"), folder)
+    for output in layout.score_tables:
+        shutil.copy(output.path.with_suffix(".csv"), folder)
     write_json(folder / "recipe.json", _without_folders(recipe.public() | {"output": ".", "hub": None}))
     write_json(folder / "environment.json", {"versions": _versions(), "machine": platform.machine()})
 

@@ -13,6 +13,7 @@ from vcc_fm.ground.files import read_json
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output
+from vcc_fm.scoring.compare import Side, paired
 from vcc_fm.scoring.report import write_report
 from vcc_fm.scoring.score import score as score_files
 from vcc_fm.scoring.table import Entry, ScoreTable
@@ -36,7 +37,7 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
             entries,
             control,
             recipe.score.preset,
-            recipe.run_folder / "cache",
+            layout.anchors,
             recipe.score.members,
         )
     )
@@ -47,11 +48,13 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
     if reason := table.no_headline():
         console.print(f"no headline number: {reason}", highlight=False, markup=False, soft_wrap=True)
     else:
-        model, best = table.mean("model"), max(table.baselines(), key=table.mean)
-        mean = table.mean(best)
+        best = max(table.baselines(), key=table.mean)
         console.print(
-            f"model {model:+.3f}; best baseline {best} {mean:+.3f}; distance {model - mean:+.3f}", highlight=False
+            f"model {table.mean('model'):+.3f}; best baseline {best} {table.mean(best):+.3f}", highlight=False
         )
+        found = paired(*(Side(name, name, [table]) for name in ("model", best)))
+        for line in (f"model against {best}: {found.verdict()}", *found.notes):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     report = output.path.with_name("report.html")
     record = read_json(layout.prediction_record)
     write_report(
@@ -103,8 +106,9 @@ def _log(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _notes(recipe: Recipe, record: dict[str, Any]) -> list[str]:
+    seed = f"seed {recipe.seed}" + (f", repeat {recipe.repeat}" if recipe.repeat else "")
     notes = ["All cells are simulated."] if recipe.data.simulate else []
-    notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; seed {recipe.seed}.")
+    notes.append(f"{record['groups']} held-out groups, {record['cells']:,} predicted cells; {seed}.")
     if record["without_response_elsewhere"]:
         notes.append(
             f"{record['without_response_elsewhere']} of the held-out groups have no training cells of the same "

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -84,21 +85,20 @@ def print_error(message: str) -> None:
 
 
 @contextmanager
-def sole_writer(recipe: Recipe, console: Console, patience: float = A_DAY) -> Iterator[None]:
-    """Hold the lock on all that a recipe writes; a second run waits, and says for whom.
+def sole_writer(folder: Path, console: Console, patience: float = A_DAY) -> Iterator[None]:
+    """Hold the lock on a folder: of a run, or of its stores; a second run waits, and says for whom.
 
     Raises:
         UserError: the lock was not free within ``patience`` seconds.
     """
-    run = recipe.run_folder
-    note = run.with_name(f".{run.name}.writer")
+    note = folder.with_name(f".{folder.name}.writer")
     with ExitStack() as stack:
         try:
-            stack.enter_context(one_writer(run, 0.2))
+            stack.enter_context(one_writer(folder, 0.2))
         except UserError:
-            waiting = f"{run}: waiting for {_writer(note)}, which is writing it"
+            waiting = f"{folder}: waiting for {_writer(note)}, which is writing it"
             console.print(waiting, highlight=False, markup=False, soft_wrap=True)
-            stack.enter_context(one_writer(run, patience))
+            stack.enter_context(one_writer(folder, patience))
         note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
 
@@ -112,7 +112,7 @@ def _writer(note: os.PathLike[str]) -> str:
 
 
 def script_main(
-    description: str | None, begin: Callable[[Recipe], None], action: Callable[[Recipe, Console], None]
+    description: str | None, begin: Callable[[Recipe], list[Path]], action: Callable[[Recipe, Console], None]
 ) -> int:
     """Run ``action`` on the recipe named on the command line; 0, or exits as :func:`fail` says.
 
@@ -120,7 +120,7 @@ def script_main(
 
     Args:
         description: of the program, for its help.
-        begin: called before the processes find each other.
+        begin: called before the processes find each other; gives the folders to hold the lock of.
         action: called in each of them.
     """
     # Imported here, because the command line shares this module's messages and need not wait for torch.
@@ -139,7 +139,7 @@ def script_main(
     state = peers = None
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        begin(recipe)
+        folders = begin(recipe)
         state = process_state()
         console = Console(quiet=arguments.quiet or not state.is_main_process)
         with ExitStack() as stack:
@@ -147,7 +147,8 @@ def script_main(
                 peers = stack.enter_context(Peers(state.process_index, state.num_processes, recipe.lost_after))
             if state.is_main_process and not arguments.launched:
                 patience = A_DAY if state.num_processes == 1 else PATIENCE_OF_PEERS
-                stack.enter_context(sole_writer(recipe, console, patience))
+                for folder in folders:
+                    stack.enter_context(sole_writer(folder, console, patience))
             state.wait_for_everyone()
             try:
                 action(recipe, console)

@@ -99,7 +99,7 @@ def share(
         model,
         data,
         name=recipe.name,
-        seed=recipe.seed,
+        seed=recipe.drawing_seed,
         effect_scale=scale,
         predict=recipe.predict,
         what=what,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -28,6 +29,13 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order."""
     layout = Layout(recipe)  # one for all: fingerprints read the ends of all input files
     return [stage for stage in STAGES if stage.outputs(layout)]
+
+
+def folders_of(stage: Stage, recipe: Recipe) -> list[Path]:
+    """The folders that a stage writes into: the run's, or that of the stores, which other runs may share."""
+    paths = [output.path for output in stage.outputs(Layout(recipe))]
+    folders = (recipe.run_folder, recipe.embeddings_folder)
+    return [folder for folder in folders if any(path.is_relative_to(folder) for path in paths)]
 
 
 def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1) -> bool:
@@ -81,10 +89,12 @@ def _make(stage: Stage, todo: list[Output], recipe: Recipe, console: Console) ->
 def stage_script(name: str, description: str | None) -> int:
     """Run one stage as a script that `accelerate launch` starts; its exit code."""
 
-    def begin(recipe: Recipe) -> None:
+    def begin(recipe: Recipe) -> list[Path]:
         # By now the recipe's plugins have added their stages.
-        if stage_named(name).on_cpu:
+        stage = stage_named(name)
+        if stage.on_cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
+        return folders_of(stage, recipe)
 
     def action(recipe: Recipe, console: Console) -> None:
         stage = stage_named(name)

@@ -105,7 +105,8 @@ STAGES = [
         "score",
         "vcc_fm.run.score:score",
         "Score the predictions beside baselines and ceiling.",
-        lambda layout: [layout.scores],
+        lambda layout: layout.score_tables,
+        asked_by="split.hold_out",
     ),
     Stage(
         "push",

@@ -37,7 +37,7 @@ def train_on(data: Dataset, recipe: Recipe, output: Output, console: Console) ->
         recipe.phases[name],
         recipe.decoder,
         expanded(base),
-        recipe.seed,
+        recipe.drawing_seed,
         recipe.name,
         recipe.public(),
         recipe.fingerprint(),
@@ -58,7 +58,8 @@ def _judge(recipe: Recipe, data: Dataset, phase: Phase) -> Callable[[Path], floa
 
     def judge(folder: Path) -> float:
         uns, quiet = describe_counts(recipe, data), Console(quiet=True)
-        table = validation_table(data, lambda: folder, [MODEL], [1.0], preset, recipe.predict, recipe.seed, uns, quiet)
+        seed = recipe.drawing_seed
+        table = validation_table(data, lambda: folder, [MODEL], [1.0], preset, recipe.predict, seed, uns, quiet)
         score = table.judged(entry_of(MODEL, 1.0), by)
         if not math.isfinite(score):
             reasons = "; ".join(table.missing()) or "no value"

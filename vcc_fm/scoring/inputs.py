@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,17 +88,19 @@ def check_groups(cells: Mapping[tuple[str, str], int], control: str, where: str)
     single = sorted(f"{label} in {context}" for (context, label), number in cells.items() if number < 2)
     if single:
         raise UserError(
-            f"{where}: a single cell of {_list(single)}; the replicate splits every group in halves and needs 2: "
+            f"{where}: a single cell of {listed(single)}; the replicate splits every group in halves and needs 2: "
             "raise data.minimum_cells to 2, or leave the group out"
         )
 
 
-def check_pair(truth: Labels, prediction: Labels, control: str) -> None:
+def check_pair(truth: Labels, prediction: Labels, control: str) -> list[str]:
     """Refuse a prediction that does not answer what the truth asks.
 
+    Returns:
+        The ``context/perturbation`` that are predicted and have no truth, sorted; they are not scored.
+
     Raises:
-        UserError: the gene axes differ, the prediction holds control cells, or a (context, perturbation) is missing
-            or was not asked for.
+        UserError: the gene axes differ, the prediction holds control cells, or a (context, perturbation) is missing.
     """
     path = prediction.path
     if len(prediction.genes) != len(truth.genes):
@@ -115,18 +117,19 @@ def check_pair(truth: Labels, prediction: Labels, control: str) -> None:
         raise UserError(f"{path}: {controls} control cells ({control!r}); drop them, the truth's controls are used")
     asked = truth.cells[truth.cells["perturbation"] != control].drop_duplicates()
     pairs = asked.merge(prediction.cells.drop_duplicates(), how="outer", indicator="side")
-    for side, words in (("left_only", "missing"), ("right_only", "not asked for")):
-        wrong = pairs[pairs["side"] == side]
-        if len(wrong):
-            names = sorted(wrong["context"] + "/" + wrong["perturbation"])
-            raise UserError(
-                f"{path}: {len(names)} (context, perturbation) {words}: {_list(names)}; predict exactly the pairs "
-                f"of {truth.path}"
-            )
+    pairs["name"] = pairs["context"] + "/" + pairs["perturbation"]
+    beyond = sorted(pairs.loc[pairs["side"] == "right_only", "name"])
+    if missing := sorted(pairs.loc[pairs["side"] == "left_only", "name"]):
+        hint = f" (it has {listed(beyond)}, of which there is no truth)" if beyond else ""
+        raise UserError(
+            f"{path}: {len(missing)} (context, perturbation) missing: {listed(missing)}{hint}; predict all pairs of "
+            f"{truth.path}"
+        )
+    return beyond
 
 
-def read_context(labels: Labels, context: str) -> ad.AnnData:
-    """Read one context's cells and verify that they are counts.
+def read_context(labels: Labels, context: str, perturbations: Collection[str] | None = None) -> ad.AnnData:
+    """Read one context's cells, of some perturbations or of all, and verify that they are counts.
 
     Returns:
         AnnData with X (cells, genes) as float32 CSR, obs ``context`` and ``perturbation``, the file's gene axis.
@@ -136,6 +139,8 @@ def read_context(labels: Labels, context: str) -> ad.AnnData:
             perturbation without any count.
     """
     rows = (labels.cells["context"] == context).to_numpy()
+    if perturbations is not None:
+        rows &= labels.cells["perturbation"].isin(list(perturbations)).to_numpy()
     file = _open(labels.path)
     try:
         # The file may be larger than memory; one context at a time is not.
@@ -167,7 +172,7 @@ def _check_counts(counts: sp.csr_matrix, perturbations: np.ndarray, where: str) 
     totals = pd.Series(depth).groupby(perturbations).sum()
     empty = sorted(str(label) for label in totals.index[totals == 0])
     if empty:
-        raise UserError(f"{where}: no counts at all in any cell of {_list(empty)}")
+        raise UserError(f"{where}: no counts at all in any cell of {listed(empty)}")
 
 
 def _open(path: Path) -> ad.AnnData:
@@ -185,5 +190,6 @@ def _first_difference(ours: pd.Index, theirs: pd.Index) -> str:
     return f"first difference at position {position}: {found[0]} against {found[1]}; use the truth's gene axis"
 
 
-def _list(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

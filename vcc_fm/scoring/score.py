@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file
-from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, read_context, read_labels
+from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, listed, read_context, read_labels
 from vcc_fm.scoring.means import Members, scaled_means, uncertain
 from vcc_fm.scoring.preset import NO_VALUE, Ceiling, ContextScorer, Measured, Preset, Scale, preset_named
 from vcc_fm.scoring.table import VALUES, Entry, ScoreTable
@@ -46,12 +47,15 @@ def score(
     """
     started = time.perf_counter()
     preset = preset_named(preset_name)
-    measured, predicted = _checked(truth, entries, control, preset)
+    measured, predicted, notes = _checked(truth, entries, control, preset)
     digest = sha256_file(truth)
     parts: list[_Context] = []
     for context in measured.contexts():
         scorer = preset.open(read_context(measured, context), context, control, cache, digest)
-        parts.append(_context(entries, predicted, context, scorer, preset))
+        asked = set(measured.groups(context).index)
+        # One prediction in memory at a time.
+        cells = (read_context(labels, context, asked) for labels in predicted)
+        parts.append(_context(entries, cells, context, scorer, preset))
 
     scored_by = version(preset.scorer)
     rows = pd.DataFrame([row for part in parts for row in part.rows]).assign(scorer=preset.scorer, version=scored_by)
@@ -62,7 +66,7 @@ def score(
         anchors=anchors,
         values=pd.DataFrame([row for part in parts for row in part.values], columns=list(VALUES)),
         significant=pd.DataFrame([row for part in parts for row in part.significant]),
-        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
+        notes=list(dict.fromkeys(notes + [note for part in parts for note in part.notes])),
         preset=preset_name,
         scorer=preset.scorer,
         version=scored_by,
@@ -77,8 +81,10 @@ def score(
     )
 
 
-def _checked(truth: Path, entries: list[Entry], control: str, preset: Preset) -> tuple[Labels, list[Labels]]:
-    """Labels of the truth, and of the predictions, which fit it and each other."""
+def _checked(
+    truth: Path, entries: list[Entry], control: str, preset: Preset
+) -> tuple[Labels, list[Labels], list[str]]:
+    """Labels of the truth, and of the predictions, which fit it and each other; notes on what is not scored."""
     names = [entry.name for entry in entries] + [preset.low, preset.ceiling]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -87,9 +93,12 @@ def _checked(truth: Path, entries: list[Entry], control: str, preset: Preset) ->
     check_truth(measured, control)
     preset.check_axis(measured.genes)
     predicted = [read_labels(entry.path) for entry in entries]
-    for labels in predicted:
-        check_pair(measured, labels, control)
-    return measured, predicted
+    beyond = [check_pair(measured, labels, control) for labels in predicted]
+    without = {name: len(names) for names in beyond for name in [listed(names)] if names}
+    notes = [
+        f"predicted without a truth, and not scored: {number} groups ({some})" for some, number in without.items()
+    ]
+    return measured, predicted, notes
 
 
 class _Context(NamedTuple):
@@ -103,12 +112,11 @@ class _Context(NamedTuple):
 
 
 def _context(
-    entries: list[Entry], predicted: list[Labels], context: str, scorer: ContextScorer, preset: Preset
+    entries: list[Entry], predicted: Iterable[ad.AnnData], context: str, scorer: ContextScorer, preset: Preset
 ) -> _Context:
     """Every entry in one context, the predictor that is scaled 0, and the replicate."""
     measured: list[tuple[str, str, Mapping[str, Measured]]] = [
-        (entry.name, entry.kind, scorer.measure(read_context(labels, context)))
-        for entry, labels in zip(entries, predicted, strict=True)
+        (entry.name, entry.kind, scorer.measure(cells)) for entry, cells in zip(entries, predicted, strict=True)
     ]
     replicate = {name: Measured(one.value, one.perturbations) for name, one in scorer.ceiling.items()}
     measured += [(preset.low, "baseline", scorer.low), (preset.ceiling, "ceiling", replicate)]

@@ -105,6 +105,11 @@ class ScoreTable:
         """Metric -> its label."""
         return {name: metric.label for name, metric in self.metrics.items()}
 
+    @property
+    def limited(self) -> bool:
+        """Whether a scaled value met a limit of its scale."""
+        return not np.allclose(self.rows["scaled"], self.rows["unclamped"], equal_nan=True)
+
     def mean(self, entry: str, context: str = ALL) -> float:
         """Scaled mean of an entry in a context, or over all contexts; NaN when nothing could be scored."""
         chosen = self.means[(self.means["entry"] == entry) & (self.means["context"] == context)]
@@ -141,7 +146,7 @@ class ScoreTable:
         chosen = self.means[self.means["context"] == context].set_index("entry")
         clear = "the members with a certain scale"
         heads = {}
-        if not np.allclose(self.rows["scaled"], self.rows["unclamped"], equal_nan=True):
+        if self.limited:
             heads["without limits"] = "unclamped"
         if self.members is not None:
             named = clear if self.members == "clear" else ", ".join(self.labels[name] for name in self.members)

@@ -1,0 +1,87 @@
+"""Several seeds, or several folds, of one recipe on the same stores: what is run, and the table that they end in."""
+
+from __future__ import annotations
+
+import json
+from glob import glob
+from pathlib import Path
+
+from rich.console import Console
+
+from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import write_text
+from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
+from vcc_fm.scoring.compare import Side, paired
+from vcc_fm.scoring.seeds import over_seeds, to_markdown
+from vcc_fm.scoring.table import ScoreTable, read_table
+from vcc_fm.store.cells import CellStore
+
+SCORES = "scores.json"
+
+
+def crossval_overrides(recipe: Recipe, folds: int | None, contexts: bool) -> list[str]:
+    """Overrides that hold out every perturbation, or every context with perturbations, once.
+
+    Raises:
+        UserError: there is only one context.
+    """
+    kept = {"validation": recipe.split.validation} if not isinstance(recipe.split.validation, list) else {}
+    if not contexts:
+        folds = 5 if folds is None else folds
+        split = {"hold_out": "perturbations", "folds": folds, **kept}
+        return [f"variant=crossval-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]"]
+    cells = CellStore(Layout(recipe).cells.require())
+    perturbed = sorted({context for context, label in cells.group_cells if label != cells.control})
+    if len(perturbed) < 2:
+        raise UserError(f"--contexts: only {perturbed[0]} has perturbations; nothing would be left to train on")
+    folds = len(perturbed) if folds is None else folds
+    split = {"hold_out": "contexts", "contexts": perturbed, "folds": folds, **kept}
+    return [f"variant=crossval-contexts-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]"]
+
+
+def scored(place: str) -> dict[str, ScoreTable]:
+    """The score tables of a run, name of the seed -> table.
+
+    Args:
+        place: a run's folder, with the seeds in it; a ``scores.json``; or a pattern of either, such as
+            ``runs/mine-seed*``.
+
+    Raises:
+        UserError: there is none.
+    """
+    places = sorted(map(Path, glob(place))) if glob(place) else [Path(place)]
+    files: list[Path] = []
+    for one in places:
+        if not one.is_dir():
+            files.append(one)
+            continue
+        seeds = sorted(one.glob(f"seed-*/{SCORES}"), key=lambda file: (len(file.parent.name), file.parent.name))
+        files += [file for file in (one / SCORES, *seeds) if file.exists()] or [one / SCORES]
+    return {file.absolute().parent.name: read_table(file) for file in files}
+
+
+def write_seeds(folder: Path, seeds: int, console: Console) -> None:
+    """Put the first ``seeds`` of a run into ``seeds.csv`` and ``seeds.md``, and say how far the model is ahead."""
+    tables = dict(list(scored(str(folder)).items())[:seeds])
+    frame = over_seeds(tables)
+    text = to_markdown(frame)
+    write_text(folder / "seeds.csv", frame.to_csv(index=False))
+    lines = [text, "", *(line for line in against_baselines(tables))]
+    write_text(folder / "seeds.md", "\n".join(lines) + "\n")
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{folder / 'seeds.md'}, seeds.csv", markup=False, highlight=False, soft_wrap=True)
+
+
+def against_baselines(tables: dict[str, ScoreTable], entry: str = "model") -> list[str]:
+    """One line for each baseline: how far ``entry`` is ahead of it, and how sure that is."""
+    first = next(iter(tables.values()))
+    lines: list[str] = []
+    for name in first.baselines():
+        if name == entry:
+            continue
+        found = paired(Side(entry, entry, list(tables.values())), Side(name, name, list(tables.values())))
+        lines.append(f"{entry} against {name}: {found.verdict()}")
+        if not lines[1:]:
+            lines[:0] = found.notes
+    return lines
