@@ -135,10 +135,8 @@ def test_the_baseline_is_that_of_the_contest(files):
     theirs = cell_eval.build_base_mean_adata(truth.copy(), pert_col="perturbation")
     ours = cell_mean(truth, CONTROL)
     for label in truth.obs["perturbation"].unique():
-        tiled, expected = (
-            cells.X[(cells.obs["perturbation"] == label).to_numpy()].toarray() for cells in (ours, theirs)
-        )
-        np.testing.assert_allclose(tiled, expected, rtol=1e-6)
+        tiled, expected = (cells.X[(cells.obs["perturbation"] == label).to_numpy()] for cells in (ours, theirs))
+        np.testing.assert_allclose(tiled, expected.toarray(), rtol=1e-6)
 
 
 @BOTH
