@@ -13,8 +13,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -32,8 +33,7 @@ CONTROL = "non-targeting"
 ROUNDS = 3
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """Perturbations, cells of each, control cells, and genes."""
 
     perturbations: int
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     seconds = []
     with tempfile.TemporaryDirectory(prefix="scoring-") as folder:
         # What is compiled at the first call belongs to nobody.
-        measure(Path(folder), replace(QUICK, perturbations=3, genes=400), seed=9)
+        measure(Path(folder), QUICK._replace(perturbations=3, genes=400), seed=9)
         for number in range(rounds):
             seconds.append(measure(Path(folder), size, seed=number))
     first, second, bare = np.array(seconds).T
