@@ -10,6 +10,8 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 from scoring_screens import CONTROL, make_screen, perturbed, value
 
 from vcc_fm.scoring.presets.delta import Delta, correlation, responding
+from vcc_fm.scoring.profiles import label_means, log_normalized
+from vcc_fm.scoring.replicate import SEEDS, halves
 from vcc_fm.scoring.score import score
 from vcc_fm.scoring.table import Entry
 
@@ -51,6 +53,24 @@ def test_values_are_those_of_a_slow_version(deltas, screen):
         assert value(deltas, "replica", "alpha", metric, "raw") == pytest.approx(np.mean(values), rel=1e-5), metric
     counts = deltas.significant[deltas.significant["context"] == "alpha"]
     assert dict(zip(counts["perturbation"], counts["significant"], strict=True)) == significant
+
+
+def test_a_replicate_takes_its_deltas_against_cells_of_its_own_half(deltas, screen):
+    cells = ad.read_h5ad(screen.truth)
+    cells = cells[cells.obs["context"] == "beta"].copy()
+    found = {"control": [], "mean": []}
+    for seed in SEEDS:
+        truth, half = (label_means(log_normalized(part, 1e4)) for part in halves(cells, seed))
+        real, ours = (means.drop(index=CONTROL) for means in (truth, half))
+        for name, origins in (("control", (truth, half)), ("mean", (real, ours))):
+            first, second = (one.loc[CONTROL] if name == "control" else one.mean() for one in origins)
+            found[name].append(
+                np.mean([np.corrcoef(real.loc[p] - first, ours.loc[p] - second)[0, 1] for p in real.index])
+            )
+    for name, values in found.items():
+        assert value(deltas, Delta.ceiling, "beta", f"pearson_{name}", "raw") == pytest.approx(
+            np.mean(values), rel=1e-6
+        )
 
 
 def test_the_truth_itself_is_beyond_a_replicate_and_cells_without_effect_below_the_mean_response(deltas):
