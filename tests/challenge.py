@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Challenge:
     """What was written.
 
     Attributes:
-        folder: of the files: h5ad of each context, ``gene_names.csv``, ``pert_counts.csv``, ``proteins.fasta``.
+        folder: of the files: h5ad of each context, ``gene_names.csv``, ``pert_counts.csv``, ``manifest.json``,
+            ``proteins.fasta``.
         recipe: of a run that trains on the screens and asks for the panel in the contexts.
         panel: target genes, in the order of ``pert_counts.csv``.
         nowhere: those of them that no screen measured.
@@ -58,7 +60,11 @@ def write_challenge(folder: Path, panel: int = 10, genes: int = 50, cells: int =
     axis = list(map(str, data.var_names))
     (folder / "gene_names.csv").write_text("\n".join(["gene_name", *axis]) + "\n")
     shuffled = pd.Series(targets).sample(frac=1, random_state=0).tolist()
-    (folder / "pert_counts.csv").write_text("\n".join(["target_gene", *shuffled]) + "\n")
+    # The challenge's list has no n_cells, and means 400.
+    listed = ["target_gene,n_cells", *(f"{target},{cells}" for target in shuffled)] if cells != 400 else None
+    (folder / "pert_counts.csv").write_text("\n".join(listed or ["target_gene", *shuffled]) + "\n")
+    manifest = {"contexts": list(CONTEXTS), "partition": "validation", "panel_id": "small-1"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     common = {
         "values": "counts",
         "perturbation_column": "target_gene",

@@ -20,6 +20,7 @@ from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.stages import run_stage, stages_of
+from vcc_fm.run.submission import write
 
 CONTROL = "ntc"
 
@@ -117,10 +118,10 @@ def test_a_challenges_file_is_read_with_its_numbers_and_without_its_control(tmp_
     [
         ("gene\nTP53\n", "no column target_gene or perturbation.*found 'gene'"),
         ("", "found nothing"),
-        ("target_gene\nTP53\nTP53\n", "line 3: 'TP53' stands twice"),
-        ("target_gene,n_cells\n,4\n", "line 2: target_gene is empty"),
-        ("target_gene,n_cells\nTP53,-4\n", "line 2: n_cells is '-4'"),
-        ("target_gene,n_cells\nTP53,many\n", "line 2: n_cells is 'many'"),
+        ("target_gene\nTP53\nTP53\n", "'TP53' stands twice"),
+        ("target_gene,n_cells\n,4\nx,5\n", "names no perturbation in its column target_gene"),
+        ("target_gene,n_cells\nTP53,-4\n", "n_cells of TP53 is '-4'"),
+        ("target_gene,n_cells\nTP53,many\n", "n_cells of TP53 is 'many'"),
     ],
 )
 def test_a_file_of_perturbations_that_is_none_is_refused(tmp_path, text, refusal):
@@ -145,7 +146,13 @@ def challenge(tmp_path_factory: pytest.TempPathFactory) -> Challenge:
     return write_challenge(tmp_path_factory.mktemp("challenge"))
 
 
-def test_a_panel_is_predicted_in_contexts_with_controls_alone(challenge: Challenge):
+def challenge_controls(challenge: Challenge, context: str) -> int:
+    return anndata.read_h5ad(challenge.folder / f"{context}.h5ad", backed="r").n_obs
+
+
+def test_a_panel_is_predicted_in_contexts_with_controls_alone_and_the_official_programs_take_it(challenge: Challenge):
+    for package in ("vcc", "cell_eval"):
+        pytest.importorskip(package, reason="needs the challenges' programs: pip install -e '.[submit]'")
     recipe = load_recipe(challenge.recipe)
     plan = make_plan(recipe, 1)
     assert plan["problems"] == []
@@ -160,6 +167,12 @@ def test_a_panel_is_predicted_in_contexts_with_controls_alone(challenge: Challen
         found = predicted.obs.groupby(["context", "perturbation"], observed=True).size()
         assert found.to_dict() == {(context, label): 6 for context in CONTEXTS for label in challenge.panel}
         assert (np.asarray(predicted.X.sum(axis=1)) > 0).all()
+    for name, contexts in (("vcc2026", None), ("vcc2025", ["B"])):
+        lists = (challenge.folder / "gene_names.csv", challenge.folder / "pert_counts.csv")
+        made = write(recipe, name, "model", *lists, contexts, None, 4.0, lambda step: lambda done, total: None)
+        assert made["accepted"], made["said"]
+        controls = 0 if name == "vcc2026" else (challenge_controls(challenge, "B"))
+        assert made["cells"] == 10 * 6 * (3 if name == "vcc2026" else 1) + controls
     assert not (recipe.run_folder / "truth.h5ad").exists()
     assert read_json(recipe.run_folder / "prediction.json")["scored"] == 0
 

@@ -25,7 +25,7 @@ FLOORS = [
     {"decoder", "baselines"},
     {"training", "scoring"},
     {"prediction"},
-    {"hub"},
+    {"hub", "submission"},
     {"run"},
     {"pipeline"},
     {"train", "embeddings", "cli"},

@@ -31,9 +31,11 @@ OTHERS = (
     "run.plan_checks",
     "run.plan_decoder",
     "run.seeds",
+    "run.submission",
     "scoring.compare",
     "scoring.seeds",
     "store.verify",
+    "submission",
 )
 """Rooms and modules that no stage runs: other commands, and the plan itself."""
 
@@ -146,7 +148,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "hub.licences.require_accepted": (1, 0, ""),
     "prediction.asking._of": (3, 0, ""),
     "prediction.asking.asked_for": (1, 0, ""),
-    "prediction.asking.read_perturbations": (4, 0, ""),
+    "prediction.asking.read_perturbations": (5, 0, ""),
     "prediction.emit._integers": (0, 1, "values"),
     "prediction.predictors.DecoderPredictor.__init__": (0, 1, "made"),
     "recipe.read._Loader.construct_mapping": (0, 2, "command"),

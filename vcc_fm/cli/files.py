@@ -151,6 +151,57 @@ def export_obsm(
 
 
 @app.command()
+def submission(
+    recipe: RecipePath,
+    challenge: Annotated[str, typer.Option(metavar="NAME", help="vcc2026 or vcc2025")],
+    genes: Annotated[
+        Path, typer.Option(metavar="gene_names.csv", help="the challenge's gene axis", exists=True, dir_okay=False)
+    ],
+    perturbations: Annotated[
+        Path,
+        typer.Option(metavar="pert_counts.csv", help="its list of perturbations", exists=True, dir_okay=False),
+    ],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.vcc", help="where it goes, if not beside the predictions")
+    ] = None,
+    predictor: Annotated[str, typer.Option(help="model, or a baseline of the recipe")] = "model",
+    contexts: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="contexts, if manifest.json beside the list does not name them")
+    ] = None,
+    memory_gb: Annotated[
+        float, typer.Option(help="memory that the challenge's own check may take; it reads all cells at once")
+    ] = 4,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's predictions as the file that a challenge takes, and check it before and after."""
+    from vcc_fm.ground.progress import ProgressLines
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.submission import write
+
+    loaded, console = load_recipe(recipe, overrides), console_of(quiet, as_json)
+    asked = [context.strip() for context in contexts.split(",")] if contexts else None
+    result = write(
+        loaded,
+        challenge,
+        predictor,
+        genes,
+        perturbations,
+        asked,
+        output,
+        memory_gb,
+        lambda step: ProgressLines(f"submission: {step}", "cells", console),
+    )
+    if as_json:
+        print_json(result)
+        return
+    for line in result["notes"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="a run: its folder, its scores.json, or a pattern of several")],
     b: Annotated[str | None, typer.Argument(metavar="B", help="another run with the same held-out cells")] = None,

@@ -6,18 +6,19 @@ that a score may use: a group that was trained on, or that chose a checkpoint, i
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from vcc_fm.cellsets.split import Group, Role, Split
 from vcc_fm.cellsets.targets import require_vectors, targets_of
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.paths import expand
-from vcc_fm.ground.words import many
+from vcc_fm.ground.words import listed, many
 from vcc_fm.recipe.predict import AskConfig, PredictConfig
 
 LABEL_COLUMNS = ("target_gene", "perturbation")
@@ -115,11 +116,11 @@ def _of(
                     measured = split.cells[context, label]
                     yield Asked(split.fold, context, label, measured if cells == "measured" else cells)
         return
-    listed = _listed(ask, control)
-    if control in listed:
+    named = _named(ask, control)
+    if control in named:
         raise UserError(f"{key}.perturbations: {control} is the control; control cells need no prediction")
     for context in ask.contexts or sorted(startable):
-        for label, number in listed.items():
+        for label, number in named.items():
             fixed = None if config.cells == "measured" else config.cells
             wanted = ask.cells or number or fixed or sizes.get((context, label))
             if wanted is None:
@@ -130,7 +131,7 @@ def _of(
             yield Asked(0, context, label, wanted)
 
 
-def _listed(ask: AskConfig, control: str) -> dict[str, int | None]:
+def _named(ask: AskConfig, control: str) -> dict[str, int | None]:
     """The perturbations that an ask names, and how many cells of each, where its file says so."""
     if isinstance(ask.perturbations, list):
         return dict.fromkeys(ask.perturbations)
@@ -143,46 +144,47 @@ def named_perturbations(config: PredictConfig, control: str) -> list[str]:
     Raises:
         UserError: a file of perturbations cannot be read.
     """
-    return [label for ask in config.ask for label in _listed(ask, control)]
+    return [label for ask in config.ask for label in _named(ask, control)]
 
 
-def read_perturbations(path: Path, control: str) -> dict[str, int | None]:
+def read_perturbations(path: Path, control: str, key: str = "predict.ask.perturbations") -> dict[str, int | None]:
     """Perturbations of a CSV file with a header, and how many cells of each, where it says so.
 
     Args:
         path: of the file: a column ``target_gene`` (as the Virtual Cell Challenge has it) or ``perturbation``, and
-            perhaps ``n_cells``. Other columns are not read.
+            perhaps ``n_cells``. Other columns are not read, nor are rows without a name.
         control: label of control cells, whose row is left out.
+        key: what messages call the file by.
 
     Raises:
-        UserError: no such file; no such column; an empty or repeated label; a number of cells that is none.
+        UserError: no such file; no such column; no perturbation, or one twice; a number of cells that is none.
     """
-    with reading(path, "a CSV file"):
+    where = f"{key}: {path}"
+    with reading(path, "CSV", f"give a file with a column {LABEL_COLUMNS[0]}"):
         try:
-            rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+            table = pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False, encoding="utf-8-sig")
         except FileNotFoundError:
-            raise UserError(f"predict.ask.perturbations: {path}: no such file") from None
-    columns = list(rows[0]) if rows else []
-    column = next((name for name in LABEL_COLUMNS if name in columns), None)
+            raise UserError(f"{where}: no such file") from None
+        except pd.errors.EmptyDataError:
+            table = pd.DataFrame()
+    column = next((name for name in LABEL_COLUMNS if name in table), None)
     if column is None:
-        raise UserError(
-            f"predict.ask.perturbations: {path}: no column {' or '.join(LABEL_COLUMNS)} and a row below it; found "
-            f"{', '.join(map(shown, columns)) or 'nothing'}"
-        )
-    found: dict[str, int | None] = {}
-    for line, row in enumerate(rows, start=2):
-        label, number = (row[column] or "").strip(), (row.get(CELLS_COLUMN) or "").strip()
-        if not label or label in found:
-            fault = f"{shown(label)} stands twice" if label else f"{column} is empty"
-            raise UserError(f"predict.ask.perturbations: {path}: line {line}: {fault}; name each once")
-        if number and not (number.isascii() and number.isdigit() and int(number) > 0):
-            raise UserError(
-                f"predict.ask.perturbations: {path}: line {line}: {CELLS_COLUMN} is {shown(number)}; give a number "
-                "of cells above zero"
-            )
-        if label != control:
-            found[label] = int(number) if number else None
-    return found
+        found = listed([shown(name) for name in table.columns]) or "nothing"
+        raise UserError(f"{where}: no column {' or '.join(LABEL_COLUMNS)}, found {found}")
+    table[column] = table[column].str.strip()
+    table = table[~table[column].isin(["", control])]
+    names = table[column]
+    if names.empty:
+        raise UserError(f"{where}: names no perturbation in its column {column}")
+    if names.duplicated().any():
+        raise UserError(f"{where}: {names[names.duplicated()].iloc[0]!r} stands twice; name each once")
+    if CELLS_COLUMN not in table:
+        return dict.fromkeys(names)
+    number = table[CELLS_COLUMN].str.strip()
+    wrong = ~number.str.fullmatch(r"0*[1-9][0-9]{0,8}")
+    if wrong.any():
+        raise UserError(f"{where}: {CELLS_COLUMN} of {names[wrong].iloc[0]} is {shown(number[wrong].iloc[0])}")
+    return dict(zip(names, number.astype(int), strict=True))
 
 
 def with_known_targets(asking: Asking, known: Collection[str], separator: str, missing: str) -> Asking:

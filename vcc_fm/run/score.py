@@ -52,7 +52,7 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
         console.print(
             f"model {table.mean('model'):+.3f}; best baseline {best} {table.mean(best):+.3f}", highlight=False
         )
-        found = paired(*(Side(name, name, [table]) for name in ("model", best)))
+        found = paired(Side("model", "model", [table]), Side(best, best, [table]))
         for line in (f"model against {best}: {found.verdict()}", *found.notes):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     report = output.path.with_name("report.html")

@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.words import listed
 from vcc_fm.sources.controls import contexts_with, require_controls
 
 COLUMNS = ("context", "perturbation")
@@ -188,8 +189,3 @@ def _first_difference(ours: pd.Index, theirs: pd.Index) -> str:
     position = int(differs[0]) if len(differs) else shorter
     found = [repr(axis[position]) if position < len(axis) else "nothing" for axis in (ours, theirs)]
     return f"first difference at position {position}: {found[0]} against {found[1]}; use the truth's gene axis"
-
-
-def listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

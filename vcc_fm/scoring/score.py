@@ -15,7 +15,8 @@ import pandas as pd
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file
-from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, listed, read_context, read_labels
+from vcc_fm.ground.words import listed, many
+from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, read_context, read_labels
 from vcc_fm.scoring.means import Members, scaled_means, uncertain
 from vcc_fm.scoring.preset import NO_VALUE, Ceiling, ContextScorer, Measured, Preset, Scale, preset_named
 from vcc_fm.scoring.table import VALUES, Entry, ScoreTable
@@ -96,7 +97,8 @@ def _checked(
     beyond = [check_pair(measured, labels, control) for labels in predicted]
     without = {name: len(names) for names in beyond for name in [listed(names)] if names}
     notes = [
-        f"predicted without a truth, and not scored: {number} groups ({some})" for some, number in without.items()
+        f"predicted without a truth, and not scored: {many(number, 'group')} ({some})"
+        for some, number in without.items()
     ]
     return measured, predicted, notes
 

@@ -200,25 +200,25 @@ def gene_axis(sources: list[np.ndarray], rule: str) -> np.ndarray:
     return axis
 
 
-def read_axis(path: Path) -> np.ndarray:
-    """The symbols of a text file, [G] str; refused as :func:`gene_axis` says."""
-    with reading(f"data.genes={path}", "text", "give a file with one gene symbol a line"):
+def read_axis(path: Path, key: str = "data.genes") -> np.ndarray:
+    """The symbols of a text file that ``key`` names, [G] str; refused as :func:`gene_axis` says."""
+    with reading(f"{key}={path}", "text", "give a file with one gene symbol a line"):
         try:
             lines = [line.strip().strip('"') for line in path.read_text("utf-8-sig").splitlines()]
         except FileNotFoundError:
             raise UserError(
-                f"data.genes={path}: no such file; write union, intersection, or a file with one symbol a line"
+                f"{key}={path}: no such file; write union, intersection, or a file with one symbol a line"
             ) from None
     symbols = [line for line in lines if line]
     if symbols and symbols[0].lower() in _HEADERS:
         del symbols[0]
     if not symbols:
-        raise UserError(f"data.genes={path}: names no gene")
+        raise UserError(f"{key}={path}: names no gene")
     wrong = next((line for line in symbols if re.search(r"[,;\t ]", line)), None)
     if wrong is not None:
-        raise UserError(f"data.genes={path}: one gene symbol a line is expected, found {wrong[:60]!r}")
+        raise UserError(f"{key}={path}: one gene symbol a line is expected, found {wrong[:60]!r}")
     axis = np.array(symbols)
     repeated = pd.Series(axis)[pd.Series(axis).duplicated()].unique()
     if len(repeated):
-        raise UserError(f"data.genes={path}: repeats {len(repeated)} gene symbol(s): {_names(repeated)}")
+        raise UserError(f"{key}={path}: repeats {len(repeated)} gene symbol(s): {_names(repeated)}")
     return axis

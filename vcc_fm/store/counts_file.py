@@ -15,7 +15,6 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 
 from vcc_fm.ground.files import whole_file
 
-_ARRAYS = ("data", "indices")
 BLOCK = 1 << 20
 """Values that are written at a time; pieces are gathered until there are as many."""
 CHUNK = 1 << 16
@@ -25,27 +24,39 @@ ROWS = 4096
 
 
 class CountsFile:
-    """Appends cells to an h5ad (CSR, int32) that appears under its name when it is whole.
+    """Appends cells to an h5ad (CSR) that appears under its name when it is whole.
 
     Memory holds a block of counts, and the labels and offsets of all cells: what a piece costs does not depend on how
     many came before it.
     """
 
-    def __init__(self, path: Path, genes: list[str], uns: dict[str, Any]):
-        """Open ``path`` for writing on the gene axis ``genes``; ``uns`` says what the cells are."""
+    def __init__(
+        self, path: Path, genes: list[str], uns: dict[str, Any], values: type = np.int32, compressed: bool = True
+    ):
+        """Open a file for writing.
+
+        Args:
+            path: of the file.
+            genes: the gene axis.
+            uns: says what the cells are.
+            values: type of the values.
+            compressed: whether the file is; not where something compresses it as a whole.
+        """
         self._genes, self._uns = genes, uns
+        self._packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 1} if compressed else {}
         self._stack = ExitStack()
         self._file = h5py.File(self._stack.enter_context(whole_file(path)), "w")
         self._stack.callback(self._file.close)
         matrix = self._file.create_group("X")
-        options = {"shape": (0,), "maxshape": (None,), "dtype": np.int32, "chunks": (CHUNK,), "compression": "gzip"}
-        self._arrays = {name: matrix.create_dataset(name, compression_opts=1, **options) for name in _ARRAYS}
+        options = {"shape": (0,), "maxshape": (None,), "chunks": (CHUNK,), **self._packed}
+        types = {"data": values, "indices": np.int32}
+        self._arrays = {name: matrix.create_dataset(name, dtype=types[name], **options) for name in types}
         self._waiting: list[sp.csr_matrix] = []
         self._lengths: list[np.ndarray] = []
         self._labels: list[pd.DataFrame] = []
 
     def append(self, counts: sp.csr_matrix, labels: pd.DataFrame) -> None:
-        """Add cells: counts [n, G] integers, ``labels`` [n] rows of obs columns."""
+        """Add cells: ``counts`` [n, G], ``labels`` [n] rows of obs columns."""
         self._waiting.append(counts)
         self._lengths.append(np.diff(counts.indptr))
         self._labels.append(labels)
@@ -55,7 +66,7 @@ class CountsFile:
     def _write(self) -> None:
         """Write the pieces that wait."""
         for name, array in self._arrays.items():
-            values = np.concatenate([np.zeros(0, np.int32), *(getattr(piece, name) for piece in self._waiting)])
+            values = np.concatenate([np.zeros(0, array.dtype), *(getattr(piece, name) for piece in self._waiting)])
             array.resize(len(array) + len(values), axis=0)
             if len(values):
                 array[-len(values) :] = values
@@ -76,7 +87,7 @@ class CountsFile:
         self._write()
         # Offsets of 64 bits: a large file has more values than 32 bits can address.
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([[], *self._lengths]), dtype=np.int64)])
-        self._file["X"].create_dataset("indptr", data=offsets, compression="gzip", compression_opts=1)
+        self._file["X"].create_dataset("indptr", data=offsets, **self._packed)
         shape = (len(offsets) - 1, len(self._genes))
         self._file["X"].attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
         obs = pd.concat(self._labels, ignore_index=True)
