@@ -51,3 +51,10 @@ def table_of(**given: Any) -> ScoreTable:
     }
     nothing |= {"parameters": {}, "seconds": 1.5, "metrics": {}, "needed": 4, "members": None}
     return ScoreTable(**nothing | {"low": "nothing", "high": "a replicate", "ceiling": "replicate"} | given)
+
+
+def value(table: ScoreTable, entry: str, context: str, metric: str, column: str = "scaled") -> Any:
+    """One field of the table's rows."""
+    rows = table.rows
+    chosen = rows[(rows["entry"] == entry) & (rows["context"] == context) & (rows["metric"] == metric)]
+    return chosen[column].item()

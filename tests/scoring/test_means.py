@@ -15,10 +15,11 @@ def scores(defined: dict[str, int], sd: float = 0.05) -> tuple[pd.DataFrame, pd.
         for i, metric in enumerate(Vcc2026.metrics):
             there = i < number
             rows.append((context, metric, float(i + 1) if there else np.nan))
-            anchors.append((context, metric, 0.5, 0.7 if there else np.nan, sd, "" if there else "no value"))
+            high = 0.7 if there else np.nan
+            anchors.append((context, metric, 0.5, high, high, sd, "" if there else "no value"))
     frame = pd.DataFrame(rows, columns=["context", "metric", "scaled"]).assign(entry="m", kind="model")
     frame["unclamped"] = frame["scaled"]
-    names = ["context", "metric", "low", "ceiling", "ceiling_sd", "reason"]
+    names = ["context", "metric", "low", "high", "ceiling", "ceiling_sd", "reason"]
     return frame, pd.DataFrame(anchors, columns=names)
 
 
@@ -43,6 +44,11 @@ def test_a_mean_needs_one_scale_that_is_certain():
     assert np.isnan(scaled_means(rows, anchors, 4)["scaled"]).all()
     anchors.loc[0, "ceiling_sd"] = 0.05
     assert without_mean(anchors, 4) == {}
+
+
+def test_a_scale_that_ends_at_a_perfect_prediction_does_not_depend_on_the_replicate():
+    _, anchors = scores({"a": 5}, sd=0.4)
+    assert without_mean(anchors.assign(high=1.0), 4) == {}
 
 
 def test_a_second_mean_is_taken_over_named_or_certain_members_where_they_have_a_scale():

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from scoring_screens import CONTROL, make_screen, perturbed
+from scoring_screens import CONTROL, make_screen, perturbed, value
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.anchors import quiet, scale_of
@@ -15,12 +15,6 @@ from vcc_fm.scoring.means import ALL
 from vcc_fm.scoring.presets.vcc2026 import Vcc2026
 from vcc_fm.scoring.score import score, within
 from vcc_fm.scoring.table import Entry
-
-
-def value(table, entry, context, metric, column="scaled"):
-    rows = table.rows
-    chosen = rows[(rows["entry"] == entry) & (rows["context"] == context) & (rows["metric"] == metric)]
-    return chosen[column].item()
 
 
 def test_equals_the_scorers_own_path_through_a_real_bundle(screen, table, tmp_path):
@@ -127,7 +121,7 @@ def test_anchors_are_cached_by_the_truths_content(screen, table, tmp_path, monke
     def refuse(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("vcc_fm.scoring.anchors.measure_anchors", refuse)
+    monkeypatch.setattr("vcc_fm.scoring.presets.vcc2026.measure_anchors", refuse)
     entries = [Entry("replica", "model", screen.good), Entry("no effect", "baseline", screen.bad)]
     again = score(screen.truth, entries, CONTROL, "vcc2026", screen.folder / "cache")
     pd.testing.assert_frame_equal(again.rows, table.rows)

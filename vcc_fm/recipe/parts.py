@@ -112,4 +112,13 @@ BASELINES = Parts(
         "embedding-transfer": "vcc_fm.baselines.embedding_transfer:EmbeddingTransfer",
     },
 )
-PRESETS = Parts("preset", {"vcc2026": "vcc_fm.scoring.presets.vcc2026:Vcc2026"})
+PRESETS = Parts(
+    "preset",
+    {
+        "vcc2026": "vcc_fm.scoring.presets.vcc2026:Vcc2026",
+        "vcc2025": "vcc_fm.scoring.presets.vcc2025:Vcc2025",
+        "vcc2025-today": "vcc_fm.scoring.presets.vcc2025_today:Vcc2025Today",
+        "full": "vcc_fm.scoring.presets.full:Full",
+        "delta": "vcc_fm.scoring.presets.delta:Delta",
+    },
+)

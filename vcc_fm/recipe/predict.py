@@ -64,7 +64,7 @@ class PredictConfig(Section):
 class ScoreConfig(Section):
     """How predictions are judged."""
 
-    preset: str = Field("vcc2026", description="what is measured, and on which scale")
+    preset: str = Field("vcc2026", description=f"what is measured, on which scale: {', '.join(PRESETS.names())}")
     members: list[str] | Literal["clear"] | None = Field(
         None,
         description="metrics of a second mean beside the mean of all: names, or clear: those "

@@ -1,7 +1,7 @@
-"""The two ends of the competition's scale, measured once per truth and context by cell-eval2, and cached.
+"""What is measured of the truth of a context alone: cached, and the two ends of the 2026 scale, by cell-eval2.
 
-0 is the scorer's mean-response baseline, 1 its replicate anchor: the mean of five splits of the measured cells into
-halves, one half scored against the other.
+There 0 is the scorer's mean-response baseline, 1 its replicate anchor: the mean of five splits of the measured cells
+into halves, one half scored against the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from vcc_fm.ground.files import write_text
-from vcc_fm.scoring.preset import NO_VALUE, Ceiling, Measured, Scale
+from vcc_fm.scoring.preset import NO_VALUE, Ceiling, Measured, Preset, Scale
 
 if TYPE_CHECKING:
     from cell_eval2 import EvalConfig
@@ -43,7 +43,7 @@ DISCRIMINATION = "pds_cosine"
 
 
 #: Raised whenever what is cached, or its form, changes by the same scorer.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,41 @@ def scorer_config(preset: str, metrics: list[str], control: str) -> EvalConfig:
     )
 
 
+def for_context(config: EvalConfig, real: ad.AnnData, context: str, folder: Path) -> tuple[EvalConfig, list[str]]:
+    """The same settings for the cells of one context, and what a reader must know of them.
+
+    Args:
+        config: from :func:`scorer_config`.
+        real: measured cells of the context with their controls.
+        context: its name.
+        folder: from :func:`anchors_folder`; the scorer keeps the truth's own tables there.
+    """
+    controls = int((real.obs["perturbation"] == config.control).sum())
+    config = replace(config, cache_real=str(folder / "truth"), num_threads=threads(real.n_vars, controls))
+    if real.obs["perturbation"].isin(real.var_names).any():
+        return config, []
+    # Without this the scorer refuses, for fear that its rule was switched off by a misspelt label.
+    note = f"{context}: no perturbation label is a gene of the axis, so no target gene is left out"
+    return replace(config, target_gene_map={"*": None}), [note]
+
+
+def mean_response(real: ad.AnnData, config: EvalConfig) -> ad.AnnData:
+    """Cells of the scorer's mean response beside the truth's controls, float counts.
+
+    A cell is a control cell, drawn with replacement, of which each gene is multiplied by the ratio of its mean count
+    over perturbations to that in controls.
+
+    Args:
+        real: measured cells of one context with their controls, raw counts.
+        config: from :func:`for_context`.
+    """
+    from cell_eval2.baseline import build_baseline_prediction, generic_response_profile
+
+    columns = {"pert_col": config.pert_col, "control": config.control}
+    profile = generic_response_profile(real, target_gene_map=config.target_gene_map, **columns)
+    return build_baseline_prediction(profile, real, **columns)
+
+
 def threads(genes: int, controls: int) -> int:
     """Threads for the scorer's rank tests: all of them, or one where a test (one perturbation) is short.
 
@@ -86,7 +121,14 @@ def threads(genes: int, controls: int) -> int:
     return int(config.NUMBA_NUM_THREADS) if genes * controls > 5_000_000 else 1
 
 
-def anchors_folder(cache: Path, digest: str, context: str, control: str, preset: str) -> Path:
+def given(config: EvalConfig) -> dict[str, Any]:
+    """The scorer's settings that numbers depend on, for the record beside them."""
+    machine = {"metrics", "pert_col", "control", "num_threads", "gather_threads", "pert_chunk", "outdir"}
+    machine |= {"cache_real", "cache_pred", "cache_strict"}
+    return {name: value for name, value in config.to_dict().items() if name not in machine}
+
+
+def anchors_folder(cache: Path, digest: str, context: str, control: str, preset: Preset) -> Path:
     """The folder of one truth and context under ``cache``; it changes with the file, the labels and the versions.
 
     Args:
@@ -94,29 +136,33 @@ def anchors_folder(cache: Path, digest: str, context: str, control: str, preset:
         digest: SHA-256 of the truth, hexadecimal.
         context: the context.
         control: label of the control cells.
-        preset: the scorer's preset.
+        preset: what is measured.
     """
-    identity = [FORMAT, digest, context, control, preset, version(SCORER), version("pdex")]
+    packages = [version(package) for package in (preset.scorer, SCORER, "pdex")]
+    identity = [FORMAT, digest, context, control, type(preset).__qualname__, preset.version, *packages]
     return cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
-def load_anchors(real: ad.AnnData, config: EvalConfig, folder: Path) -> Anchors:
+def load_anchors(folder: Path, measure: Callable[[], Anchors]) -> Anchors:
     """The anchors of one context, from the cache or measured now and cached (in one rename).
 
     Args:
-        real: measured cells of one context with their controls, raw counts (cells, genes).
-        config: from :func:`scorer_config`; its ``cache_real`` is used for the truth's own tables.
         folder: from :func:`anchors_folder`.
+        measure: measures them.
     """
     file = folder / "anchors.json"
     if not file.exists():
         # A number that is missing is NaN, which strict JSON has not; this file is read here alone.
-        write_text(file, json.dumps(asdict(measure_anchors(real, config))))
+        write_text(file, json.dumps(asdict(measure())))
     return TypeAdapter(Anchors).validate_json(file.read_bytes())
 
 
 def measure_anchors(real: ad.AnnData, config: EvalConfig) -> Anchors:
     """Measure both ends of the scale of one context with the scorer's own producers.
+
+    Args:
+        real: measured cells of one context with their controls, raw counts (cells, genes).
+        config: from :func:`scorer_config`; its ``cache_real`` is used for the truth's own tables.
 
     A member that the scorer cannot anchor (too few significant genes, no effect beyond noise, no headroom between the
     two ends) keeps a reason instead of a scale; the others are not touched by it. A single perturbation has no scale

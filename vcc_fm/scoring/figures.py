@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vcc_fm.scoring.table import ScoreTable
+from vcc_fm.scoring.table import MOST_COLUMNS, ScoreTable
 
 # Labels are text: a $ in one begins no formula.
 mpl.rcParams["text.parse_math"] = False
@@ -32,7 +32,8 @@ def bars(table: ScoreTable) -> str:
     kinds = table.rows.drop_duplicates("entry").set_index("entry")["kind"]
     undefined = set(table.anchors.loc[table.anchors["reason"] != "", "metric"])
     entries = list(kinds.index)
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    many = len(table.metrics) > MOST_COLUMNS
+    figure = Figure(figsize=(0.4 * len(table.metrics), 6) if many else (9, 3.8), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(entries)
     used = {"model": 0, "baseline": 0, "ceiling": 0}
@@ -60,7 +61,7 @@ def bars(table: ScoreTable) -> str:
     axes.axhline(0, color="#555555", linewidth=1)
     axes.axhline(1, color=_CEILING, linewidth=1, linestyle="--")
     labels = [f"{label}\n(undefined)" if metric in undefined else label for metric, label in table.labels.items()]
-    axes.set_xticks(np.arange(len(table.metrics)), labels)
+    axes.set_xticks(np.arange(len(table.metrics)), labels, rotation=90 if many else 0)
     axes.set_ylabel("scaled score")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)

@@ -14,13 +14,16 @@ Members = list[str] | Literal["clear"] | None
 
 
 def uncertain(anchors: pd.DataFrame) -> pd.Series[bool]:
-    """Which scales are hardly known: the replicate is not two standard deviations of its splits from the low end.
+    """Which scales are hardly known: their 1 is a replicate that is not two standard deviations from their 0.
+
+    A scale that ends elsewhere, as at a perfect prediction, does not depend on the splits.
 
     Args:
-        anchors: columns low, ceiling, ceiling_sd, reason.
+        anchors: columns low, high, ceiling, ceiling_sd, reason.
     """
-    length = (anchors["ceiling"] - anchors["low"]).abs()
-    return (anchors["reason"] == "") & (anchors["ceiling_sd"] > length / 2)
+    length = (anchors["high"] - anchors["low"]).abs()
+    replicated = (anchors["reason"] == "") & (anchors["high"] == anchors["ceiling"])
+    return replicated & (anchors["ceiling_sd"] > length / 2)
 
 
 def in_second_mean(anchors: pd.DataFrame, members: Members) -> pd.Series[bool]:

@@ -123,8 +123,8 @@ def headline(table: ScoreTable) -> str:
     contexts = len(table.contexts())
     return (
         f"{model} has a scaled mean of {texts[model]} over {contexts} context{'s' if contexts > 1 else ''}: "
-        f"{verdict}, {best} ({texts[best]}), where {table.low} is 0 and a replicate scores "
-        f"{texts[table.ceiling]}."
+        f"{verdict}, {best} ({texts[best]}), where {table.low} is 0"
+        + (f" and a replicate scores {texts[table.ceiling]}." if table.ceiling in texts else ".")
     )
 
 

@@ -67,7 +67,7 @@ def score(
         anchors=anchors,
         values=pd.DataFrame([row for part in parts for row in part.values], columns=list(VALUES)),
         significant=pd.DataFrame([row for part in parts for row in part.significant]),
-        notes=notes + [note for part in parts for note in part.notes],
+        notes=list(dict.fromkeys(notes + [note for part in parts for note in part.notes])),
         preset=preset_name,
         scorer=preset.scorer,
         version=scored_by,
@@ -121,7 +121,9 @@ def _context(
         (entry.name, entry.kind, scorer.measure(cells)) for entry, cells in zip(entries, predicted, strict=True)
     ]
     replicate = {name: Measured(one.value, one.perturbations) for name, one in scorer.ceiling.items()}
-    measured += [(preset.low, "baseline", scorer.low), (preset.ceiling, "ceiling", replicate)]
+    measured.append((preset.low, "baseline", scorer.low))
+    if replicate:  # a preset may have none
+        measured.append((preset.ceiling, "ceiling", replicate))
     anchors = [_anchor(context, metric, scorer) for metric in preset.metrics]
     return _Context(
         rows=[row for entry, kind, values in measured for row in _rows(entry, kind, context, values, scorer)],
@@ -195,4 +197,5 @@ def _rows(
 def within(scaled: float, scale: Scale) -> float:
     """A scaled value within the limits of its scale."""
     low = -np.inf if scale.floor is None else scale.floor
-    return float(np.clip(scaled, low, np.inf if scale.cap is None else scale.cap))
+    # Adding 0 turns -0, which the low end of a falling scale would give, into 0.
+    return float(np.clip(scaled, low, np.inf if scale.cap is None else scale.cap)) + 0.0

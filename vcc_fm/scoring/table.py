@@ -21,6 +21,9 @@ from vcc_fm.ground.files import write_json, write_text
 from vcc_fm.scoring.means import ALL, Members, scaled_means, without_mean
 from vcc_fm.scoring.preset import Metric
 
+#: Metrics beyond which a printed table has a row for each, not a column.
+MOST_COLUMNS = 8
+
 Kind = Literal["model", "baseline", "ceiling"]
 
 VALUES = ("entry", "context", "metric", "perturbation", "numerator", "denominator")
@@ -229,6 +232,8 @@ class ScoreTable:
         return lines
 
     def _context_table(self, context: str) -> Table:
+        if len(self.metrics) > MOST_COLUMNS:
+            return self._long_context_table(context)
         title = f"{escape(context)}: scaled, and raw below; 0 is {escape(self.low)}, 1 {escape(self.high)}"
         table = Table(title=title, box=box.SIMPLE, show_lines=False)
         table.add_column("entry")
@@ -242,6 +247,25 @@ class ScoreTable:
             cells = [f"{number(scaled)}\n[dim]{number(raw)}[/dim]" for scaled, raw in values.itertuples(index=False)]
             name = f"{escape(str(entry))}\n[dim]{part['kind'].iloc[0]}[/dim]"
             table.add_row(name, *cells, means[str(entry)])
+        return table
+
+    def _long_context_table(self, context: str) -> Table:
+        """A row for each metric, for presets whose metrics are too many for columns."""
+        title = f"{escape(context)}: scaled, and raw beside; 0 is {escape(self.low)}, 1 {escape(self.high)}"
+        table = Table(title=title, box=box.SIMPLE)
+        # A pair of numbers that finds no room is broken between them, a label is not.
+        table.add_column("metric", no_wrap=True)
+        here = self.rows[self.rows["context"] == context]
+        means, values = self.mean_texts(context), here.set_index(["metric", "entry"])[["scaled", "raw"]]
+        entries = list(dict.fromkeys(here["entry"]))
+        for entry in entries:
+            table.add_column(escape(str(entry)), justify="right")
+        for name, label in self.labels.items():
+            found = (values.loc[(name, entry)] for entry in entries)
+            table.add_row(
+                escape(label), *(f"{number(one['scaled'])} [dim]{number(one['raw'])}[/dim]" for one in found)
+            )
+        table.add_row("mean", *(means[entry] for entry in entries))
         return table
 
     def _overall_table(self) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anndata as ad
 import numpy as np
@@ -20,10 +20,12 @@ from vcc_fm.scoring.anchors import (
     Anchors,
     aggregate,
     anchors_folder,
+    for_context,
+    given,
     load_anchors,
+    measure_anchors,
     quiet,
     scorer_config,
-    threads,
 )
 from vcc_fm.scoring.preset import NO_VALUE, ContextScorer, Measured, Metric, Preset
 
@@ -47,19 +49,16 @@ class Vcc2026(Preset):
     low = "cell-eval2 mean response"
     high = "a replicate (split halves)"
 
+    def parameters(self) -> dict[str, Any]:
+        """See :class:`Preset`."""
+        return given(scorer_config("vcc2026", list(self.metrics), ""))
+
     def open(self, real: ad.AnnData, context: str, control: str, cache: Path, digest: str) -> ContextScorer:
         """See :class:`Preset`."""
-        config = scorer_config("vcc2026", list(self.metrics), control)
-        folder = anchors_folder(cache, digest, context, control, "vcc2026")
-        controls = int((real.obs["perturbation"] == control).sum())
-        config = replace(config, cache_real=str(folder / "truth"), num_threads=threads(real.n_vars, controls))
-        notes = []
-        if not real.obs["perturbation"].isin(real.var_names).any():
-            # Without this the scorer refuses, for fear that its rule was switched off by a misspelt label.
-            config = replace(config, target_gene_map={"*": None})
-            notes.append(f"{context}: no perturbation label is a gene of the axis, so no target gene is left out")
+        folder = anchors_folder(cache, digest, context, control, self)
+        config, notes = for_context(scorer_config("vcc2026", list(self.metrics), control), real, context, folder)
         with quiet():
-            anchors = load_anchors(real, config, folder)
+            anchors = load_anchors(folder, lambda: measure_anchors(real, config))
         return _Context(real, config, anchors, notes)
 
 
