@@ -20,7 +20,7 @@ from vcc_fm.scoring.table import Entry
 TODAY = pytest.param(
     "vcc2025-today",
     marks=pytest.mark.skipif(
-        importlib.util.find_spec("cell_eval") is None, reason="needs cell-eval: pip install -e '.[scorers]'"
+        importlib.util.find_spec("cell_eval") is None, reason="needs cell-eval: pip install -e '.[submit]'"
     ),
 )
 BOTH = pytest.mark.parametrize("preset", ["vcc2025", TODAY])
@@ -94,7 +94,7 @@ def test_the_contests_numbers_are_those_of_cell_eval2_run_with_preset_v1(tables,
 
 
 def test_the_numbers_of_today_are_those_of_cell_eval_run_and_score(tables, files, monkeypatch, tmp_path):
-    cell_eval = pytest.importorskip("cell_eval", reason="needs cell-eval: pip install -e '.[scorers]'")
+    cell_eval = pytest.importorskip("cell_eval", reason="needs cell-eval: pip install -e '.[submit]'")
     column = ("--pert-col", "perturbation")
     run(
         monkeypatch,
@@ -130,7 +130,7 @@ def check(table, folder, score_agg_metrics):
 
 
 def test_the_baseline_is_that_of_the_contest(files):
-    cell_eval = pytest.importorskip("cell_eval", reason="needs cell-eval: pip install -e '.[scorers]'")
+    cell_eval = pytest.importorskip("cell_eval", reason="needs cell-eval: pip install -e '.[submit]'")
     truth = ad.read_h5ad(files / "truth-log.h5ad")
     theirs = cell_eval.build_base_mean_adata(truth.copy(), pert_col="perturbation")
     ours = cell_mean(truth, CONTROL)

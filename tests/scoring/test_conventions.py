@@ -89,7 +89,7 @@ def flat(content, path=""):
 @pytest.mark.parametrize("preset", PRESETS.names())
 def test_a_dependency_measures_what_it_measured(preset):
     if preset == "vcc2025-today" and importlib.util.find_spec("cell_eval") is None:
-        pytest.skip("needs cell-eval: pip install -e '.[scorers]'")
+        pytest.skip("needs cell-eval: pip install -e '.[submit]'")
     stored = flat(json.loads(STORED.read_text())[preset])
     found = flat(json.loads(json.dumps(found_of(preset))))
     changed = [

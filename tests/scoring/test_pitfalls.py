@@ -24,7 +24,7 @@ from vcc_fm.scoring.score import score
 from vcc_fm.scoring.table import Entry
 
 THERE = importlib.util.find_spec("cell_eval") is not None
-needs_cell_eval = pytest.mark.skipif(not THERE, reason="needs cell-eval: pip install -e '.[scorers]'")
+needs_cell_eval = pytest.mark.skipif(not THERE, reason="needs cell-eval: pip install -e '.[submit]'")
 TODAY = pytest.param(Vcc2025Today, marks=needs_cell_eval)
 BOTH = pytest.mark.parametrize("preset", [Vcc2025, TODAY])
 
