@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     enough = None if options.quick else 1.0
     claims = [
         Claim(
-            f"three seeds of a model beside three others: no difference is found in 19 of 20 worlds ({quiet} of {worlds} here)",
+            f"three seeds beside three others: no difference is found in 19 of 20 worlds ({quiet} of {worlds} here)",
             0.95,
             enough and quiet / worlds,
         ),

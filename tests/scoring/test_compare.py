@@ -189,3 +189,14 @@ def test_the_verdict_says_what_could_have_been_shown():
     assert "no difference can be told" in close.verdict()
     assert "could have been shown" in close.verdict()
     assert close.perturbations == 24
+
+
+def test_members_whose_replicate_is_not_clear_are_named_once():
+    rng = np.random.default_rng(9)
+    table = made({"x": draw(rng)})
+    table.anchors.loc[:, "ceiling_sd"] = 2.0
+    table.anchors.loc[:, "ceiling"] = table.anchors["high"]
+    notes = against(table, table).notes
+    (note,) = [one for one in notes if "not clear" in one]
+    assert "(c0: M, R; c1: M, R)" in note
+    assert "score.members=clear" in note

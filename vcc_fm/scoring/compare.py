@@ -30,6 +30,7 @@ from rich.table import Table
 from scipy import stats
 
 from vcc_fm.ground.errors import UserError, shown
+from vcc_fm.ground.words import listed, many
 from vcc_fm.scoring.means import in_second_mean, uncertain, without_mean
 from vcc_fm.scoring.table import ScoreTable, number
 
@@ -252,16 +253,18 @@ def _notes(a: Side, b: Side, n: int, worlds: int) -> list[str]:
         return [
             f"{len(a.tables)} runs with other held-out groups, {n} perturbations in all: the interval is over runs"
         ]
-    notes = [f"{n} perturbations in {len(table.contexts())} contexts"]
+    notes = [f"{many(n, 'perturbation')} in {many(len(table.contexts()), 'context')}"]
     if min(len(a.tables), len(b.tables)) == 1:
         notes.append("one seed: how much another training would differ is not in the interval (vcc-fm run --seeds 5)")
     elif len(a.tables) != len(b.tables):
         notes.append(f"{len(a.tables)} and {len(b.tables)} seeds: they are not paired")
     unclear = table.anchors[uncertain(table.anchors)]
-    for metric, part in unclear.groupby("metric", sort=False):
+    if len(unclear):
+        where = unclear.assign(label=unclear["metric"].map(table.labels)).groupby("context", sort=False)["label"]
+        members = "; ".join(f"{context}: {listed(part.tolist())}" for context, part in where)
         notes.append(
-            f"{table.labels[str(metric)]}: the replicate is not clear of the low end in {', '.join(part['context'])}; "
-            "score.members can leave it out of a second mean"
+            f"the replicate is not clear of the low end ({members}); score.members=clear adds a second mean without "
+            "these members"
         )
     digests = {str(table.parameters.get("truth_sha256")) for side in (a, b) for table in side.tables}
     if len(digests) > 1:

@@ -138,8 +138,16 @@ def _context(
             {"perturbation": label, "significant": number, "context": context}
             for label, number in scorer.significant.items()
         ],
-        notes=scorer.notes + _unsure(context, pd.DataFrame(anchors), preset),
+        notes=[*_responding(context, scorer), *scorer.notes, *_unsure(context, pd.DataFrame(anchors), preset)],
     )
+
+
+def _responding(context: str, scorer: ContextScorer) -> list[str]:
+    """How many perturbations differ from the controls at all: more than that no prediction can be right about."""
+    number, those = len(scorer.significant), sum(count > 0 for count in scorer.significant.values())
+    if not number:
+        return []
+    return [f"{context}: {those} of {many(number, 'perturbation')} have a significant gene in the truth"]
 
 
 def _anchor(context: str, metric: str, scorer: ContextScorer) -> dict[str, Any]:
