@@ -31,6 +31,7 @@ def told(*words: str, code: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_seeds_share_stores_and_anchors_and_end_in_one_table(run: Path):
     said = told("run", str(run), "--seeds", "2")
     assert said.count("train: done before") == 1

@@ -130,9 +130,8 @@ def make(recipe: Path, overrides: list[str], *wanted: str) -> None:
             run_stage(stage, loaded, Console(quiet=True))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "ZeRO-3" else pytest.mark.slow) for name in ENGINES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_every_engine_trains_the_same_model(
     name: str, one: Run, tiny_recipe: Path, prepared: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:
