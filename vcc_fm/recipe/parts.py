@@ -108,6 +108,7 @@ BASELINES = Parts(
         "protein-ridge": "vcc_fm.baselines.protein_ridge:ProteinRidge",
         "expression-ridge": "vcc_fm.baselines.expression_ridge:ExpressionRidge",
         "nearest": "vcc_fm.baselines.nearest:Nearest",
+        "mixed-model": "vcc_fm.baselines.mixed_model:Mixed",
         "additive": "vcc_fm.baselines.additive:Additive",
         "embedding-transfer": "vcc_fm.baselines.embedding_transfer:EmbeddingTransfer",
     },

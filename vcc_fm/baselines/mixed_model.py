@@ -1,0 +1,79 @@
+"""What a mixed model of all training responses predicts; see :mod:`vcc_fm.cellsets.mixed_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from vcc_fm.baselines.baseline import Baseline
+from vcc_fm.cellsets.evidence import evidence_of
+from vcc_fm.cellsets.kernels import Kernels, Vectors, coexpression, principal_features
+from vcc_fm.cellsets.mixed_model import MixedModel
+from vcc_fm.cellsets.split import assert_no_leak
+from vcc_fm.store.cells import evenly_spaced
+
+WIDTHS = (4, 8, 16, 32)
+"""Principal components of a table of vectors that are tried; beside them a model without it. The likeliest is taken."""
+SOME = 800
+"""Training groups by which it is chosen, about."""
+
+
+class Mixed(Baseline):
+    """The best linear unbiased prediction, and at the target genes the knock-down that training perturbations show."""
+
+    def prepare(self, groups: Collection[tuple[str, str]], device: torch.device, console: Console) -> None:
+        """Predict all groups at once."""
+        asked = sorted(set(groups))
+        self._found = dict(zip(asked, self.model.predict_groups(asked).mean, strict=True)) if asked else {}
+
+    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
+        """Mean of the signal [G] float32 of a group that it was prepared for."""
+        mean = self._found[context, perturbation].copy()
+        for gene in self.data.targets(perturbation):
+            if gene in self.data.axis:
+                mean[self.data.axis[gene]] = self._knock_down(context, perturbation, gene)
+        return mean
+
+    @cached_property
+    def model(self) -> MixedModel:
+        """Of the kernels that leave-one-out predicts the training responses best with."""
+        data = self.data
+        assert_no_leak(data.split, data.responses.groups, data.cells.control, "mixed-model")
+        evidence = evidence_of(data)
+        labels = np.array([label for _, label in evidence.groups])
+        contexts = len({context for context, _ in evidence.groups})
+        some = evenly_spaced(np.unique(labels), max(SOME // contexts, 1))
+        part = evidence.of(np.flatnonzero(np.isin(labels, some)))
+        chosen: list[Vectors] = []
+        best = MixedModel(part, Kernels(data.targets)).log_likelihood
+        targets = {gene for label in some for gene in data.targets(label)}
+        for vectors in self.tables().values():
+            if not targets & vectors.keys():
+                continue
+            tried = [[*chosen, features] for width in WIDTHS if (features := principal_features(vectors, width))]
+            likely = [MixedModel(part, Kernels(data.targets, tables)).log_likelihood for tables in tried]
+            if likely and max(likely) > best:
+                best, chosen = max(likely), tried[int(np.argmax(likely))]
+        return MixedModel(evidence, Kernels(data.targets, chosen))
+
+    def tables(self) -> dict[str, Vectors]:
+        """Vectors of genes by which perturbations may be alike; a table of your own is one line more."""
+        data, proteins = self.data, self.data.protein_vectors.vectors
+        return {
+            "proteins": {gene: np.asarray(proteins[row]) for gene, row in data.protein_rows.items()},
+            "co-expression": coexpression(data.cells, data.log_shares, data.dispersion, max(WIDTHS)),
+        }
+
+    def _knock_down(self, context: str, perturbation: str, gene: str) -> float:
+        """Log ratio of a target gene: of the perturbation elsewhere, or of its single one, or of all training ones."""
+        responses, place = self.data.responses, self.data.axis[gene]
+        elsewhere = responses.elsewhere(context, perturbation)
+        if elsewhere is not None:
+            return float(elsewhere[place])
+        if gene != perturbation and responses.has_single([gene]):
+            return float(responses.here_or_elsewhere(context, gene)[place])
+        return responses.knock_down

@@ -1,0 +1,373 @@
+"""A mixed model of responses: the best linear unbiased prediction of any perturbation in any context.
+
+The log ratio ``y`` of group ``i`` (context, perturbation) at gene ``g`` is a signal and noise, both normal around zero:
+
+    cov(f_ig, f_jg) = s_g K_ij,   K_ij = sum over kernels k of (a_k + b_k C_ij) X_ik . X_jk
+    cov(e_ig, e_jg) = u_g R_ij,   R_ij = q_i ([i = j] / N_i + C_ij / M_i)
+
+``C`` is 1 within a context. The coordinates ``X`` of a perturbation are those of its target genes, summed, times its
+amplitude ``A``, which is near zero where it is inert: a constant, an axis for each target gene, and vectors such as
+their proteins'. So ``a`` and ``b`` are the variances of what all perturbations do, of what one does, and of what those
+of like target genes do: everywhere, and in one context. A combination does what its single perturbations do.
+
+``s_g`` is the size of a gene's signal beside the mean gene's. ``N`` is a group's depth, ``M`` that of its context's
+control cells, whose noise all groups of a context share. ``u_g q`` is the negative-binomial variance of a log ratio at
+expected counts, times the depth: at observed counts it collapses where these are few. ``q`` is how much noisier the gene is in
+the group's context; genes whose ``q`` are alike share them.
+
+So the noise of such genes is one matrix times a number, and one eigendecomposition of ``L^-1 K L^-T``, ``R = L L^T``,
+solves all of them: n^3 once and n^2 a gene, for n groups. The components ``a`` and ``b`` are those that fit the
+products of responses, averaged over genes, by non-negative least squares; amplitudes are shrunken to their mean by
+their own noise (empirical Bayes). Henderson, Biometrics 31:423 (1975), has the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from scipy.optimize import nnls
+
+from vcc_fm.cellsets.evidence import Evidence, Group, noise_profile
+from vcc_fm.cellsets.kernels import Kernels, Weights
+from vcc_fm.store.cells import evenly_spaced
+
+ROUNDS = 3
+"""Amplitudes and components are estimated in turns."""
+EXPECTED = 5.0
+"""Counts that a group must be expected to have of a gene, in precision, for its products to enter the components."""
+MOMENT_GENES = 4000
+"""Genes, evenly spaced over the axis, whose products enter the components."""
+LEAST_AMPLITUDE = 0.05
+CORRELATED = 4.0
+"""Genes that count as one where the size of a response is estimated: their effects are not independent."""
+GENES_AT_A_TIME, ROWS_AT_A_TIME = 1024, 512
+
+
+class Predicted(NamedTuple):
+    """Signals of q groups: mean and standard deviation [q, G] float32 (natural log), amplitude [q] (mean 1)."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    amplitude: np.ndarray
+
+
+class MixedModel:
+    """Fitted on training groups; predicts any.
+
+    Attributes:
+        components: [kernels, 2] variances everywhere and in one context: the constant, target genes, each table.
+        amplitude: [n] of the training groups' perturbations; root mean square 1.
+        scale: [G] of the signal's variance.
+    """
+
+    def __init__(self, evidence: Evidence, kernels: Kernels):
+        self.evidence, self.kernels = evidence, kernels
+        self.contexts = np.array([context for context, _ in evidence.groups])
+        self._names = sorted({label for _, label in evidence.groups})
+        self._at = np.searchsorted(self._names, [label for _, label in evidence.groups])
+        self._genes = sorted({gene for label in self._names for gene in kernels.targets(label)})
+        weights = [dict.fromkeys(kernels.targets(label), 1.0) for label in self._names]
+        self._coordinates = kernels.coordinates(weights, self._genes)
+        self._alike = [(one @ one.T).astype(np.float32) for one in self._coordinates]
+        self.amplitude = np.ones(len(evidence.groups))
+        self._sizes: _Sizes | None = None
+        self.components = np.zeros((len(self._alike), 2))
+        self._fit()
+
+    # Fitting
+
+    def _fit(self) -> None:
+        product, genes, noise = self._products()
+        for _ in range(ROUNDS):
+            self._fit_components(product, genes)
+            self._fit_amplitudes(product, genes, noise)
+        self._fit_components(product, genes)
+        del product
+        self._decompose()
+
+    def _products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean products of the responses less their noise [n, n], genes in each [n, n], mean noise of a response [n]."""
+        e = self.evidence
+        chosen = evenly_spaced(np.arange(e.ratio.shape[1]), MOMENT_GENES)
+        unit = np.stack([e.unit[context][chosen] for context in self.contexts]).astype(np.float32)
+        used = e.measured[:, chosen] & ~e.own[:, chosen]
+        level = unit / e.depth[:, None].astype(np.float32)
+        precise = used & (level < 1.0 / EXPECTED)
+        if not precise.any():  # no gene is well measured: the better half
+            precise = used & (level <= (np.median(level[used]) if used.any() else 0.0))
+        precise = precise.astype(np.float32)
+        y = precise * e.ratio[:, chosen]
+        genes = precise @ precise.T
+        product = (y @ y.T) / np.maximum(genes, 1.0)
+        diagonal = np.einsum("ig,ig->i", precise, unit) / np.maximum(np.diag(genes), 1.0) / e.depth
+        for context in np.unique(self.contexts):
+            here = np.flatnonzero(self.contexts == context)
+            square = np.ix_(here, here)
+            shared = (precise[here] * unit[here]) @ precise[here].T / np.maximum(genes[square], 1.0)
+            product[square] -= shared / e.control_depth[context]
+        product[np.diag_indices(len(product))] -= diagonal
+        return product, genes, diagonal
+
+    def _bases(self, rows: np.ndarray) -> np.ndarray:
+        """Kernels between some training groups and all, everywhere and in one context: [2 kernels, rows, n] float32."""
+        here = self.contexts[rows, None] == self.contexts
+        scale = np.outer(self.amplitude[rows], self.amplitude).astype(np.float32)
+        found = [alike[np.ix_(self._at[rows], self._at)] * scale for alike in self._alike]
+        return np.stack([base for one in found for base in (one, one * here)])
+
+    def _fit_components(self, product: np.ndarray, genes: np.ndarray) -> None:
+        """Least squares over all pairs of groups, weighted by their genes, by the normal equations."""
+        number = self.components.size
+        gram, right = np.zeros((number, number)), np.zeros(number)
+        for start in range(0, len(product), ROWS_AT_A_TIME):
+            rows = np.arange(start, min(start + ROWS_AT_A_TIME, len(product)))
+            bases = self._bases(rows).reshape(number, -1)
+            weighted = bases * genes[rows].ravel()
+            gram += weighted @ bases.T
+            right += weighted @ product[rows].ravel()
+        # With one context, say, two bases are the same; the ridge shares their variance.
+        gram += np.eye(number) * max(1e-6 * np.trace(gram) / number, 1e-300)
+        lower = np.linalg.cholesky(gram)
+        found, _ = nnls(lower.T, scipy.linalg.solve_triangular(lower, right, lower=True))
+        self.components = found.reshape(-1, 2)
+
+    def _fit_amplitudes(self, product: np.ndarray, genes: np.ndarray, noise: np.ndarray) -> None:
+        """One amplitude a perturbation; all stay 1 where nothing but noise is left of the responses."""
+        prior = np.zeros(len(product))
+        for variance, alike in zip(self.components, self._alike, strict=True):
+            prior += variance.sum() * np.diag(alike)[self._at]
+        if (prior > 0).all():
+            spread = 2 * (self.amplitude**2 + noise / prior) ** 2 / np.maximum(np.diag(genes) / CORRELATED, 1.0)
+            self._sizes = _Sizes.of(np.diag(product) / prior, 1.0 / spread, self._at)
+            self.amplitude = self._sizes.amplitude
+
+    def _decompose(self) -> None:
+        e, n = self.evidence, len(self.contexts)
+        signal = np.empty((n, n))
+        for start in range(0, n, ROWS_AT_A_TIME):
+            rows = np.arange(start, min(start + ROWS_AT_A_TIME, n))
+            signal[rows] = np.tensordot(self.components.ravel(), self._bases(rows), 1)
+        self._profile = noise_profile(e)
+        # Genes that the same groups measured, and that are noisy in the same contexts, are solved together.
+        kinds = np.vstack([np.packbits(e.measured, axis=0), self._profile.kind[None].astype(np.uint8)])
+        _, first, kind = np.unique(kinds, axis=1, return_index=True, return_inverse=True)
+        self.scale = np.ones(e.ratio.shape[1])
+        self._parts = []
+        for number, gene in enumerate(first):
+            rows, genes = np.flatnonzero(e.measured[:, gene]), np.flatnonzero(kind.ravel() == number)
+            if len(rows):
+                unit = self._profile.unit[genes]
+                part = _Part.of(rows, genes, signal[np.ix_(rows, rows)], self._noise(rows, gene), unit, e)
+                self.scale[genes] = part.scale
+                self._parts.append(part)
+
+    def _noise(self, rows: np.ndarray, gene: int) -> np.ndarray:
+        """Covariance of the noise [rows, rows] of a gene whose unit is 1."""
+        context, depth = self.contexts[rows], self.evidence.depth[rows]
+        factor = np.array([self._profile.factor[one][self._profile.kind[gene]] for one in context])
+        controls = np.array([self.evidence.control_depth[one] for one in context])
+        return np.diag(factor / depth) + (context[:, None] == context) * (factor / controls)[:, None]
+
+    # Predicting
+
+    @cached_property
+    def _amplitudes(self) -> dict[str, float]:
+        return {self._names[at]: float(a) for at, a in zip(self._at, self.amplitude, strict=True)}
+
+    def _weights(self, perturbation: str) -> Weights:
+        """Of its target genes: its amplitude, or of what was never measured those of its single perturbations."""
+        known, targets = self._amplitudes, self.kernels.targets(perturbation)
+        return {gene: known.get(perturbation, known.get(gene, 1.0)) for gene in targets}
+
+    def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """Mean and standard deviation [G] float32 of one signal, and its amplitude; see :meth:`predict_groups`."""
+        found = self.predict_groups([(context, perturbation)])
+        return found.mean[0], found.deviation[0], float(found.amplitude[0])
+
+    def predict_groups(self, groups: Sequence[Group]) -> Predicted:
+        """Signals of groups, given all training responses; a training group is given its own, too.
+
+        A gene that no training group measured has the prior's: 0, and the whole standard deviation. Where a gene is
+        some training perturbation's own target, the deviation counts that response as known.
+        """
+        weights = [self._weights(label) for _, label in groups]
+        asked = self.kernels.coordinates(weights, self._genes)
+        tables = [sum(w**2 for w in one.values()) for one in weights]  # also of genes that have no axis
+        own = [np.square(asked[0]).sum(axis=1), np.array(tables), *(np.square(x).sum(axis=1) for x in asked[2:])]
+        variance = sum(k.sum() * size for k, size in zip(self.components, own, strict=True))
+        here = self.contexts[:, None] == np.array([context for context, _ in groups])
+        across = np.zeros(here.shape)
+        for (everywhere, inside), known, new in zip(self.components, self._coordinates, asked, strict=True):
+            across += (known @ new.T)[self._at] * (everywhere + inside * here)
+        return self._solve(across * self.amplitude[:, None], variance, asked[0][:, 0])
+
+    def leave_one_out(self, rows: np.ndarray | None = None) -> Predicted:
+        """Signals of training groups, each as if it had not been measured: what a held-out group would get.
+
+        By ``k' G y - (k' G)_i (G y)_i / G_ii`` for the precision ``G`` of the responses. Components, scales and the
+        other groups' amplitudes stay; its own is that of its perturbation's other groups.
+        """
+        rows = np.arange(len(self.contexts)) if rows is None else rows
+        amplitude = self.amplitude[rows] if self._sizes is None else self._sizes.without(rows)
+        change = amplitude / self.amplitude[rows]
+        across = np.empty((len(self.contexts), len(rows)))
+        for place, row in enumerate(rows):
+            across[:, place] = self.components.ravel() @ self._bases(np.array([row]))[:, 0]
+        variance = across[rows, np.arange(len(rows))] * change**2
+        return self._solve(across * change, variance, amplitude, rows)
+
+    def _solve(
+        self, across: np.ndarray, variance: np.ndarray, amplitude: np.ndarray, without: np.ndarray | None = None
+    ) -> Predicted:
+        """Signals from covariances with the responses [n, q] and variances [q]; perhaps each without one response."""
+        mean = np.zeros((across.shape[1], len(self.scale)), np.float32)
+        squared = np.outer(variance, self.scale).astype(np.float32)
+        for part in self._parts:
+            turned = (part.turn @ across[part.rows]).astype(np.float32)
+            column, there = None, np.zeros(0, np.int64)
+            if without is not None:
+                there = np.flatnonzero(np.isin(without, part.rows))
+                column = part.turn[:, np.searchsorted(part.rows, without[there])].astype(np.float32)
+            for genes, scale, precision, weighted in part.blocks():
+                found = turned.T @ weighted
+                told = scale * (np.square(turned).T @ precision)
+                if column is not None:
+                    own = np.square(column).T @ precision
+                    shared = (turned[:, there] * column).T @ precision
+                    found[there] -= shared * (column.T @ weighted) / own
+                    told[there] -= scale * shared**2 / own
+                mean[:, genes] = scale * found
+                squared[:, genes] -= scale * told
+        return Predicted(mean, np.sqrt(np.maximum(squared, 0.0)), amplitude)
+
+    @cached_property
+    def log_likelihood(self) -> float:
+        """Mean log density of each response given all others, nats a value; kernels can be chosen by it."""
+        total, number = 0.0, 0
+        for part in self._parts:
+            turn = part.turn.astype(np.float32)
+            for genes, _, precision, weighted in part.blocks():
+                own = np.square(turn).T @ precision
+                density = 0.5 * (np.log(own) - (turn.T @ weighted) ** 2 / own - np.log(2 * np.pi))
+                there = ~self.evidence.own[np.ix_(part.rows, genes)]
+                total, number = total + float(density[there].sum(dtype=np.float64)), number + int(there.sum())
+        return total / max(number, 1)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Squared amplitudes of responses, each with its precision, and what is known of all perturbations'.
+
+    Attributes:
+        size, certain: [n] estimates from each training group alone, and their precisions.
+        at: [n] perturbation of each group.
+        typical, between: mean of the squared amplitudes, and their variance.
+        mean_square: of the shrunken amplitudes, over groups.
+    """
+
+    size: np.ndarray
+    certain: np.ndarray
+    at: np.ndarray
+    typical: float
+    between: float
+    mean_square: float
+
+    @classmethod
+    def of(cls, size: np.ndarray, certain: np.ndarray, at: np.ndarray) -> _Sizes:
+        """Mean and variance by moments."""
+        precision = np.bincount(at, certain)
+        found = np.bincount(at, size * certain) / precision
+        typical = max(float(np.average(found, weights=1 / (1 / precision + found.var()))), 1e-12)
+        between = max(float(np.mean((found - typical) ** 2 - 1 / precision)), 1e-6 * typical**2)
+        free = cls(size, certain, at, typical, between, 1.0)
+        return cls(size, certain, at, typical, between, float(np.mean(free.amplitude**2)))
+
+    @property
+    def amplitude(self) -> np.ndarray:
+        """[n] of the groups' perturbations."""
+        precision = np.bincount(self.at, self.certain)
+        return self._shrunken(np.bincount(self.at, self.size * self.certain), precision)[self.at]
+
+    def without(self, rows: np.ndarray) -> np.ndarray:
+        """[rows] of their perturbations, as the other groups tell; the mean, 1, where there is none."""
+        at, several = self.at[rows], np.bincount(self.at)[self.at[rows]] > 1
+        total = np.bincount(self.at, self.size * self.certain)[at] - (self.size * self.certain)[rows]
+        precision = np.bincount(self.at, self.certain)[at] - self.certain[rows]
+        return np.where(several, self._shrunken(total * several, precision * several), 1.0)
+
+    def _shrunken(self, total: np.ndarray, precision: np.ndarray) -> np.ndarray:
+        # The posterior mean under a normal prior; infinitely uncertain where there is nothing.
+        squared = (total + self.typical / self.between) / (precision + 1 / self.between) / self.typical
+        return np.asarray(np.sqrt(np.maximum(squared, LEAST_AMPLITUDE**2) / self.mean_square))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Genes that the same groups measured alike, and these groups turned so that their responses are independent.
+
+    Attributes:
+        rows: [m] groups, in rising order.
+        genes: [h] genes.
+        values: [m] signal variance of a turned response, for a gene whose scale is 1; its noise is ``unit``.
+        turn: [m, m], ``U' L^-1``.
+        turned: [m, h] float32 turned responses.
+        unit: [h] variance of the noise.
+        scale: [h] of the signal.
+    """
+
+    rows: np.ndarray
+    genes: np.ndarray
+    values: np.ndarray
+    turn: np.ndarray
+    turned: np.ndarray
+    unit: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(
+        cls, rows: np.ndarray, genes: np.ndarray, signal: np.ndarray, noise: np.ndarray, unit: np.ndarray, e: Evidence
+    ) -> _Part:
+        """Solve the groups ``rows`` with covariances ``signal`` and ``noise`` [m, m]."""
+        lower = np.linalg.cholesky(noise)
+        half = scipy.linalg.solve_triangular(lower, signal, lower=True)
+        whitened = scipy.linalg.solve_triangular(lower, half.T, lower=True)
+        values, vectors = scipy.linalg.eigh((whitened + whitened.T) / 2, overwrite_a=True)
+        turn = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
+        at, values = np.ix_(rows, genes), np.maximum(values, 0.0)
+        turned = turn.astype(np.float32) @ np.where(e.own[at], np.float32(0), e.ratio[at])
+        part = cls(rows, genes, values, turn, turned, unit, _gene_scales(values, turned, unit))
+        part._leave_out(e.own[at])
+        return part
+
+    def _leave_out(self, own: np.ndarray) -> None:
+        """Give responses ``own`` [m, h] what the others predict there: as if they had not been measured."""
+        for gene in np.flatnonzero(own.any(axis=0)):
+            column = self.turn[:, own[:, gene]]
+            weighted = column / (self.scale[gene] * self.values + self.unit[gene])[:, None]
+            y = self.turned[:, gene].astype(np.float64)
+            self.turned[:, gene] = y - column @ np.linalg.solve(column.T @ weighted, weighted.T @ y)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Some genes at a time: genes and scales [h], precision of the turned responses and these times it [m, h]."""
+        for start in range(0, len(self.genes), GENES_AT_A_TIME):
+            at = slice(start, start + GENES_AT_A_TIME)
+            scale = self.scale[at].astype(np.float32)
+            precision = 1 / (scale * self.values[:, None].astype(np.float32) + self.unit[at].astype(np.float32))
+            yield self.genes[at], scale, precision, precision * self.turned[:, at]
+
+
+def _gene_scales(values: np.ndarray, turned: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """How much larger a gene's signal is than the mean gene's [h]: moments, shrunken to 1 by their own noise."""
+    signal = max(float(values.sum()), 1e-300)
+    squares = np.square(turned).sum(axis=0, dtype=np.float64)
+    found = (squares - len(values) * unit) / signal
+    # Variance of the moment where the scale is 1.
+    moments = (values**2).sum(), 2 * values.sum() * unit, len(values) * unit**2
+    variance = 2 * sum(moments) / signal**2
+    between = max(float(np.average((found - 1) ** 2 - variance, weights=1 / variance**2)), 0.0)
+    return np.maximum(1 + (found - 1) * between / (between + variance), 0.05)
