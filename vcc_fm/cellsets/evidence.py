@@ -1,4 +1,4 @@
-"""What a mixed model is fitted on: responses of training groups, and the variances of their noise at expected counts."""
+"""What a mixed model is fitted on: responses of training groups, and variances of their noise at expected counts."""
 
 from __future__ import annotations
 

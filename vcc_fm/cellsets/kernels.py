@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,23 +31,52 @@ class Kernels:
     targets: Callable[[str], Sequence[str]]
     tables: Sequence[Vectors] = ()
 
-    def coordinates(self, weights: Sequence[Weights], genes: Sequence[str]) -> list[np.ndarray]:
+    def axes(self, labels: Sequence[str]) -> list[list[str]]:
+        """Names of what has an axis of its own: target genes, then combinations if there are any."""
+        genes = sorted({gene for label in labels for gene in self.targets(label)})
+        together = sorted({_combination(self.targets(label)) for label in labels} - {""})
+        return [genes, together] if together else [genes]
+
+    def coordinates(self, weights: Sequence[Weights], axes: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Of perturbations given as weights of their target genes: [q, r] float64 each.
 
-        The first is a constant (the root mean square weight), the second has an axis for each of ``genes``, then
-        follows one a table.
+        First a constant (the root mean square weight), then those on ``axes``, then one a table.
         """
-        place = {gene: i for i, gene in enumerate(genes)}
-        own = np.zeros((len(weights), len(genes)))
-        found = [np.array([[np.sqrt(np.mean([w**2 for w in one.values()]))] for one in weights]), own]
-        for row, one in zip(own, weights, strict=True):
+        size = _size(weights)
+        found = [size[:, None], *(np.zeros((len(weights), len(names))) for names in axes)]
+        places = [{name: i for i, name in enumerate(names)} for names in axes]
+        for row, one in enumerate(weights):
             for gene, weight in one.items():
-                if gene in place:
-                    row[place[gene]] = weight
+                if gene in places[0]:
+                    found[1][row, places[0][gene]] = weight
+            if len(axes) > 1 and (together := _combination(one)) in places[1]:
+                found[2][row, places[1][together]] = size[row]
+        return found + self._on_tables(weights)
+
+    def squares(self, weights: Sequence[Weights], axes: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Squared lengths of the :meth:`coordinates` [q], as if each perturbation had axes of its own."""
+        genes = np.array([sum(w**2 for w in one.values()) for one in weights])
+        together = np.array([float(len(one) > 1) for one in weights]) * _size(weights) ** 2
+        own = [genes, together] if len(axes) > 1 else [genes]
+        return [_size(weights) ** 2, *own, *(np.square(one).sum(axis=1) for one in self._on_tables(weights))]
+
+    def _on_tables(self, weights: Sequence[Weights]) -> list[np.ndarray]:
+        found = []
         for table in self.tables:
             nothing = np.zeros(len(next(iter(table.values()))))
-            found.append(np.stack([sum((w * table.get(g, nothing) for g, w in one.items()), nothing) for one in weights]))
+            summed = [sum((w * table.get(gene, nothing) for gene, w in one.items()), nothing) for one in weights]
+            found.append(np.stack(summed))
         return found
+
+
+def _size(weights: Sequence[Weights]) -> np.ndarray:
+    return np.array([np.sqrt(np.mean(np.square(list(one.values())))) for one in weights])
+
+
+def _combination(genes: Iterable[str]) -> str:
+    """A name for several target genes in whatever order; empty for one."""
+    found = sorted(genes)
+    return "\n".join(found) if len(found) > 1 else ""
 
 
 def principal_features(vectors: Vectors, number: int) -> dict[str, np.ndarray]:
@@ -64,7 +93,9 @@ def principal_features(vectors: Vectors, number: int) -> dict[str, np.ndarray]:
     return dict(zip(vectors, scores / scale, strict=True)) if scale > 1e-12 else {}
 
 
-def coexpression(cells: CellStore, log_shares: np.ndarray, dispersion: np.ndarray, number: int) -> dict[str, np.ndarray]:
+def coexpression(
+    cells: CellStore, log_shares: np.ndarray, dispersion: np.ndarray, number: int
+) -> dict[str, np.ndarray]:
     """Loadings of all genes on what varies most between control cells, [number] each.
 
     Counts become Pearson residuals ``(x - mu) / sqrt(mu + alpha mu^2)`` around depth times the control share of the

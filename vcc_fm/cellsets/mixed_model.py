@@ -1,19 +1,20 @@
 """A mixed model of responses: the best linear unbiased prediction of any perturbation in any context.
 
-The log ratio ``y`` of group ``i`` (context, perturbation) at gene ``g`` is a signal and noise, both normal around zero:
+The log ratio ``y`` of group ``i`` (context, perturbation) at gene ``g`` is a signal and noise, both normal around 0:
 
     cov(f_ig, f_jg) = s_g K_ij,   K_ij = sum over kernels k of (a_k + b_k C_ij) X_ik . X_jk
     cov(e_ig, e_jg) = u_g R_ij,   R_ij = q_i ([i = j] / N_i + C_ij / M_i)
 
 ``C`` is 1 within a context. The coordinates ``X`` of a perturbation are those of its target genes, summed, times its
-amplitude ``A``, which is near zero where it is inert: a constant, an axis for each target gene, and vectors such as
-their proteins'. So ``a`` and ``b`` are the variances of what all perturbations do, of what one does, and of what those
-of like target genes do: everywhere, and in one context. A combination does what its single perturbations do.
+amplitude ``A``, which is near zero where it is inert: a constant, an axis for each target gene, one for each measured
+combination, and vectors such as the genes' proteins. So ``a`` and ``b`` are the variances of what all perturbations
+do, of what one does, of what a combination does beyond its single perturbations, and of what those of like target
+genes do: everywhere, and in one context.
 
 ``s_g`` is the size of a gene's signal beside the mean gene's. ``N`` is a group's depth, ``M`` that of its context's
 control cells, whose noise all groups of a context share. ``u_g q`` is the negative-binomial variance of a log ratio at
-expected counts, times the depth: at observed counts it collapses where these are few. ``q`` is how much noisier the gene is in
-the group's context; genes whose ``q`` are alike share them.
+expected counts, times the depth: at observed counts it collapses where these are few. ``q`` is how much noisier the
+gene is in the group's context; genes whose ``q`` are alike share them.
 
 So the noise of such genes is one matrix times a number, and one eigendecomposition of ``L^-1 K L^-T``, ``R = L L^T``,
 solves all of them: n^3 once and n^2 a gene, for n groups. The components ``a`` and ``b`` are those that fit the
@@ -49,7 +50,7 @@ GENES_AT_A_TIME, ROWS_AT_A_TIME = 1024, 512
 
 
 class Predicted(NamedTuple):
-    """Signals of q groups: mean and standard deviation [q, G] float32 (natural log), amplitude [q] (mean 1)."""
+    """Signals of q groups: mean and standard deviation [q, G] float32 (natural log), amplitude [q]."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -60,7 +61,8 @@ class MixedModel:
     """Fitted on training groups; predicts any.
 
     Attributes:
-        components: [kernels, 2] variances everywhere and in one context: the constant, target genes, each table.
+        components: [kernels, 2] variances everywhere and in one context: the constant, target genes, combinations
+            where there are any, each table.
         amplitude: [n] of the training groups' perturbations; root mean square 1.
         scale: [G] of the signal's variance.
     """
@@ -70,9 +72,9 @@ class MixedModel:
         self.contexts = np.array([context for context, _ in evidence.groups])
         self._names = sorted({label for _, label in evidence.groups})
         self._at = np.searchsorted(self._names, [label for _, label in evidence.groups])
-        self._genes = sorted({gene for label in self._names for gene in kernels.targets(label)})
+        self._axes = kernels.axes(self._names)
         weights = [dict.fromkeys(kernels.targets(label), 1.0) for label in self._names]
-        self._coordinates = kernels.coordinates(weights, self._genes)
+        self._coordinates = kernels.coordinates(weights, self._axes)
         self._alike = [(one @ one.T).astype(np.float32) for one in self._coordinates]
         self.amplitude = np.ones(len(evidence.groups))
         self._sizes: _Sizes | None = None
@@ -91,7 +93,7 @@ class MixedModel:
         self._decompose()
 
     def _products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean products of the responses less their noise [n, n], genes in each [n, n], mean noise of a response [n]."""
+        """Mean products of responses less their noise [n, n], genes in each [n, n], mean noise of a response [n]."""
         e = self.evidence
         chosen = evenly_spaced(np.arange(e.ratio.shape[1]), MOMENT_GENES)
         unit = np.stack([e.unit[context][chosen] for context in self.contexts]).astype(np.float32)
@@ -114,7 +116,7 @@ class MixedModel:
         return product, genes, diagonal
 
     def _bases(self, rows: np.ndarray) -> np.ndarray:
-        """Kernels between some training groups and all, everywhere and in one context: [2 kernels, rows, n] float32."""
+        """Kernels of training groups, some with all, everywhere and in one context: [2 kernels, rows, n] float32."""
         here = self.contexts[rows, None] == self.contexts
         scale = np.outer(self.amplitude[rows], self.amplitude).astype(np.float32)
         found = [alike[np.ix_(self._at[rows], self._at)] * scale for alike in self._alike]
@@ -182,7 +184,12 @@ class MixedModel:
     def _weights(self, perturbation: str) -> Weights:
         """Of its target genes: its amplitude, or of what was never measured those of its single perturbations."""
         known, targets = self._amplitudes, self.kernels.targets(perturbation)
-        return {gene: known.get(perturbation, known.get(gene, 1.0)) for gene in targets}
+        return {gene: known.get(perturbation, known.get(gene, self.mean_amplitude)) for gene in targets}
+
+    @cached_property
+    def mean_amplitude(self) -> float:
+        """Of the training perturbations, equal weight each: what one that was measured nowhere is expected to have."""
+        return float(np.mean(list(self._amplitudes.values())))
 
     def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean and standard deviation [G] float32 of one signal, and its amplitude; see :meth:`predict_groups`."""
@@ -196,10 +203,10 @@ class MixedModel:
         some training perturbation's own target, the deviation counts that response as known.
         """
         weights = [self._weights(label) for _, label in groups]
-        asked = self.kernels.coordinates(weights, self._genes)
-        tables = [sum(w**2 for w in one.values()) for one in weights]  # also of genes that have no axis
-        own = [np.square(asked[0]).sum(axis=1), np.array(tables), *(np.square(x).sum(axis=1) for x in asked[2:])]
-        variance = sum(k.sum() * size for k, size in zip(self.components, own, strict=True))
+        asked, squares = (of(weights, self._axes) for of in (self.kernels.coordinates, self.kernels.squares))
+        variance = np.zeros(len(groups))
+        for component, square in zip(self.components, squares, strict=True):
+            variance += component.sum() * square
         here = self.contexts[:, None] == np.array([context for context, _ in groups])
         across = np.zeros(here.shape)
         for (everywhere, inside), known, new in zip(self.components, self._coordinates, asked, strict=True):
@@ -210,10 +217,11 @@ class MixedModel:
         """Signals of training groups, each as if it had not been measured: what a held-out group would get.
 
         By ``k' G y - (k' G)_i (G y)_i / G_ii`` for the precision ``G`` of the responses. Components, scales and the
-        other groups' amplitudes stay; its own is that of its perturbation's other groups.
+        other groups' amplitudes stay; its own is that of its perturbation's other groups. Where a gene is the target of
+        some training perturbation, what stands in for that response (what the others predict) stays, too.
         """
         rows = np.arange(len(self.contexts)) if rows is None else rows
-        amplitude = self.amplitude[rows] if self._sizes is None else self._sizes.without(rows)
+        amplitude = self.amplitude[rows] if self._sizes is None else self._sizes.without(rows, self.mean_amplitude)
         change = amplitude / self.amplitude[rows]
         across = np.empty((len(self.contexts), len(rows)))
         for place, row in enumerate(rows):
@@ -246,17 +254,18 @@ class MixedModel:
         return Predicted(mean, np.sqrt(np.maximum(squared, 0.0)), amplitude)
 
     @cached_property
-    def log_likelihood(self) -> float:
-        """Mean log density of each response given all others, nats a value; kernels can be chosen by it."""
-        total, number = 0.0, 0
+    def log_density(self) -> np.ndarray:
+        """Log density of each group's responses given all others' [n], nats a gene; kernels can be chosen by it."""
+        total, number = np.zeros(len(self.contexts)), np.zeros(len(self.contexts))
         for part in self._parts:
             turn = part.turn.astype(np.float32)
             for genes, _, precision, weighted in part.blocks():
                 own = np.square(turn).T @ precision
                 density = 0.5 * (np.log(own) - (turn.T @ weighted) ** 2 / own - np.log(2 * np.pi))
                 there = ~self.evidence.own[np.ix_(part.rows, genes)]
-                total, number = total + float(density[there].sum(dtype=np.float64)), number + int(there.sum())
-        return total / max(number, 1)
+                total[part.rows] += (density * there).sum(axis=1, dtype=np.float64)
+                number[part.rows] += there.sum(axis=1)
+        return total / np.maximum(number, 1.0)
 
 
 @dataclass(frozen=True)
@@ -293,12 +302,12 @@ class _Sizes:
         precision = np.bincount(self.at, self.certain)
         return self._shrunken(np.bincount(self.at, self.size * self.certain), precision)[self.at]
 
-    def without(self, rows: np.ndarray) -> np.ndarray:
-        """[rows] of their perturbations, as the other groups tell; the mean, 1, where there is none."""
+    def without(self, rows: np.ndarray, unknown: float) -> np.ndarray:
+        """[rows] of their perturbations, as the other groups tell; ``unknown`` where there is none."""
         at, several = self.at[rows], np.bincount(self.at)[self.at[rows]] > 1
         total = np.bincount(self.at, self.size * self.certain)[at] - (self.size * self.certain)[rows]
         precision = np.bincount(self.at, self.certain)[at] - self.certain[rows]
-        return np.where(several, self._shrunken(total * several, precision * several), 1.0)
+        return np.where(several, self._shrunken(total * several, precision * several), unknown)
 
     def _shrunken(self, total: np.ndarray, precision: np.ndarray) -> np.ndarray:
         # The posterior mean under a normal prior; infinitely uncertain where there is nothing.
