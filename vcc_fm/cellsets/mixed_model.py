@@ -217,7 +217,7 @@ class MixedModel:
         """Signals of training groups, each as if it had not been measured: what a held-out group would get.
 
         By ``k' G y - (k' G)_i (G y)_i / G_ii`` for the precision ``G`` of the responses. Components, scales and the
-        other groups' amplitudes stay; its own is that of its perturbation's other groups. Where a gene is the target of
+        other groups' amplitudes stay; its own is that of its perturbation's other groups. Where a gene is a target of
         some training perturbation, what stands in for that response (what the others predict) stays, too.
         """
         rows = np.arange(len(self.contexts)) if rows is None else rows
@@ -372,11 +372,13 @@ class _Part:
 
 def _gene_scales(values: np.ndarray, turned: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """How much larger a gene's signal is than the mean gene's [h]: moments, shrunken to 1 by their own noise."""
-    signal = max(float(values.sum()), 1e-300)
-    squares = np.square(turned).sum(axis=0, dtype=np.float64)
-    found = (squares - len(values) * unit) / signal
+    signal = float(values.sum())
+    if signal == 0:
+        return np.ones(len(unit))
+    found = (np.square(turned).sum(axis=0, dtype=np.float64) - len(values) * unit) / signal
     # Variance of the moment where the scale is 1.
-    moments = (values**2).sum(), 2 * values.sum() * unit, len(values) * unit**2
-    variance = 2 * sum(moments) / signal**2
-    between = max(float(np.average((found - 1) ** 2 - variance, weights=1 / variance**2)), 0.0)
+    variance = 2 * ((values**2).sum() + 2 * signal * unit + len(values) * unit**2) / signal**2
+    # Weights beside the largest: squares of small numbers vanish.
+    weights = (variance.min() / variance) ** 2
+    between = max(float(np.average((found - 1) ** 2 - variance, weights=weights)), 0.0)
     return np.maximum(1 + (found - 1) * between / (between + variance), 0.05)

@@ -80,6 +80,7 @@ class ScoreConfig(Section):
             "protein-ridge",
             "expression-ridge",
             "nearest",
+            "mixed-model",
         ],
         min_length=1,
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
