@@ -11,7 +11,7 @@ from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, sto
 from vcc_fm.baselines.mixed_model import Mixed, in_size
 from vcc_fm.cellsets.evidence import Evidence, evidence_of, noise_profile
 from vcc_fm.cellsets.kernels import Kernels, coexpression, principal_features
-from vcc_fm.cellsets.mixed_model import MixedModel, Predicted
+from vcc_fm.cellsets.mixed_model import MixedModel
 
 GENES = 60
 
@@ -264,9 +264,10 @@ def test_a_combination_is_the_sum_of_its_single_perturbations():
 
 
 def test_a_prediction_has_the_size_that_the_signal_is_expected_to_have():
-    found = Predicted(np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[5.0, 5.0], [1.0, 1.0]]), np.ones(2))
-    np.testing.assert_allclose(in_size(found)[0], np.array([3.0, 4.0]) * np.sqrt(75 / 25), rtol=1e-6)
-    np.testing.assert_array_equal(in_size(found)[1], 0)
+    mean = np.array([3.0, 4.0])
+    np.testing.assert_allclose(in_size(mean, np.array([5.0, 5.0])), mean * np.sqrt(75 / 25), rtol=1e-6)
+    np.testing.assert_allclose(in_size(mean, np.array([50.0, 50.0])), 3 * mean)
+    np.testing.assert_array_equal(in_size(np.zeros(2), np.ones(2)), 0)
 
 
 def test_genes_that_go_together_in_control_cells_are_alike(tmp_path):
@@ -303,7 +304,6 @@ def test_papalexi_is_predicted_from_two_replicates(tmp_path, real_data):
     roles = {group: "test" if group in held else role for group, role in split.roles.items()}
     data = replace(data, split=replace(split, roles=roles))
     baseline = Mixed(data)
-    baseline.prepare(held, None, None)
     scores = {"mixed": [], "elsewhere": []}
     for context, label in held:
         if label in {"IFNGR1", "IFNGR2", "JAK2", "STAT1", "IRF1", "SMAD4", "CUL3", "BRD4"}:

@@ -12,7 +12,7 @@ from rich.console import Console
 from vcc_fm.baselines.baseline import Baseline
 from vcc_fm.cellsets.evidence import evidence_of
 from vcc_fm.cellsets.kernels import Kernels, Vectors, coexpression, principal_features
-from vcc_fm.cellsets.mixed_model import MixedModel, Predicted
+from vcc_fm.cellsets.mixed_model import MixedModel
 from vcc_fm.cellsets.split import assert_no_leak
 from vcc_fm.store.cells import evenly_spaced
 
@@ -20,18 +20,20 @@ WIDTHS = (4, 8, 16, 32)
 """Principal components of a table of vectors that are tried, beside a model without it; the likeliest, if clear."""
 CLEAR = 3.0
 """Standard errors; the best of several widths of vectors that say nothing gains two and a half."""
+LARGEST = 3.0
 SOME = 800
 """Training groups by which it is chosen, about."""
 
 
-def in_size(found: Predicted) -> np.ndarray:
-    """Mean signals [q, G] float32, each times one factor: its mean square is what the signal's is expected to be.
+def in_size(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Mean of a signal [G] times one factor: its mean square is then what the signal's is expected to be.
 
-    A posterior mean is shrunken by all that is not known, a perturbation that was measured nowhere most of all. A
-    score that compares sets of significant genes wants the direction in its likely size.
+    A posterior mean is shrunken by all that is not known, that of a perturbation that was measured nowhere most of
+    all. A score that compares sets of significant genes wants the direction in its likely size. The factor is at most
+    ``LARGEST``: a direction of which nearly nothing is known is not blown up.
     """
-    mean, spread = (np.square(x, dtype=np.float64).sum(axis=1, keepdims=True) for x in (found.mean, found.deviation))
-    return (found.mean * np.sqrt(1 + spread / np.maximum(mean, 1e-30))).astype(np.float32)
+    known, unknown = (np.square(x, dtype=np.float64).sum() for x in (mean, deviation))
+    return (mean * min(np.sqrt(1 + unknown / max(known, 1e-30)), LARGEST)).astype(np.float32)
 
 
 class Mixed(Baseline):
@@ -41,13 +43,14 @@ class Mixed(Baseline):
     """
 
     def prepare(self, groups: Collection[tuple[str, str]], device: torch.device, console: Console) -> None:
-        """Predict all groups at once."""
-        asked = sorted(set(groups))
-        self._found = dict(zip(asked, in_size(self.model.predict_groups(asked)), strict=True)) if asked else {}
+        """Fit the model, once for all groups."""
+        del groups, device
+        widths = [len(next(iter(table.values()))) for table in self.model.kernels.tables]
+        console.print(f"mixed-model: {len(self.model.contexts):,} training groups, widths of tables {widths}")
 
     def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
-        """Signal [G] float32 of a group that it was prepared for."""
-        mean = self._found[context, perturbation].copy()
+        """Signal [G] float32."""
+        mean = in_size(*self.model.predict(context, perturbation)[:2])
         for gene in self.data.targets(perturbation):
             if gene in self.data.axis:
                 mean[self.data.axis[gene]] = self._knock_down(context, perturbation, gene)

@@ -24,7 +24,7 @@ their own noise (empirical Bayes). Henderson, Biometrics 31:423 (1975), has the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -33,7 +33,7 @@ import numpy as np
 import scipy.linalg
 from scipy.optimize import nnls
 
-from vcc_fm.cellsets.evidence import Evidence, Group, noise_profile
+from vcc_fm.cellsets.evidence import Evidence, noise_profile
 from vcc_fm.cellsets.kernels import Kernels, Weights
 from vcc_fm.store.cells import evenly_spaced
 
@@ -192,26 +192,21 @@ class MixedModel:
         return float(np.mean(list(self._amplitudes.values())))
 
     def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray, float]:
-        """Mean and standard deviation [G] float32 of one signal, and its amplitude; see :meth:`predict_groups`."""
-        found = self.predict_groups([(context, perturbation)])
-        return found.mean[0], found.deviation[0], float(found.amplitude[0])
+        """Mean and standard deviation [G] float32 of a signal given all training responses, and its amplitude.
 
-    def predict_groups(self, groups: Sequence[Group]) -> Predicted:
-        """Signals of groups, given all training responses; a training group is given its own, too.
-
-        A gene that no training group measured has the prior's: 0, and the whole standard deviation. Where a gene is
-        some training perturbation's own target, the deviation counts that response as known.
+        A training group is given its own response, too. A gene that no training group measured has the prior's: 0, and
+        the whole standard deviation. Where a gene is some training perturbation's own target, the deviation counts
+        that response as known.
         """
-        weights = [self._weights(label) for _, label in groups]
+        weights = [self._weights(perturbation)]
         asked, squares = (of(weights, self._axes) for of in (self.kernels.coordinates, self.kernels.squares))
-        variance = np.zeros(len(groups))
-        for component, square in zip(self.components, squares, strict=True):
-            variance += component.sum() * square
-        here = self.contexts[:, None] == np.array([context for context, _ in groups])
-        across = np.zeros(here.shape)
-        for (everywhere, inside), known, new in zip(self.components, self._coordinates, asked, strict=True):
-            across += (known @ new.T)[self._at] * (everywhere + inside * here)
-        return self._solve(across * self.amplitude[:, None], variance, asked[0][:, 0])
+        across, variance, here = np.zeros(len(self.contexts)), np.zeros(1), self.contexts == context
+        parts = zip(self.components, self._coordinates, asked, squares, strict=True)
+        for (everywhere, inside), known, new, square in parts:
+            across += (known @ new[0])[self._at] * (everywhere + inside * here)
+            variance += (everywhere + inside) * square
+        mean, deviation, amplitude = self._solve((across * self.amplitude)[:, None], variance, asked[0][:, 0])
+        return mean[0], deviation[0], float(amplitude[0])
 
     def leave_one_out(self, rows: np.ndarray | None = None) -> Predicted:
         """Signals of training groups, each as if it had not been measured: what a held-out group would get.
@@ -241,7 +236,8 @@ class MixedModel:
             if without is not None:
                 there = np.flatnonzero(np.isin(without, part.rows))
                 column = part.turn[:, np.searchsorted(part.rows, without[there])].astype(np.float32)
-            for genes, scale, precision, weighted in part.blocks():
+            for genes, precision, weighted in part.blocks():
+                scale = self.scale[genes].astype(np.float32)
                 found = turned.T @ weighted
                 told = scale * (np.square(turned).T @ precision)
                 if column is not None:
@@ -259,7 +255,7 @@ class MixedModel:
         total, number = np.zeros(len(self.contexts)), np.zeros(len(self.contexts))
         for part in self._parts:
             turn = part.turn.astype(np.float32)
-            for genes, _, precision, weighted in part.blocks():
+            for genes, precision, weighted in part.blocks():
                 own = np.square(turn).T @ precision
                 density = 0.5 * (np.log(own) - (turn.T @ weighted) ** 2 / own - np.log(2 * np.pi))
                 there = ~self.evidence.own[np.ix_(part.rows, genes)]
@@ -322,52 +318,52 @@ class _Part:
     Attributes:
         rows: [m] groups, in rising order.
         genes: [h] genes.
-        values: [m] signal variance of a turned response, for a gene whose scale is 1; its noise is ``unit``.
+        scale: [h] of their signal.
         turn: [m, m], ``U' L^-1``.
-        turned: [m, h] float32 turned responses.
-        unit: [h] variance of the noise.
-        scale: [h] of the signal.
+        precision: [m, h] float32 inverse variances of the turned responses.
+        weighted: [m, h] float32, these times the turned responses.
     """
 
     rows: np.ndarray
     genes: np.ndarray
-    values: np.ndarray
-    turn: np.ndarray
-    turned: np.ndarray
-    unit: np.ndarray
     scale: np.ndarray
+    turn: np.ndarray
+    precision: np.ndarray
+    weighted: np.ndarray
 
     @classmethod
     def of(
         cls, rows: np.ndarray, genes: np.ndarray, signal: np.ndarray, noise: np.ndarray, unit: np.ndarray, e: Evidence
     ) -> _Part:
-        """Solve the groups ``rows`` with covariances ``signal`` and ``noise`` [m, m]."""
+        """Solve the groups ``rows`` with covariances ``signal`` and ``noise`` [m, m], times ``unit`` [h]."""
         lower = np.linalg.cholesky(noise)
         half = scipy.linalg.solve_triangular(lower, signal, lower=True)
-        whitened = scipy.linalg.solve_triangular(lower, half.T, lower=True)
+        whitened = scipy.linalg.solve_triangular(lower, half.T, lower=True, overwrite_b=True)
         values, vectors = scipy.linalg.eigh((whitened + whitened.T) / 2, overwrite_a=True)
         turn = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
         at, values = np.ix_(rows, genes), np.maximum(values, 0.0)
         turned = turn.astype(np.float32) @ np.where(e.own[at], np.float32(0), e.ratio[at])
-        part = cls(rows, genes, values, turn, turned, unit, _gene_scales(values, turned, unit))
-        part._leave_out(e.own[at])
-        return part
+        scale = _gene_scales(values, turned, unit)
+        precision = np.empty_like(turned)
+        for row, value in enumerate(values):
+            precision[row] = 1.0 / (scale * value + unit)
+        turned *= precision
+        _leave_out(e.own[at], turn, precision, turned)
+        return cls(rows, genes, scale, turn, precision, turned)
 
-    def _leave_out(self, own: np.ndarray) -> None:
-        """Give responses ``own`` [m, h] what the others predict there: as if they had not been measured."""
-        for gene in np.flatnonzero(own.any(axis=0)):
-            column = self.turn[:, own[:, gene]]
-            weighted = column / (self.scale[gene] * self.values + self.unit[gene])[:, None]
-            y = self.turned[:, gene].astype(np.float64)
-            self.turned[:, gene] = y - column @ np.linalg.solve(column.T @ weighted, weighted.T @ y)
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """Some genes at a time: genes and scales [h], precision of the turned responses and these times it [m, h]."""
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Some genes at a time: genes [h], and their columns of ``precision`` and ``weighted``."""
         for start in range(0, len(self.genes), GENES_AT_A_TIME):
             at = slice(start, start + GENES_AT_A_TIME)
-            scale = self.scale[at].astype(np.float32)
-            precision = 1 / (scale * self.values[:, None].astype(np.float32) + self.unit[at].astype(np.float32))
-            yield self.genes[at], scale, precision, precision * self.turned[:, at]
+            yield self.genes[at], self.precision[:, at], self.weighted[:, at]
+
+
+def _leave_out(own: np.ndarray, turn: np.ndarray, precision: np.ndarray, weighted: np.ndarray) -> None:
+    """Give responses ``own`` [m, h] what the others predict there, as if they had not been measured."""
+    for gene in np.flatnonzero(own.any(axis=0)):
+        column = turn[:, own[:, gene]]
+        there = column * precision[:, gene, None]
+        weighted[:, gene] -= there @ np.linalg.solve(column.T @ there, column.T @ weighted[:, gene])
 
 
 def _gene_scales(values: np.ndarray, turned: np.ndarray, unit: np.ndarray) -> np.ndarray:
