@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, store_of
 
-from vcc_fm.cellsets.mixed_model import Evidence, Kernels, MixedModel, principal_features
+from vcc_fm.baselines.mixed_model import Mixed, in_size
+from vcc_fm.cellsets.evidence import Evidence, evidence_of, noise_profile
+from vcc_fm.cellsets.kernels import Kernels, coexpression, principal_features
+from vcc_fm.cellsets.mixed_model import MixedModel
 
 GENES = 60
 
@@ -21,61 +25,29 @@ def features(number: int = 12, width: int = 3, seed: int = 0) -> dict[str, np.nd
     return principal_features({f"p{i}": vector for i, vector in enumerate(vectors)}, width)
 
 
-def evidence(groups, genes: int = GENES, seed: int = 1, depth: float = 3e4) -> Evidence:
-    """Noise alone; its size differs by group and gene."""
+def noise_of(groups, genes: int = GENES, seed: int = 1, depth: float = 3e4, kinds: bool = True) -> Evidence:
+    """Noise alone; its size differs by group, by gene, and by the kind of a gene in a context."""
     rng = np.random.default_rng(seed)
-    unit = rng.uniform(50, 500, genes)
+    contexts = sorted({context for context, _ in groups} | {"new"})
+    factor = rng.uniform(0.3, 3.0, (len(contexts), 3)) if kinds else np.ones((len(contexts), 3))
+    common = rng.uniform(50, 500, genes)
+    unit = {context: common * row[np.arange(genes) % 3] for context, row in zip(contexts, factor, strict=True)}
     depths = rng.uniform(0.5, 2.0, len(groups)) * depth
-    ratio = rng.normal(0, 1, (len(groups), genes)) * np.sqrt(unit / depths[:, None])
+    spread = np.stack([np.sqrt(unit[context] / n) for (context, _), n in zip(groups, depths, strict=True)])
     nothing = np.zeros((len(groups), genes), bool)
-    contexts = {context for context, _ in groups} | {"new"}
-    return Evidence(groups, ratio.astype(np.float32), ~nothing, nothing, depths, dict.fromkeys(contexts, 1e6), unit)
-
-
-def covariances(model: MixedModel, groups, amplitude: np.ndarray) -> np.ndarray:
-    """K between any groups, element by element from the definition."""
-    known, k = model.kernels.features, np.append(model.components, [0, 0])
-    found = np.zeros((len(groups), len(groups)))
-    for i, (context, label) in enumerate(groups):
-        for j, (other, other_label) in enumerate(groups):
-            here = float(context == other)
-            shared = sum(a == b for a in targets(label) for b in targets(other_label))
-            nothing = np.zeros(3)
-            one, two = (sum((known.get(g, nothing) for g in targets(x)), nothing) for x in (label, other_label))
-            terms = (1.0, here, shared, here * shared, one @ two, here * (one @ two))
-            found[i, j] = amplitude[i] * amplitude[j] * sum(a * b for a, b in zip(k, terms, strict=False))
-    return found
-
-
-def dense(model: MixedModel, asked, without: int | None = None, genes: int = GENES):
-    """Mean and standard deviation [G] of the signal of one group, gene by gene."""
-    e = model.evidence
-    groups = [*e.groups, asked]
-    amplitude = np.append(model.amplitude, model.amplitude_of(asked[1]))
-    k = covariances(model, groups, amplitude)
-    noise = np.diag(1 / e.depth)
-    noise += [[(a == b) / e.control_depth[a] for b, _ in e.groups] for a, _ in e.groups]
-    mean, deviation = np.zeros(genes), np.zeros(genes)
-    for g in range(genes):
-        rows = np.flatnonzero(e.measured[:, g])
-        rows = rows[rows != without]
-        s, u = model.scale[g], e.unit[g]
-        joint = s * k[np.ix_(rows, rows)] + u * noise[np.ix_(rows, rows)]
-        across = s * k[rows, -1]
-        y = np.where(e.own[rows, g], 0.0, e.ratio[rows, g])
-        mean[g] = across @ np.linalg.solve(joint, y)
-        deviation[g] = np.sqrt(max(s * k[-1, -1] - across @ np.linalg.solve(joint, across), 0.0))
-    return mean, deviation
+    ratio = (rng.normal(0, 1, spread.shape) * spread).astype(np.float32)
+    return Evidence(groups, ratio, ~nothing, nothing, depths, dict.fromkeys(contexts, 1e6), unit)
 
 
 GROUPS = [(context, f"p{i}") for context in ("H", "K", "T") for i in range(6) if (context, i) != ("T", 2)]
 GROUPS.append(("K", "p0+p1"))
 
 
-def drawn(groups=GROUPS, genes: int = GENES, seed: int = 2, inert: tuple[str, ...] = (), known=None) -> Evidence:
-    """Responses with a shared effect of each perturbation, one of proteins, and one of context and perturbation."""
-    rng, found = np.random.default_rng(seed), evidence(groups, genes)
-    known = features() if known is None else known
+def drawn(
+    groups=GROUPS, genes: int = GENES, seed: int = 2, inert: tuple[str, ...] = (), kinds: bool = True
+) -> Evidence:
+    """Responses with an effect of each target gene, one of its features, and one of context and perturbation."""
+    rng, found, known = np.random.default_rng(seed), noise_of(groups, genes, kinds=kinds), features()
     own = {f"p{i}": rng.normal(0, 0.5, genes) for i in range(12)}
     slope = rng.normal(0, 0.4, (3, genes))
     signal = np.zeros((len(groups), genes))
@@ -87,100 +59,255 @@ def drawn(groups=GROUPS, genes: int = GENES, seed: int = 2, inert: tuple[str, ..
     return replace(found, ratio=(found.ratio + signal).astype(np.float32))
 
 
+def covariances(model: MixedModel, groups, weights) -> np.ndarray:
+    """K between any groups, element by element from the definition; ``weights`` of each group's target genes."""
+    tables = model.kernels.tables
+    found = np.zeros((len(groups), len(groups)))
+    for i, one in enumerate(weights):
+        for j, other in enumerate(weights):
+            sizes = [np.sqrt(np.mean(np.square(list(x.values())))) for x in (one, other)]
+            constant = sizes[0] * sizes[1]
+            terms = [constant, sum(one[g] * other[g] for g in one.keys() & other.keys())]
+            if any("+" in label for _, label in model.evidence.groups):
+                terms.append(constant * (len(one) > 1 and one.keys() == other.keys()))
+            for table in tables:
+                a, b = (sum(w * table.get(g, np.zeros(3)) for g, w in x.items()) for x in (one, other))
+                terms.append(a @ b)
+            here = float(groups[i][0] == groups[j][0])
+            found[i, j] = sum((a + b * here) * x for (a, b), x in zip(model.components, terms, strict=True))
+    return found
+
+
+def joint(model: MixedModel, asked=None, weights=None) -> tuple[np.ndarray, np.ndarray]:
+    """K of the training groups (and of ``asked``, last), and the noise R [n, n, G] of the responses."""
+    e = model.evidence
+    known = [dict.fromkeys(targets(label), a) for (_, label), a in zip(e.groups, model.amplitude, strict=True)]
+    groups = [*e.groups, asked] if asked else e.groups
+    k = covariances(model, groups, [*known, weights] if asked else known)
+    unit = np.stack([e.unit[context] for context, _ in e.groups])
+    same = np.array([[a == b for b, _ in e.groups] for a, _ in e.groups])
+    each = np.eye(len(e.groups)) / e.depth[:, None] + same / np.array([[e.control_depth[c]] for c, _ in e.groups])
+    return k, each[:, :, None] * unit[:, None]
+
+
+def dense(model: MixedModel, asked, weights, without: int | None = None):
+    """Mean and standard deviation [G] of the signal of one group, gene by gene."""
+    e = model.evidence
+    k, noise = joint(model, asked, weights)
+    mean, deviation = np.zeros(e.ratio.shape[1]), np.zeros(e.ratio.shape[1])
+    for g in range(len(mean)):
+        rows = np.flatnonzero(e.measured[:, g] & ~e.own[:, g])
+        rows = rows[rows != without]
+        s, square = model.scale[g], np.ix_(rows, rows)
+        both, across = s * k[:-1, :-1][square] + noise[:, :, g][square], s * k[rows, -1]
+        mean[g] = across @ np.linalg.solve(both, e.ratio[rows, g])
+        deviation[g] = np.sqrt(max(s * k[-1, -1] - across @ np.linalg.solve(both, across), 0.0))
+    return mean, deviation
+
+
+def weights_of(model: MixedModel, label: str) -> dict[str, float]:
+    known = {name: a for (_, name), a in zip(model.evidence.groups, model.amplitude, strict=True)}
+    unknown = np.mean(list(known.values()))
+    return {gene: known.get(label, known.get(gene, unknown)) for gene in targets(label)}
+
+
 @pytest.fixture(scope="module")
 def model() -> MixedModel:
     found = drawn()
-    found.own[np.arange(len(GROUPS)), np.arange(len(GROUPS))] = True
-    return MixedModel(found, Kernels(targets, features()))
+    for row, (_, label) in enumerate(GROUPS):
+        found.own[row, [int(gene[1:]) for gene in targets(label)]] = True
+    found.ratio[found.own] = -3
+    return MixedModel(found, Kernels(targets, [features()]))
 
 
 @pytest.mark.parametrize(
     "asked", [("H", "p1"), ("T", "p2"), ("new", "p3"), ("new", "p9"), ("T", "p0+p1"), ("new", "p3+p9"), ("H", "other")]
 )
 def test_a_prediction_is_the_dense_one(model, asked):
-    mean, deviation = model.predict(*asked)
-    expected = dense(model, asked)
-    np.testing.assert_allclose(mean, expected[0], atol=2e-5)
-    np.testing.assert_allclose(deviation, expected[1], atol=2e-4)
+    mean, deviation, amplitude = model.predict(*asked)
+    weights = weights_of(model, asked[1])
+    expected = dense(model, asked, weights)
+    np.testing.assert_allclose(mean, expected[0], atol=5e-5)
+    elsewhere = ~model.evidence.own.any(axis=0)
+    np.testing.assert_allclose(deviation[elsewhere], expected[1][elsewhere], atol=1e-3)
+    assert amplitude == pytest.approx(np.sqrt(np.mean(np.square(list(weights.values())))))
+
+
+def test_noise_is_what_each_kind_of_gene_has_in_each_context(model):
+    profile = noise_profile(model.evidence)
+    for context in "HKT":
+        np.testing.assert_allclose(
+            profile.unit * profile.factor[context][profile.kind], model.evidence.unit[context], rtol=1e-6
+        )
 
 
 def test_leaving_one_out_is_fitting_without_it(model):
-    for row in (0, 7, len(GROUPS) - 1):
-        mean, _ = dense(model, GROUPS[row], without=row)
-        np.testing.assert_allclose(model.leave_one_out(row), mean, atol=2e-5)
+    rows = np.array([0, 7, len(GROUPS) - 1])
+    found, elsewhere = model.leave_one_out(rows), ~model.evidence.own.any(axis=0)
+    for place, row in enumerate(rows):
+        weights = dict.fromkeys(targets(GROUPS[row][1]), found.amplitude[place])
+        mean, deviation = dense(model, GROUPS[row], weights, without=row)
+        np.testing.assert_allclose(found.mean[place][elsewhere], mean[elsewhere], atol=1e-4)
+        # Where a target gene's own response is left out too, what stands in for it still knows the group.
+        assert np.abs(found.mean[place] - mean).max() < 0.02
+        np.testing.assert_allclose(found.deviation[place][elsewhere], deviation[elsewhere], atol=1e-3)
+    np.testing.assert_allclose(model.leave_one_out().mean[rows], found.mean, atol=1e-5)
 
 
-def test_the_likelihood_is_that_of_each_response_given_the_others(model):
-    e, total = model.evidence, []
-    k = covariances(model, GROUPS, model.amplitude)
-    noise = np.diag(1 / e.depth) + [[(a == b) / e.control_depth[a] for b, _ in GROUPS] for a, _ in GROUPS]
+def test_an_amplitude_left_out_is_that_of_the_other_contexts():
+    """A response made ten times as large moves its own leave-one-out amplitude only by what is known of all."""
+    found, row = drawn(), GROUPS.index(("H", "p3"))
+    ratio = found.ratio.copy()
+    ratio[row] *= 10
+    before, after = (MixedModel(x, Kernels(targets)) for x in (found, replace(found, ratio=ratio)))
+    assert after.amplitude[row] / before.amplitude[row] > 1.5
+    assert after.leave_one_out(np.array([row])).amplitude[0] < 1.2 * before.leave_one_out(np.array([row])).amplitude[0]
+    alone = len(GROUPS) - 1
+    assert before.leave_one_out(np.array([alone])).amplitude[0] == pytest.approx(before.mean_amplitude)
+
+
+def test_the_density_is_that_of_each_response_given_the_others():
+    model = MixedModel(drawn(), Kernels(targets, [features()]))
+    e, total = model.evidence, np.zeros(len(GROUPS))
+    k, noise = joint(model)
     for g in range(GENES):
-        joint = model.scale[g] * k + e.unit[g] * noise
-        y = np.where(e.own[:, g], 0.0, e.ratio[:, g])
-        for i in np.flatnonzero(~e.own[:, g]):
-            rest = np.delete(np.arange(len(y)), i)
-            weights = np.linalg.solve(joint[np.ix_(rest, rest)], joint[rest, i])
-            variance = joint[i, i] - weights @ joint[rest, i]
-            total.append(-0.5 * ((y[i] - weights @ y[rest]) ** 2 / variance + np.log(2 * np.pi * variance)))
-    assert model.log_likelihood == pytest.approx(np.mean(total), abs=1e-4)
+        rows = np.flatnonzero(~e.own[:, g])
+        square = np.ix_(rows, rows)
+        both = model.scale[g] * k[square] + noise[:, :, g][square]
+        precision = np.linalg.inv(both)
+        residual, variance = precision @ e.ratio[rows, g] / np.diag(precision), 1 / np.diag(precision)
+        total[rows] += -0.5 * (residual**2 / variance + np.log(2 * np.pi * variance))
+    np.testing.assert_allclose(model.log_density, total / (~e.own).sum(axis=1), atol=1e-3)
 
 
 def test_a_gene_counts_where_it_was_measured():
     found = drawn()
     found.measured[[context == "K" for context, _ in GROUPS], :20] = False
-    found.ratio[~found.measured] = 0
     found.measured[:, 5] = False
-    found.ratio[:, 5] = 0
-    model = MixedModel(found, Kernels(targets, features()))
-    mean, deviation = model.predict("new", "p3")
-    expected = dense(model, ("new", "p3"))
-    np.testing.assert_allclose(mean, expected[0], atol=2e-5)
+    found.ratio[~found.measured] = 0
+    model = MixedModel(found, Kernels(targets, [features()]))
+    mean, deviation, _ = model.predict("new", "p3")
+    expected = dense(model, ("new", "p3"), weights_of(model, "p3"))
+    np.testing.assert_allclose(mean, expected[0], atol=5e-5)
+    np.testing.assert_allclose(deviation, expected[1], atol=1e-3)
     assert mean[5] == 0
-    assert deviation[5] == deviation.max()
+    assert deviation[5] == deviation[model.scale == 1].max()
+    row = GROUPS.index(("K", "p3"))
+    left = model.leave_one_out(np.array([row]))
+    weights = dict.fromkeys(["p3"], left.amplitude[0])
+    np.testing.assert_allclose(left.mean[0], dense(model, GROUPS[row], weights, without=row)[0], atol=1e-4)
 
 
 def test_components_of_responses_drawn_from_the_model_are_found():
     groups = [(context, f"p{i}") for context in "ABCDE" for i in range(12)]
-    model = MixedModel(drawn(groups, genes=3000, known=features()), Kernels(targets, features()))
-    constant, context, shared, interaction, alike, alike_here = model.components
-    # The same perturbation elsewhere 0.25, proteins 0.16 for each of three features of mean square 1/3, own 0.09.
+    model = MixedModel(drawn(groups, genes=3000, kinds=False), Kernels(targets, [features()]))
+    (constant, context), (shared, interaction), (alike, alike_here) = model.components  # no combinations
+    # The same perturbation elsewhere 0.25, features 0.16 for each of three of mean square 1/3, the interaction 0.09.
     assert shared == pytest.approx(0.25, abs=0.06)
     assert alike == pytest.approx(0.16, abs=0.06)
     assert interaction == pytest.approx(0.09, abs=0.03)
     assert max(constant, context, alike_here) < 0.03
 
 
-def test_a_perturbation_without_an_effect_stays_near_zero():
-    groups = [(context, f"p{i}") for context in "ABC" for i in range(10)]
-    model = MixedModel(drawn(groups, genes=400, inert=("p3",)), Kernels(targets, features()))
-    assert model.amplitude_of("p3") < 0.25 < 0.7 < model.amplitude_of("p4")
-    inert, active = (np.sqrt((model.predict("new", label)[0] ** 2).mean()) for label in ("p3", "p4"))
-    assert inert < 0.1 * active
+def test_an_inert_perturbation_stays_inert():
+    model = MixedModel(drawn(genes=600, inert=("p4",)), Kernels(targets, [features()]))
+    size = {label: np.sqrt((model.predict("new", label)[0] ** 2).mean()) for label in ("p1", "p3", "p4")}
+    assert size["p4"] < 0.1 * min(size["p1"], size["p3"])
+    assert model.predict("new", "p4")[2] < 0.2 < 0.8 < model.predict("new", "p3")[2]
 
 
-def test_the_order_of_groups_means_nothing():
-    found = drawn()
-    order = np.random.default_rng(0).permutation(len(GROUPS))
-    one, other = (MixedModel(e, Kernels(targets, features())) for e in (found, found.of(order)))
-    for asked in (("T", "p2"), ("new", "p9")):
-        for first, second in zip(one.predict(*asked), other.predict(*asked), strict=True):
-            np.testing.assert_allclose(first, second, atol=1e-5)
+def test_noise_alone_predicts_next_to_nothing():
+    model = MixedModel(noise_of(GROUPS, 600), Kernels(targets, [features()]))
+    noise = np.sqrt((model.evidence.ratio**2).mean())
+    assert np.sqrt((model.predict("new", "p3")[0] ** 2).mean()) < 0.15 * noise
 
 
-@pytest.mark.parametrize("groups", [[("K", "p1")], [("K", "p1"), ("K", "p2")], [("K", "p1"), ("H", "p1")]])
-@pytest.mark.parametrize("known", [{}, features()])
-def test_few_groups_and_no_proteins_give_finite_predictions(groups, known):
-    model = MixedModel(evidence(groups), Kernels(targets, known))
-    for asked in (groups[0], ("new", "p1"), ("new", "p7")):
-        mean, deviation = model.predict(*asked)
+def test_the_order_of_groups_does_not_matter():
+    found, order = drawn(), np.random.default_rng(5).permutation(len(GROUPS))
+    one, other = (MixedModel(x, Kernels(targets, [features()])) for x in (found, found.of(order)))
+    np.testing.assert_allclose(one.components, other.components, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(one.predict("new", "p3")[0], other.predict("new", "p3")[0], atol=1e-4)
+    np.testing.assert_allclose(one.leave_one_out().mean[order], other.leave_one_out().mean, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [("H", f"p{i}") for i in range(6)],
+        [(context, "p0") for context in "HKT"],
+        [("H", "p0")],
+        [("H", "p0+p1"), ("H", "p0"), ("H", "p1"), ("H", "p2")],
+    ],
+    ids=["one context", "one perturbation", "one group", "combinations"],
+)
+def test_few_groups_are_enough(groups):
+    model = MixedModel(drawn(groups), Kernels(targets, [features()]))
+    for asked in [*groups, ("new", "p0"), ("new", "p7"), ("H", "p1+p7")]:
+        mean, deviation, _ = model.predict(*asked)
         assert np.isfinite(mean).all()
         assert np.isfinite(deviation).all()
+    left = model.leave_one_out()
+    assert np.isfinite(left.mean).all()
+    assert np.isfinite(model.log_density).all()
+    if len(groups) == 1:
+        np.testing.assert_allclose(left.mean, 0, atol=1e-6)
 
 
-def test_a_combination_does_what_its_single_perturbations_do():
-    groups = [("K", f"p{i}") for i in range(12)]
-    found = drawn(groups, genes=300)
-    model = MixedModel(found, Kernels(targets, features()))
-    both, one, two = (model.predict("K", label)[0] for label in ("p2+p5", "p2", "p5"))
-    assert np.corrcoef(both, one + two)[0, 1] > 0.95
-    assert both.std() > 0.7 * (one + two).std()
+def test_a_combination_is_the_sum_of_its_single_perturbations():
+    groups = [("H", f"p{i}") for i in range(8)]
+    evidence = drawn(groups, genes=400)
+    evidence = replace(evidence, depth=evidence.depth * 1e4, control_depth=dict.fromkeys("H", 1e12))
+    model = MixedModel(evidence, Kernels(targets))
+    both, one, other = (model.predict("H", label)[0] for label in ("p1+p2", "p1", "p2"))
+    assert np.corrcoef(both, one + other)[0, 1] > 0.98
+    assert np.polyfit(one + other, both, 1)[0] == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_prediction_has_the_size_that_the_signal_is_expected_to_have():
+    mean = np.array([3.0, 4.0])
+    np.testing.assert_allclose(in_size(mean, np.array([5.0, 5.0])), mean * np.sqrt(75 / 25), rtol=1e-6)
+    np.testing.assert_allclose(in_size(mean, np.array([50.0, 50.0])), 3 * mean)
+    np.testing.assert_array_equal(in_size(np.zeros(2), np.ones(2)), 0)
+
+
+def test_genes_that_go_together_in_control_cells_are_alike(tmp_path):
+    rng = np.random.default_rng(3)
+    program = np.exp(0.6 * rng.standard_normal((600, 1)) * np.array([1] * 4 + [0] * 8))
+    share = rng.dirichlet(np.full(12, 8.0)) * program
+    counts = draw_counts(rng, share / share.sum(axis=1, keepdims=True), rng.uniform(500, 4000, 600), 0.05)
+    data = dataset_of(store_of(tmp_path, screen(counts, "K", "1", [CONTROL] * 590 + ["a"] * 10)))
+    loadings = principal_features(coexpression(data.cells, data.log_shares, data.dispersion, 3), 1)
+    place = np.array([loadings[gene][0] for gene in data.cells.genes])
+    assert (np.sign(place[:4]) == np.sign(place[0])).all()
+    assert np.abs(place[:4]).min() > 3 * np.abs(place[4:] - np.median(place[4:])).max()
+
+
+def test_variances_are_those_of_drawn_counts(tmp_path):
+    rng = np.random.default_rng(1)
+    groups, cells, genes = 40, 50, 30
+    share = np.sort(rng.dirichlet(np.full(genes, 1.5)))
+    labels = np.concatenate([np.repeat([f"P{i}" for i in range(groups)], cells), np.full(2500, CONTROL)])
+    depth = 1000 * np.exp(0.4 * rng.standard_normal(len(labels)))
+    counts = draw_counts(rng, share, depth, 0.3)
+    data = dataset_of(store_of(tmp_path, screen(counts, "K", "1", labels, [f"g{i}" for i in range(genes)])))
+    found = evidence_of(data)
+    z = found.ratio / np.sqrt(found.unit["K"] * (1 / found.depth[:, None] + 1 / found.control_depth["K"]))
+    well = found.unit["K"] / found.depth.mean() < 0.2
+    assert well.sum() > 10
+    assert (z[:, well] ** 2).mean() == pytest.approx(1.0, abs=0.2)
+
+
+def test_papalexi_is_predicted_from_two_replicates(tmp_path, real_data):
+    data = dataset_of(store_of(tmp_path, papalexi(real_data)))
+    held = [group for group in data.responses.groups if group[0] == "rep_3"]
+    split, truth = data.split, data.responses
+    roles = {group: "test" if group in held else role for group, role in split.roles.items()}
+    data = replace(data, split=replace(split, roles=roles))
+    baseline = Mixed(data)
+    scores = {"mixed": [], "elsewhere": []}
+    for context, label in held:
+        if label in {"IFNGR1", "IFNGR2", "JAK2", "STAT1", "IRF1", "SMAD4", "CUL3", "BRD4"}:
+            measured = truth.ratio[truth.groups.index((context, label))]
+            scores["mixed"].append(np.corrcoef(baseline.log_ratio(context, label), measured)[0, 1])
+            scores["elsewhere"].append(np.corrcoef(data.responses.elsewhere(context, label), measured)[0, 1])
+    assert np.mean(scores["mixed"]) > np.mean(scores["elsewhere"]) - 0.02

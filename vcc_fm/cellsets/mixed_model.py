@@ -1,347 +1,377 @@
 """A mixed model of responses: the best linear unbiased prediction of any perturbation in any context.
 
-The log ratio ``y`` of group ``i`` (context c, perturbation p) at gene ``g`` is a signal and noise, both normal:
+The log ratio ``y`` of group ``i`` (context, perturbation) at gene ``g`` is a signal and noise, both normal around 0:
 
-    cov(f_ig, f_jg) = s_g K_ij,   K_ij = A_i A_j (k0 + k1 C_ij + k2 T_ij + k3 C_ij T_ij + k4 F_ij + k5 C_ij F_ij)
-    cov(e_ig, e_jg) = u_g R_ij,   R_ij = [i = j] / N_i + C_ij / M_c
+    cov(f_ig, f_jg) = s_g K_ij,   K_ij = sum over kernels k of (a_k + b_k C_ij) X_ik . X_jk
+    cov(e_ig, e_jg) = u_g R_ij,   R_ij = q_i ([i = j] / N_i + C_ij / M_i)
 
-``C`` is 1 within a context, ``T`` counts the target genes that two perturbations share, ``F`` is a kernel of features
-of the target genes, summed over them: a combination does what its single perturbations do. ``A`` is the amplitude of a
-perturbation, near zero where it is inert, ``s_g`` the size of a gene's signal beside the mean gene's. ``N`` is a
-group's depth and ``M`` that of its context's control cells, whose noise all groups of a context share.
-``u_g = 1 / share_g + alpha_g d`` is the negative-binomial variance of a log ratio at expected counts, times the depth;
-``d`` is the mean depth of a cell. Variances at observed counts collapse where counts are few.
+``C`` is 1 within a context. The coordinates ``X`` of a perturbation are those of its target genes, summed, times its
+amplitude ``A``, which is near zero where it is inert: a constant, an axis for each target gene, one for each measured
+combination, and vectors such as the genes' proteins. So ``a`` and ``b`` are the variances of what all perturbations
+do, of what one does, of what a combination does beyond its single perturbations, and of what those of like target
+genes do: everywhere, and in one context.
 
-The noise of all genes is one matrix times a number, so that one eigendecomposition of ``L^-1 K L^-T``, ``R = L L^T``,
-solves every gene: n^3 once and n^2 for a gene, for n groups. The components ``k`` are those that fit the products
-of responses, averaged over genes, by non-negative least squares; amplitudes are shrunken to their mean by their own
-noise. Henderson, Biometrics 31:423 (1975) for the prediction. Target genes of a perturbation take no part.
+``s_g`` is the size of a gene's signal beside the mean gene's. ``N`` is a group's depth, ``M`` that of its context's
+control cells, whose noise all groups of a context share. ``u_g q`` is the negative-binomial variance of a log ratio at
+expected counts, times the depth: at observed counts it collapses where these are few. ``q`` is how much noisier the
+gene is in the group's context; genes whose ``q`` are alike share them.
+
+So the noise of such genes is one matrix times a number, and one eigendecomposition of ``L^-1 K L^-T``, ``R = L L^T``,
+solves all of them: n^3 once and n^2 a gene, for n groups. The components ``a`` and ``b`` are those that fit the
+products of responses, averaged over genes, by non-negative least squares; amplitudes are shrunken to their mean by
+their own noise (empirical Bayes). Henderson, Biometrics 31:423 (1975), has the prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 from scipy.optimize import nnls
 
-Group = tuple[str, str]
+from vcc_fm.cellsets.evidence import Evidence, noise_profile
+from vcc_fm.cellsets.kernels import Kernels, Weights
+from vcc_fm.store.cells import evenly_spaced
 
 ROUNDS = 3
 """Amplitudes and components are estimated in turns."""
 EXPECTED = 5.0
-"""UMI that a group is expected to have of a gene whose products enter the components."""
+"""Counts that a group must be expected to have of a gene, in precision, for its products to enter the components."""
+MOMENT_GENES = 4000
+"""Genes, evenly spaced over the axis, whose products enter the components."""
 LEAST_AMPLITUDE = 0.05
 CORRELATED = 4.0
 """Genes that count as one where the size of a response is estimated: their effects are not independent."""
-GENES_AT_A_TIME = 2000
+GENES_AT_A_TIME, ROWS_AT_A_TIME = 1024, 512
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Responses and their noise.
+class Predicted(NamedTuple):
+    """Signals of q groups: mean and standard deviation [q, G] float32 (natural log), amplitude [q]."""
 
-    Attributes:
-        groups: (context, perturbation) of each row.
-        ratio: [n, G] float32 log ratios; 0 where a gene was not measured.
-        measured: [n, G] bool.
-        own: [n, G] bool, target genes.
-        depth: [n] UMI of each group's cells.
-        control_depth: context -> UMI of its control cells.
-        unit: [G] variance of a log ratio times the depth, ``u``.
-    """
-
-    groups: Sequence[Group]
-    ratio: np.ndarray
-    measured: np.ndarray
-    own: np.ndarray
-    depth: np.ndarray
-    control_depth: Mapping[str, float]
-    unit: np.ndarray
-
-    def of(self, rows: np.ndarray) -> Evidence:
-        """Of some groups alone."""
-        return Evidence(
-            [self.groups[row] for row in rows],
-            self.ratio[rows],
-            self.measured[rows],
-            self.own[rows],
-            self.depth[rows],
-            self.control_depth,
-            self.unit,
-        )
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """How alike two perturbations are.
-
-    Attributes:
-        targets: perturbation -> its target genes.
-        features: target gene -> feature vector [r]; a gene without one has none in common with any other.
-    """
-
-    targets: Callable[[str], Sequence[str]]
-    features: Mapping[str, np.ndarray]
-
-    def shared(self, one: Sequence[str], other: Sequence[str]) -> np.ndarray:
-        """Number of target genes that perturbations share, [a, b] float64."""
-        genes = sorted({gene for label in (*one, *other) for gene in self.targets(label)})
-        place = {gene: i for i, gene in enumerate(genes)}
-
-        def table(labels: Sequence[str]) -> np.ndarray:
-            rows = np.zeros((len(labels), len(genes)))
-            for row, label in zip(rows, labels, strict=True):
-                for gene in self.targets(label):
-                    row[place[gene]] += 1
-            return rows
-
-        return table(one) @ table(other).T
-
-    def alike(self, one: Sequence[str], other: Sequence[str]) -> np.ndarray:
-        """Products of the features summed over target genes, [a, b] float64."""
-        return self._summed(one) @ self._summed(other).T
-
-    def _summed(self, labels: Sequence[str]) -> np.ndarray:
-        width = len(next(iter(self.features.values()))) if self.features else 1
-        nothing = np.zeros(width)
-        return np.stack(
-            [sum((self.features.get(g, nothing) for g in self.targets(label)), nothing) for label in labels]
-        )
-
-
-def principal_features(vectors: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
-    """Leading principal components of vectors, scaled so that a gene's product with itself is 1 in the mean."""
-    if len(vectors) < 3:
-        return {}
-    table = np.stack(list(vectors.values())).astype(np.float64)
-    centred = table - table.mean(axis=0)
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    scores = (left * values)[:, :number]
-    scale = np.sqrt((scores**2).sum(axis=1).mean())
-    return dict(zip(vectors, scores / scale, strict=True)) if scale > 0 else {}
+    mean: np.ndarray
+    deviation: np.ndarray
+    amplitude: np.ndarray
 
 
 class MixedModel:
-    """Fitted on training groups; predicts any."""
+    """Fitted on training groups; predicts any.
+
+    Attributes:
+        components: [kernels, 2] variances everywhere and in one context: the constant, target genes, combinations
+            where there are any, each table.
+        amplitude: [n] of the training groups' perturbations; root mean square 1.
+        scale: [G] of the signal's variance.
+    """
 
     def __init__(self, evidence: Evidence, kernels: Kernels):
         self.evidence, self.kernels = evidence, kernels
         self.contexts = np.array([context for context, _ in evidence.groups])
-        self.labels = [label for _, label in evidence.groups]
+        self._names = sorted({label for _, label in evidence.groups})
+        self._at = np.searchsorted(self._names, [label for _, label in evidence.groups])
+        self._axes = kernels.axes(self._names)
+        weights = [dict.fromkeys(kernels.targets(label), 1.0) for label in self._names]
+        self._coordinates = kernels.coordinates(weights, self._axes)
+        self._alike = [(one @ one.T).astype(np.float32) for one in self._coordinates]
+        self.amplitude = np.ones(len(evidence.groups))
+        self._sizes: _Sizes | None = None
+        self.components = np.zeros((len(self._alike), 2))
         self._fit()
 
-    # ------------------------------------------------------------------------------------------------------- fitting
+    # Fitting
+
     def _fit(self) -> None:
-        e = self.evidence
-        n = len(e.groups)
-        self._bases: list[np.ndarray] = self._basis(self.contexts, self.labels, self.contexts, self.labels)
-        same = self.contexts[:, None] == self.contexts[None]
-        controls = np.array([1.0 / e.control_depth[context] for context in self.contexts])
-        self.noise = np.diag(1.0 / e.depth) + same * controls[:, None]
-        used = e.measured & ~e.own
-        expected = np.median(e.depth) / e.unit
-        weight = np.where(expected > EXPECTED, 1.0, 0.0)
-        if not weight.any():
-            weight = np.where(expected >= np.quantile(expected, 0.5), 1.0, 0.0)
-        # Products of responses, noise taken off, over genes that both groups measured.
-        y = np.where(used, e.ratio, 0.0) * np.sqrt(weight).astype(np.float32)
-        both = (used * weight.astype(np.float32)) @ used.T
-        noise = (used * (weight * e.unit).astype(np.float32)) @ used.T
-        both = np.maximum(both, 1e-9)
-        product = (y @ y.T).astype(np.float64) / both - self.noise * (noise / both)
-        self.amplitude = np.ones(n)
-        self.components = np.zeros(len(self._bases))
+        product, genes, noise = self._products()
         for _ in range(ROUNDS):
-            self._fit_components(product)
-            self._fit_amplitudes(product, both, noise / both)
-        self._fit_components(product)
-        signal = self._signal(self._bases, self.amplitude, self.amplitude)
-        del self._bases, product, both, noise  # as large as all that follows
-        self._decompose(signal)
+            self._fit_components(product, genes)
+            self._fit_amplitudes(product, genes, noise)
+        self._fit_components(product, genes)
+        del product
+        self._decompose()
 
-    def _basis(
-        self, contexts: np.ndarray, labels: Sequence[str], others: np.ndarray, other_labels: Sequence[str]
-    ) -> list[np.ndarray]:
-        """The kernels of the components, [a, b] each."""
-        names, other_names = sorted(set(labels)), sorted(set(other_labels))
-        at = np.searchsorted(names, labels), np.searchsorted(other_names, other_labels)
-        here = (contexts[:, None] == others[None]).astype(np.float32)
-        shared = self.kernels.shared(names, other_names).astype(np.float32)[np.ix_(*at)]
-        found = [np.ones_like(here), here, shared, here * shared]
-        if self.kernels.features:
-            alike = self.kernels.alike(names, other_names).astype(np.float32)[np.ix_(*at)]
-            found += [alike, here * alike]
-        return found
-
-    def _fit_components(self, product: np.ndarray) -> None:
-        # Least squares over all pairs by their normal equations.
-        amplitude, number = self.amplitude.astype(np.float32), len(self._bases)
-        gram, right = np.zeros((number, number)), np.zeros(number)
-        for row in range(len(product)):
-            scaled = np.stack([base[row] for base in self._bases]) * (amplitude[row] * amplitude)
-            gram += scaled.astype(np.float64) @ scaled.T
-            right += scaled @ product[row]
-        ridge = 1e-9 * np.trace(gram) / len(gram)
-        lower = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
-        self.components = nnls(lower.T, scipy.linalg.solve_triangular(lower, right, lower=True))[0]
-
-    def _fit_amplitudes(self, product: np.ndarray, genes: np.ndarray, unit: np.ndarray) -> None:
-        """One amplitude a perturbation, from the sizes of its responses, shrunken to the mean of all."""
-        prior = sum(k * np.diag(base) for k, base in zip(self.components, self._bases, strict=True))
-        if not np.all(prior > 0):
-            return  # there is no signal that a size could be told of
-        names = sorted(set(self.labels))
-        rows = np.searchsorted(names, self.labels)
-        # A response of variance a^2 k and noise v, over m genes: its mean square has variance 2 (a^2 k + v)^2 / m.
-        size, number = np.diag(product) / prior, np.diag(genes)
-        noise = np.diag(self.noise) * np.diag(unit) / prior
-        variance = 2 * (self.amplitude**2 + noise) ** 2 / np.maximum(number / CORRELATED, 1.0)
-        precision = np.bincount(rows, 1 / variance)
-        found = np.bincount(rows, size / variance) / precision
-        mean = float(np.average(found, weights=1 / (1 / precision + max(found.var(), 1e-12))))
-        between = max(float(np.average((found - mean) ** 2 - 1 / precision)), 1e-6 * mean**2)
-        shrunken = mean + (found - mean) * between / (between + 1 / precision)
-        squared = np.maximum(shrunken / max(mean, 1e-12), LEAST_AMPLITUDE**2)
-        self.amplitude = np.sqrt(squared / squared.mean())[rows]
-
-    def _decompose(self, signal: np.ndarray) -> None:
+    def _products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean products of responses less their noise [n, n], genes in each [n, n], mean noise of a response [n]."""
         e = self.evidence
-        # Genes that the same groups measured are solved together; there are as many kinds as gene panels.
-        _, first, kind = np.unique(np.packbits(e.measured, axis=0), axis=1, return_index=True, return_inverse=True)
-        self.scale = np.ones(len(e.unit))
+        chosen = evenly_spaced(np.arange(e.ratio.shape[1]), MOMENT_GENES)
+        unit = np.stack([e.unit[context][chosen] for context in self.contexts]).astype(np.float32)
+        used = e.measured[:, chosen] & ~e.own[:, chosen]
+        level = unit / e.depth[:, None].astype(np.float32)
+        precise = used & (level < 1.0 / EXPECTED)
+        if not precise.any():  # no gene is well measured: the better half
+            precise = used & (level <= (np.median(level[used]) if used.any() else 0.0))
+        precise = precise.astype(np.float32)
+        y = precise * e.ratio[:, chosen]
+        genes = precise @ precise.T
+        product = (y @ y.T) / np.maximum(genes, 1.0)
+        diagonal = np.einsum("ig,ig->i", precise, unit) / np.maximum(np.diag(genes), 1.0) / e.depth
+        for context in np.unique(self.contexts):
+            here = np.flatnonzero(self.contexts == context)
+            square = np.ix_(here, here)
+            shared = (precise[here] * unit[here]) @ precise[here].T / np.maximum(genes[square], 1.0)
+            product[square] -= shared / e.control_depth[context]
+        product[np.diag_indices(len(product))] -= diagonal
+        return product, genes, diagonal
+
+    def _bases(self, rows: np.ndarray) -> np.ndarray:
+        """Kernels of training groups, some with all, everywhere and in one context: [2 kernels, rows, n] float32."""
+        here = self.contexts[rows, None] == self.contexts
+        scale = np.outer(self.amplitude[rows], self.amplitude).astype(np.float32)
+        found = [alike[np.ix_(self._at[rows], self._at)] * scale for alike in self._alike]
+        return np.stack([base for one in found for base in (one, one * here)])
+
+    def _fit_components(self, product: np.ndarray, genes: np.ndarray) -> None:
+        """Least squares over all pairs of groups, weighted by their genes, by the normal equations."""
+        number = self.components.size
+        gram, right = np.zeros((number, number)), np.zeros(number)
+        for start in range(0, len(product), ROWS_AT_A_TIME):
+            rows = np.arange(start, min(start + ROWS_AT_A_TIME, len(product)))
+            bases = self._bases(rows).reshape(number, -1)
+            weighted = bases * genes[rows].ravel()
+            gram += weighted @ bases.T
+            right += weighted @ product[rows].ravel()
+        # With one context, say, two bases are the same; the ridge shares their variance.
+        gram += np.eye(number) * max(1e-6 * np.trace(gram) / number, 1e-300)
+        lower = np.linalg.cholesky(gram)
+        found, _ = nnls(lower.T, scipy.linalg.solve_triangular(lower, right, lower=True))
+        self.components = found.reshape(-1, 2)
+
+    def _fit_amplitudes(self, product: np.ndarray, genes: np.ndarray, noise: np.ndarray) -> None:
+        """One amplitude a perturbation; all stay 1 where nothing but noise is left of the responses."""
+        prior = np.zeros(len(product))
+        for variance, alike in zip(self.components, self._alike, strict=True):
+            prior += variance.sum() * np.diag(alike)[self._at]
+        if (prior > 0).all():
+            spread = 2 * (self.amplitude**2 + noise / prior) ** 2 / np.maximum(np.diag(genes) / CORRELATED, 1.0)
+            self._sizes = _Sizes.of(np.diag(product) / prior, 1.0 / spread, self._at)
+            self.amplitude = self._sizes.amplitude
+
+    def _decompose(self) -> None:
+        e, n = self.evidence, len(self.contexts)
+        signal = np.empty((n, n))
+        for start in range(0, n, ROWS_AT_A_TIME):
+            rows = np.arange(start, min(start + ROWS_AT_A_TIME, n))
+            signal[rows] = np.tensordot(self.components.ravel(), self._bases(rows), 1)
+        self._profile = noise_profile(e)
+        # Genes that the same groups measured, and that are noisy in the same contexts, are solved together.
+        kinds = np.vstack([np.packbits(e.measured, axis=0), self._profile.kind[None].astype(np.uint8)])
+        _, first, kind = np.unique(kinds, axis=1, return_index=True, return_inverse=True)
+        self.scale = np.ones(e.ratio.shape[1])
         self._parts = []
         for number, gene in enumerate(first):
             rows, genes = np.flatnonzero(e.measured[:, gene]), np.flatnonzero(kind.ravel() == number)
             if len(rows):
-                here = np.ix_(rows, rows) if len(rows) < len(signal) else slice(None)
-                part, self.scale[genes] = _Part.of(rows, genes, signal[here], self.noise[here], e)
+                unit = self._profile.unit[genes]
+                part = _Part.of(rows, genes, signal[np.ix_(rows, rows)], self._noise(rows, gene), unit, e)
+                self.scale[genes] = part.scale
                 self._parts.append(part)
 
-    def _signal(self, bases: list[np.ndarray], one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return np.outer(one, other) * sum(k * base for k, base in zip(self.components, bases, strict=True))
+    def _noise(self, rows: np.ndarray, gene: int) -> np.ndarray:
+        """Covariance of the noise [rows, rows] of a gene whose unit is 1."""
+        context, depth = self.contexts[rows], self.evidence.depth[rows]
+        factor = np.array([self._profile.factor[one][self._profile.kind[gene]] for one in context])
+        controls = np.array([self.evidence.control_depth[one] for one in context])
+        return np.diag(factor / depth) + (context[:, None] == context) * (factor / controls)[:, None]
 
-    # ---------------------------------------------------------------------------------------------------- predicting
+    # Predicting
+
     @cached_property
     def _amplitudes(self) -> dict[str, float]:
-        return dict(zip(self.labels, self.amplitude.tolist(), strict=True))
+        return {self._names[at]: float(a) for at, a in zip(self._at, self.amplitude, strict=True)}
 
-    def amplitude_of(self, perturbation: str) -> float:
-        """As estimated from training groups; of one that was measured nowhere the mean, 1."""
-        return self._amplitudes.get(perturbation, 1.0)
-
-    def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the signal, [G] float32 each; of a training group with its own response.
-
-        A gene that no training group measured has the prior's: 0, and the whole standard deviation.
-        """
-        across, own = self._of(context, perturbation)
-        mean, variance = np.zeros(len(self.scale)), np.full(len(self.scale), own)
-        for part in self._parts:
-            turned, scale = (part.turn @ across[part.rows]).astype(np.float32), self.scale[part.genes]
-            mean[part.genes] = scale * (turned @ part.weighted)
-            variance[part.genes] = own - scale * (turned**2 @ part.precision)
-        deviation = np.sqrt(np.maximum(self.scale * variance, 0.0))
-        return mean.astype(np.float32), deviation.astype(np.float32)
-
-    def _of(self, context: str, perturbation: str) -> tuple[np.ndarray, float]:
-        """Covariance with the training groups [n], and variance, both without the scale of a gene."""
-        amplitude = np.array([self.amplitude_of(perturbation)])
-        place = np.array([context])
-        across = self._signal(
-            self._basis(self.contexts, self.labels, place, [perturbation]), self.amplitude, amplitude
-        )[:, 0]
-        own = self._signal(self._basis(place, [perturbation], place, [perturbation]), amplitude, amplitude)
-        return across, float(own[0, 0])
-
-    def leave_one_out(self, row: int) -> np.ndarray:
-        """Mean of the signal of a training group [G] float32 as if it had not been measured; components stay.
-
-        ``S y - S_ii (G y)_i / G_ii`` for the smoother ``S = K G`` and the precision ``G`` of the responses.
-        """
-        across, _ = self._of(*self.evidence.groups[row])
-        mean = np.zeros(len(self.scale))
-        for part in self._parts:
-            turned = (part.turn @ across[part.rows]).astype(np.float32)
-            found = turned @ part.weighted
-            if row in part.rows:
-                column = part.turn[:, np.flatnonzero(part.rows == row)[0]].astype(np.float32)
-                residual = (column @ part.weighted) / (column**2 @ part.precision)
-                found -= ((turned * column) @ part.precision) * residual
-            mean[part.genes] = self.scale[part.genes] * found
-        return mean.astype(np.float32)
+    def _weights(self, perturbation: str) -> Weights:
+        """Of its target genes: its amplitude, or of what was never measured those of its single perturbations."""
+        known, targets = self._amplitudes, self.kernels.targets(perturbation)
+        return {gene: known.get(perturbation, known.get(gene, self.mean_amplitude)) for gene in targets}
 
     @cached_property
-    def log_likelihood(self) -> float:
-        """Mean leave-one-out log density of the responses, nats a value; by which kernels can be chosen."""
-        total, number = 0.0, 0
+    def mean_amplitude(self) -> float:
+        """Of the training perturbations, equal weight each: what one that was measured nowhere is expected to have."""
+        return float(np.mean(list(self._amplitudes.values())))
+
+    def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """Mean and standard deviation [G] float32 of a signal given all training responses, and its amplitude.
+
+        A training group is given its own response, too. A gene that no training group measured has the prior's: 0, and
+        the whole standard deviation. Where a gene is some training perturbation's own target, the deviation counts
+        that response as known.
+        """
+        weights = [self._weights(perturbation)]
+        asked, squares = (of(weights, self._axes) for of in (self.kernels.coordinates, self.kernels.squares))
+        across, variance, here = np.zeros(len(self.contexts)), np.zeros(1), self.contexts == context
+        parts = zip(self.components, self._coordinates, asked, squares, strict=True)
+        for (everywhere, inside), known, new, square in parts:
+            across += (known @ new[0])[self._at] * (everywhere + inside * here)
+            variance += (everywhere + inside) * square
+        mean, deviation, amplitude = self._solve((across * self.amplitude)[:, None], variance, asked[0][:, 0])
+        return mean[0], deviation[0], float(amplitude[0])
+
+    def leave_one_out(self, rows: np.ndarray | None = None) -> Predicted:
+        """Signals of training groups, each as if it had not been measured: what a held-out group would get.
+
+        By ``k' G y - (k' G)_i (G y)_i / G_ii`` for the precision ``G`` of the responses. Components, scales and the
+        other groups' amplitudes stay; its own is that of its perturbation's other groups. Where a gene is a target of
+        some training perturbation, what stands in for that response (what the others predict) stays, too.
+        """
+        rows = np.arange(len(self.contexts)) if rows is None else rows
+        amplitude = self.amplitude[rows] if self._sizes is None else self._sizes.without(rows, self.mean_amplitude)
+        change = amplitude / self.amplitude[rows]
+        across = np.empty((len(self.contexts), len(rows)))
+        for place, row in enumerate(rows):
+            across[:, place] = self.components.ravel() @ self._bases(np.array([row]))[:, 0]
+        variance = across[rows, np.arange(len(rows))] * change**2
+        return self._solve(across * change, variance, amplitude, rows)
+
+    def _solve(
+        self, across: np.ndarray, variance: np.ndarray, amplitude: np.ndarray, without: np.ndarray | None = None
+    ) -> Predicted:
+        """Signals from covariances with the responses [n, q] and variances [q]; perhaps each without one response."""
+        mean = np.zeros((across.shape[1], len(self.scale)), np.float32)
+        squared = np.outer(variance, self.scale).astype(np.float32)
         for part in self._parts:
-            back = part.turn.T.astype(np.float32)
-            for start in range(0, len(part.genes), GENES_AT_A_TIME):
-                at = slice(start, start + GENES_AT_A_TIME)
-                diagonal = back**2 @ part.precision[:, at]
-                residual = (back @ part.weighted[:, at]) / diagonal
-                density = 0.5 * (np.log(diagonal) - residual**2 * diagonal - np.log(2 * np.pi))
-                there = ~self.evidence.own[np.ix_(part.rows, part.genes[at])]
-                total, number = total + float(density[there].sum()), number + int(there.sum())
-        return total / max(number, 1)
+            turned = (part.turn @ across[part.rows]).astype(np.float32)
+            column, there = None, np.zeros(0, np.int64)
+            if without is not None:
+                there = np.flatnonzero(np.isin(without, part.rows))
+                column = part.turn[:, np.searchsorted(part.rows, without[there])].astype(np.float32)
+            for genes, precision, weighted in part.blocks():
+                scale = self.scale[genes].astype(np.float32)
+                found = turned.T @ weighted
+                told = scale * (np.square(turned).T @ precision)
+                if column is not None:
+                    own = np.square(column).T @ precision
+                    shared = (turned[:, there] * column).T @ precision
+                    found[there] -= shared * (column.T @ weighted) / own
+                    told[there] -= scale * shared**2 / own
+                mean[:, genes] = scale * found
+                squared[:, genes] -= scale * told
+        return Predicted(mean, np.sqrt(np.maximum(squared, 0.0)), amplitude)
+
+    @cached_property
+    def log_density(self) -> np.ndarray:
+        """Log density of each group's responses given all others' [n], nats a gene; kernels can be chosen by it."""
+        total, number = np.zeros(len(self.contexts)), np.zeros(len(self.contexts))
+        for part in self._parts:
+            turn = part.turn.astype(np.float32)
+            for genes, precision, weighted in part.blocks():
+                own = np.square(turn).T @ precision
+                density = 0.5 * (np.log(own) - (turn.T @ weighted) ** 2 / own - np.log(2 * np.pi))
+                there = ~self.evidence.own[np.ix_(part.rows, genes)]
+                total[part.rows] += (density * there).sum(axis=1, dtype=np.float64)
+                number[part.rows] += there.sum(axis=1)
+        return total / np.maximum(number, 1.0)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Squared amplitudes of responses, each with its precision, and what is known of all perturbations'.
+
+    Attributes:
+        size, certain: [n] estimates from each training group alone, and their precisions.
+        at: [n] perturbation of each group.
+        typical, between: mean of the squared amplitudes, and their variance.
+        mean_square: of the shrunken amplitudes, over groups.
+    """
+
+    size: np.ndarray
+    certain: np.ndarray
+    at: np.ndarray
+    typical: float
+    between: float
+    mean_square: float
+
+    @classmethod
+    def of(cls, size: np.ndarray, certain: np.ndarray, at: np.ndarray) -> _Sizes:
+        """Mean and variance by moments."""
+        precision = np.bincount(at, certain)
+        found = np.bincount(at, size * certain) / precision
+        typical = max(float(np.average(found, weights=1 / (1 / precision + found.var()))), 1e-12)
+        between = max(float(np.mean((found - typical) ** 2 - 1 / precision)), 1e-6 * typical**2)
+        free = cls(size, certain, at, typical, between, 1.0)
+        return cls(size, certain, at, typical, between, float(np.mean(free.amplitude**2)))
+
+    @property
+    def amplitude(self) -> np.ndarray:
+        """[n] of the groups' perturbations."""
+        precision = np.bincount(self.at, self.certain)
+        return self._shrunken(np.bincount(self.at, self.size * self.certain), precision)[self.at]
+
+    def without(self, rows: np.ndarray, unknown: float) -> np.ndarray:
+        """[rows] of their perturbations, as the other groups tell; ``unknown`` where there is none."""
+        at, several = self.at[rows], np.bincount(self.at)[self.at[rows]] > 1
+        total = np.bincount(self.at, self.size * self.certain)[at] - (self.size * self.certain)[rows]
+        precision = np.bincount(self.at, self.certain)[at] - self.certain[rows]
+        return np.where(several, self._shrunken(total * several, precision * several), unknown)
+
+    def _shrunken(self, total: np.ndarray, precision: np.ndarray) -> np.ndarray:
+        # The posterior mean under a normal prior; infinitely uncertain where there is nothing.
+        squared = (total + self.typical / self.between) / (precision + 1 / self.between) / self.typical
+        return np.asarray(np.sqrt(np.maximum(squared, LEAST_AMPLITUDE**2) / self.mean_square))
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Genes that the same groups measured, and these groups turned so that their responses are independent.
+    """Genes that the same groups measured alike, and these groups turned so that their responses are independent.
 
     Attributes:
-        rows: [m] groups.
+        rows: [m] groups, in rising order.
         genes: [h] genes.
-        turn: [m, m], ``U^T L^-1``.
-        precision: [m, h] float32 inverse variance of the turned responses.
+        scale: [h] of their signal.
+        turn: [m, m], ``U' L^-1``.
+        precision: [m, h] float32 inverse variances of the turned responses.
         weighted: [m, h] float32, these times the turned responses.
     """
 
     rows: np.ndarray
     genes: np.ndarray
+    scale: np.ndarray
     turn: np.ndarray
     precision: np.ndarray
     weighted: np.ndarray
 
     @classmethod
     def of(
-        cls, rows: np.ndarray, genes: np.ndarray, signal: np.ndarray, noise: np.ndarray, e: Evidence
-    ) -> tuple[_Part, np.ndarray]:
-        """Solve the groups ``rows`` with covariances ``signal`` and ``noise`` [m, m]; and the genes' scales [h]."""
+        cls, rows: np.ndarray, genes: np.ndarray, signal: np.ndarray, noise: np.ndarray, unit: np.ndarray, e: Evidence
+    ) -> _Part:
+        """Solve the groups ``rows`` with covariances ``signal`` and ``noise`` [m, m], times ``unit`` [h]."""
         lower = np.linalg.cholesky(noise)
         half = scipy.linalg.solve_triangular(lower, signal, lower=True)
-        whitened = scipy.linalg.solve_triangular(lower, half.T, lower=True)
-        values, vectors = scipy.linalg.eigh((whitened + whitened.T) / 2)
+        whitened = scipy.linalg.solve_triangular(lower, half.T, lower=True, overwrite_b=True)
+        values, vectors = scipy.linalg.eigh((whitened + whitened.T) / 2, overwrite_a=True)
         turn = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
-        at = np.ix_(rows, genes)
-        # What a knock-down does to its own target is no part of this; there the prior's mean stands in for it.
-        turned = turn.astype(np.float32) @ np.where(e.own[at], 0.0, e.ratio[at]).astype(np.float32)
-        values, unit = np.maximum(values, 0.0), e.unit[genes]
-        scale = _gene_scales(values, np.square(turned, dtype=np.float64).sum(axis=0), unit)
-        precision = np.empty(turned.shape, np.float32)
+        at, values = np.ix_(rows, genes), np.maximum(values, 0.0)
+        turned = turn.astype(np.float32) @ np.where(e.own[at], np.float32(0), e.ratio[at])
+        scale = _gene_scales(values, turned, unit)
+        precision = np.empty_like(turned)
         for row, value in enumerate(values):
             precision[row] = 1.0 / (scale * value + unit)
         turned *= precision
-        return cls(rows, genes, turn, precision, turned), scale
+        _leave_out(e.own[at], turn, precision, turned)
+        return cls(rows, genes, scale, turn, precision, turned)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Some genes at a time: genes [h], and their columns of ``precision`` and ``weighted``."""
+        for start in range(0, len(self.genes), GENES_AT_A_TIME):
+            at = slice(start, start + GENES_AT_A_TIME)
+            yield self.genes[at], self.precision[:, at], self.weighted[:, at]
 
 
-def _gene_scales(values: np.ndarray, squares: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """How much larger a gene's signal is than the mean gene's [h]: moments, shrunken to 1 by their own noise.
+def _leave_out(own: np.ndarray, turn: np.ndarray, precision: np.ndarray, weighted: np.ndarray) -> None:
+    """Give responses ``own`` [m, h] what the others predict there, as if they had not been measured."""
+    for gene in np.flatnonzero(own.any(axis=0)):
+        column = turn[:, own[:, gene]]
+        there = column * precision[:, gene, None]
+        weighted[:, gene] -= there @ np.linalg.solve(column.T @ there, column.T @ weighted[:, gene])
 
-    Args:
-        values: [m] signal variances of the turned responses, for a gene whose scale is 1; their noise is ``unit``.
-        squares: [h] sums of squares of a gene's turned responses.
-        unit: [h] noise.
-    """
+
+def _gene_scales(values: np.ndarray, turned: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """How much larger a gene's signal is than the mean gene's [h]: moments, shrunken to 1 by their own noise."""
     signal = float(values.sum())
     if signal == 0:
         return np.ones(len(unit))
-    found = (squares - len(values) * unit) / signal
+    found = (np.square(turned).sum(axis=0, dtype=np.float64) - len(values) * unit) / signal
     # Variance of the moment where the scale is 1.
     variance = 2 * ((values**2).sum() + 2 * signal * unit + len(values) * unit**2) / signal**2
     # Weights beside the largest: squares of small numbers vanish.

@@ -1,0 +1,121 @@
+"""How alike two perturbations are: by the target genes that they share, and by tables of vectors of these genes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse.linalg
+
+from vcc_fm.store.cells import CellStore, evenly_spaced
+
+COEXPRESSED_CELLS = 4000
+"""Control cells from which co-expression is taken."""
+CLIP = 10.0
+"""Largest Pearson residual of a count, in standard deviations: one odd cell makes no component."""
+
+Vectors = Mapping[str, np.ndarray]
+Weights = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Coordinates of perturbations, whose products are kernels; those of its target genes, summed.
+
+    Attributes:
+        targets: perturbation -> its target genes.
+        tables: vectors of genes, one table a kernel; a gene that a table lacks is like no other there.
+    """
+
+    targets: Callable[[str], Sequence[str]]
+    tables: Sequence[Vectors] = ()
+
+    def axes(self, labels: Sequence[str]) -> list[list[str]]:
+        """Names of what has an axis of its own: target genes, then combinations if there are any."""
+        genes = sorted({gene for label in labels for gene in self.targets(label)})
+        together = sorted({_combination(self.targets(label)) for label in labels} - {""})
+        return [genes, together] if together else [genes]
+
+    def coordinates(self, weights: Sequence[Weights], axes: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Of perturbations given as weights of their target genes: [q, r] float64 each.
+
+        First a constant (the root mean square weight), then those on ``axes``, then one a table.
+        """
+        size = _size(weights)
+        found = [size[:, None], *(np.zeros((len(weights), len(names))) for names in axes)]
+        places = [{name: i for i, name in enumerate(names)} for names in axes]
+        for row, one in enumerate(weights):
+            for gene, weight in one.items():
+                if gene in places[0]:
+                    found[1][row, places[0][gene]] = weight
+            if len(axes) > 1 and (together := _combination(one)) in places[1]:
+                found[2][row, places[1][together]] = size[row]
+        return found + self._on_tables(weights)
+
+    def squares(self, weights: Sequence[Weights], axes: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Squared lengths of the :meth:`coordinates` [q], as if each perturbation had axes of its own."""
+        genes = np.array([sum(w**2 for w in one.values()) for one in weights])
+        together = np.array([float(len(one) > 1) for one in weights]) * _size(weights) ** 2
+        own = [genes, together] if len(axes) > 1 else [genes]
+        return [_size(weights) ** 2, *own, *(np.square(one).sum(axis=1) for one in self._on_tables(weights))]
+
+    def _on_tables(self, weights: Sequence[Weights]) -> list[np.ndarray]:
+        found = []
+        for table in self.tables:
+            nothing = np.zeros(len(next(iter(table.values()))))
+            summed = [sum((w * table.get(gene, nothing) for gene, w in one.items()), nothing) for one in weights]
+            found.append(np.stack(summed))
+        return found
+
+
+def _size(weights: Sequence[Weights]) -> np.ndarray:
+    return np.array([np.sqrt(np.mean(np.square(list(one.values())))) for one in weights])
+
+
+def _combination(genes: Iterable[str]) -> str:
+    """A name for several target genes in whatever order; empty for one."""
+    found = sorted(genes)
+    return "\n".join(found) if len(found) > 1 else ""
+
+
+def principal_features(vectors: Vectors, number: int) -> dict[str, np.ndarray]:
+    """Leading principal components of vectors, scaled so that a gene's product with itself is 1 in the mean.
+
+    Empty with fewer than three vectors, or where all are the same.
+    """
+    if len(vectors) < 3:
+        return {}
+    table = np.stack(list(vectors.values())).astype(np.float64)
+    left, values, _ = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)
+    scores = (left * values)[:, :number]
+    scale = float(np.sqrt((scores**2).sum(axis=1).mean()))
+    return dict(zip(vectors, scores / scale, strict=True)) if scale > 1e-12 else {}
+
+
+def coexpression(
+    cells: CellStore, log_shares: np.ndarray, dispersion: np.ndarray, number: int
+) -> dict[str, np.ndarray]:
+    """Loadings of all genes on what varies most between control cells, [number] each.
+
+    Counts become Pearson residuals ``(x - mu) / sqrt(mu + alpha mu^2)`` around depth times the control share of the
+    cell's batch (Lause, Berens & Kobak 2021, Genome Biology 22:258), so that neither depth nor batch is a component.
+
+    Args:
+        cells: only control cells are read, at most ``COEXPRESSED_CELLS``.
+        log_shares: [number of batches, G], see :func:`control_log_shares`.
+        dispersion: [G] of control cells.
+        number: of components; as many as there can be where cells or genes are fewer.
+    """
+    rows = evenly_spaced(cells.rows(perturbation=cells.control), COEXPRESSED_CELLS)
+    mean = cells.depth[rows, None].astype(np.float32) * np.exp(log_shares)[cells.batch[rows]]
+    deviation = np.sqrt(mean + dispersion.astype(np.float32) * mean**2)
+    # A gene that the cell's batch did not measure has no mean, and no residual.
+    residual = np.clip((cells.dense(rows) - mean) / np.maximum(deviation, 1e-6), -CLIP, CLIP).astype(np.float32)
+    number = min(number, min(residual.shape) - 1)
+    if number < 1:
+        return {}
+    start = np.ones(min(residual.shape), np.float32)  # else the solver draws one
+    _, values, right = scipy.sparse.linalg.svds(residual, k=number, v0=start)
+    largest_first = np.argsort(-values)
+    return dict(zip(cells.genes, (right[largest_first].T * values[largest_first]), strict=True))
