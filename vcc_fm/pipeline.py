@@ -102,7 +102,7 @@ class PerturbationPipeline:
     @property
     def perturbations(self) -> list[str]:
         """The perturbations that were measured in training; others may be asked for."""
-        return sorted({label for _, label in self.bundle.responses.groups})
+        return sorted({label for _, label in self.bundle.expected.responses.groups})
 
     def control_cells(self, context: str) -> anndata.AnnData:
         """The control cells of a training context that were shared with the model: counts, to try it on.
@@ -169,7 +169,7 @@ class PerturbationPipeline:
             perturbations: as of a call.
             cells: as of a call.
             context: of all cells, where ``obs`` has no column ``context``. What a training perturbation did in a
-                context of the same name is not used: the model has learned to do without.
+                context of the same name is used.
             seed: of what is drawn; None is the run's.
             effect_scale: factor on predicted log ratios; None is the model's own.
             values: what ``X`` holds, as in a recipe.
@@ -246,7 +246,7 @@ class PerturbationPipeline:
             self._protein_names(),
             "learned",
             bundle.settings,
-            bundle.responses,
+            bundle.expected,
         )
 
     def _source(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, store_of
 
-from vcc_fm.baselines.mixed_model import Mixed, in_size
+from vcc_fm.baselines.mixed_model import Mixed
 from vcc_fm.cellsets.evidence import Evidence, evidence_of, noise_profile
+from vcc_fm.cellsets.expected import Expected
 from vcc_fm.cellsets.kernels import Kernels, coexpression, principal_features
 from vcc_fm.cellsets.mixed_model import MixedModel
 
@@ -90,14 +91,14 @@ def joint(model: MixedModel, asked=None, weights=None) -> tuple[np.ndarray, np.n
     return k, each[:, :, None] * unit[:, None]
 
 
-def dense(model: MixedModel, asked, weights, without: int | None = None):
+def dense(model: MixedModel, asked, weights, without: int | np.ndarray = -1):
     """Mean and standard deviation [G] of the signal of one group, gene by gene."""
     e = model.evidence
     k, noise = joint(model, asked, weights)
     mean, deviation = np.zeros(e.ratio.shape[1]), np.zeros(e.ratio.shape[1])
     for g in range(len(mean)):
         rows = np.flatnonzero(e.measured[:, g] & ~e.own[:, g])
-        rows = rows[rows != without]
+        rows = rows[~np.isin(rows, without)]
         s, square = model.scale[g], np.ix_(rows, rows)
         both, across = s * k[:-1, :-1][square] + noise[:, :, g][square], s * k[rows, -1]
         mean[g] = across @ np.linalg.solve(both, e.ratio[rows, g])
@@ -152,6 +153,18 @@ def test_leaving_one_out_is_fitting_without_it(model):
         assert np.abs(found.mean[place] - mean).max() < 0.02
         np.testing.assert_allclose(found.deviation[place][elsewhere], deviation[elsewhere], atol=1e-3)
     np.testing.assert_allclose(model.leave_one_out().mean[rows], found.mean, atol=1e-5)
+
+
+def test_leaving_a_perturbation_out_is_fitting_without_it(model):
+    rows = np.array([row for row, (_, label) in enumerate(GROUPS) if label == "p1"])
+    found, elsewhere = model.leave_together_out(rows), ~model.evidence.own.any(axis=0)
+    weights = {"p1": model.mean_amplitude}
+    for place, row in enumerate(rows):
+        mean, deviation = dense(model, GROUPS[row], weights, without=rows)
+        np.testing.assert_allclose(found.mean[place][elsewhere], mean[elsewhere], atol=1e-4)
+        np.testing.assert_allclose(found.deviation[place][elsewhere], deviation[elsewhere], atol=1e-3)
+    assert len(rows) == 3
+    assert not np.allclose(found.mean[0], model.leave_one_out(rows[:1]).mean[0], atol=1e-2)
 
 
 def test_an_amplitude_left_out_is_that_of_the_other_contexts():
@@ -264,10 +277,13 @@ def test_a_combination_is_the_sum_of_its_single_perturbations():
 
 
 def test_a_prediction_has_the_size_that_the_signal_is_expected_to_have():
-    mean = np.array([3.0, 4.0])
-    np.testing.assert_allclose(in_size(mean, np.array([5.0, 5.0])), mean * np.sqrt(75 / 25), rtol=1e-6)
-    np.testing.assert_allclose(in_size(mean, np.array([50.0, 50.0])), 3 * mean)
-    np.testing.assert_array_equal(in_size(np.zeros(2), np.ones(2)), 0)
+    def in_size(mean, deviation):
+        return Expected(np.array(mean, np.float32), np.array(deviation, np.float32)).in_size
+
+    # The target gene, whose deviation is 0, has its own size.
+    np.testing.assert_allclose(in_size([3, 4, 9], [5, 5, 0]), [3 * 3**0.5, 4 * 3**0.5, 9], rtol=1e-6)
+    np.testing.assert_allclose(in_size([3, 4], [50, 50]), [6, 8])
+    np.testing.assert_array_equal(in_size([0, 0], [1, 1]), 0)
 
 
 def test_genes_that_go_together_in_control_cells_are_alike(tmp_path):
@@ -290,7 +306,7 @@ def test_variances_are_those_of_drawn_counts(tmp_path):
     depth = 1000 * np.exp(0.4 * rng.standard_normal(len(labels)))
     counts = draw_counts(rng, share, depth, 0.3)
     data = dataset_of(store_of(tmp_path, screen(counts, "K", "1", labels, [f"g{i}" for i in range(genes)])))
-    found = evidence_of(data)
+    found = evidence_of(data.cells, data.responses, data.log_shares, data.dispersion)
     z = found.ratio / np.sqrt(found.unit["K"] * (1 / found.depth[:, None] + 1 / found.control_depth["K"]))
     well = found.unit["K"] / found.depth.mean() < 0.2
     assert well.sum() > 10

@@ -10,7 +10,6 @@ from vcc_fm.baselines.additive import Additive
 from vcc_fm.cellsets.dispersion import control_dispersion
 from vcc_fm.cellsets.profiles import BATCH_PRIOR, control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses
-from vcc_fm.cellsets.sampler import Assembler, Vocabulary
 from vcc_fm.cellsets.split import Split
 
 
@@ -315,14 +314,11 @@ def test_a_combination_is_the_sum_of_its_singles():
     assert known.additive("K", ["X", "Y"]) is None
 
 
-def test_the_decoder_and_the_baseline_know_a_combination_by_its_singles(tmp_path):
+def test_the_baseline_knows_a_combination_by_its_singles(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.array([CONTROL, "A", "B", "A+B"])[np.arange(80) % 4]
     store = store_of(tmp_path, screen(rng.poisson(9.0, (80, 4)), "K", "1", labels, ["A", "B", "C", "D"]))
     data = dataset_of(store, {("K", "A+B"): "test"})
     expected = data.responses.additive("K", ["A", "B"])
     np.testing.assert_array_equal(Additive(data).log_ratio("K", "A+B"), expected)
-    assembler = Assembler(data, Vocabulary((), (), ()), 4, response=True)
-    np.testing.assert_array_equal(assembler.response_of("K", "A+B"), expected)
-    assert assembler.response_of("K", "A") is None
     np.testing.assert_array_equal(Additive(data).log_ratio("K", "A"), data.responses.mean_response("K", "A"))

@@ -223,13 +223,16 @@ def test_a_batch_holds_what_its_sets_say(data):
             vector = {"a": [0, 1, 1], "b": [1, 1, 1], "z": [0, 0, 0]}[symbol]
             assert (batch.target_gene_BP[i, j], batch.target_code_BP[i, j]) == (position, code)
             assert batch.target_vector_BPV[i, j].tolist() == vector
-        expected = None if one.hide_response else data.responses.elsewhere(one.context, one.perturbation)
-        assert bool(batch.response_known_B[i]) == (expected is not None)
-        np.testing.assert_array_equal(batch.response_BG[i], np.zeros(4) if expected is None else expected)
+        expected = data.expected.left_out(one.context, one.perturbation, one.hide_response)
+        np.testing.assert_array_equal(batch.response_BG[i], expected.mean)
+        np.testing.assert_array_equal(batch.deviation_BG[i], expected.deviation)
+        assert batch.power_B[i] == pytest.approx(expected.power)
         assert batch.noise_seed_B[i] == one.noise_seed
-    assert batch.response_known_B.any()
+    assert (batch.response_BG != 0).any()
     assert (batch.batch_code_BS > 0).any()
-    assert not Assembler(data, VOCABULARY, size, response=False).assemble(sets).response_known_B.any()
+    without = Assembler(data, VOCABULARY, size, response=False).assemble(sets)
+    assert (without.response_BG == 0).all()
+    assert (without.deviation_BG == 1).all()
 
 
 def test_counts_that_travel_sparse_arrive_the_same(data):

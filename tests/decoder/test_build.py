@@ -70,7 +70,7 @@ def test_genes_contexts_and_batches_are_matched_by_name(tiny_run: Recipe, data: 
     base.context_code = torch.nn.Embedding(3, base.context_code.embedding_dim)
     moved, _ = adopt(base, tiny_run.decoder, data)
     genes = data.cells.genes
-    assert torch.equal(moved.head.mean_response[5], base.head.mean_response[base.config.genes.index(genes[5])])
+    assert torch.equal(moved.gene_factors.free[5], base.gene_factors.free[base.config.genes.index(genes[5])])
     assert torch.equal(moved.gene_factors.free[1], base.gene_factors.free[-2])
     assert moved.gene_factors.free[0].abs().sum() == 0, "a gene that the base never saw starts from its protein alone"
     assert torch.equal(moved.context_code.weight[2], base.context_code.weight[2])

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel
 
 from vcc_fm.cellsets.batch import Batch, _each
+from vcc_fm.cellsets.expected import Expected
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.model import PerturbationDecoder
 
@@ -83,7 +84,8 @@ def make_batch(seed: int = 0) -> Batch:
         context_code_B=torch.tensor([1, 2, 0]),
         batch_code_BS=torch.randint(0, 3, (SETS, CELLS), generator=generator),
         response_BG=normal(SETS, GENES) * torch.tensor([1.0, 0.0, 1.0])[:, None],
-        response_known_B=torch.tensor([True, False, True]),
+        deviation_BG=torch.rand(SETS, GENES, generator=generator) + 0.1,
+        power_B=torch.tensor([20.0, 0.0, 1e3]),
         null_ratio_BG=torch.ones(SETS, GENES),
         noise_seed_B=torch.arange(SETS),
         counts_BSG=counts * mask[..., None] * torch.isfinite(log_share),
@@ -94,24 +96,24 @@ def make_batch(seed: int = 0) -> Batch:
 @torch.no_grad()
 def test_the_order_of_cells_and_targets_does_not_matter(kind: str) -> None:
     decoder, batch = make_decoder(kind), make_batch()
-    plain = decoder(batch).delta_BSG
+    plain = decoder(batch).delta_BG
     order = torch.tensor([4, 2, 0, 3, 1])
     per_cell = ("cells_BSE", "cell_mask_BS", "control_depth_BS", "profile_BS", "batch_code_BS")
     shuffled = replace(batch, **{name: getattr(batch, name)[:, order] for name in per_cell})
-    torch.testing.assert_close(decoder(shuffled).delta_BSG, plain[:, order], rtol=0, atol=2e-5)
+    torch.testing.assert_close(decoder(shuffled).delta_BG, plain, rtol=0, atol=2e-5)
     per_target = ("target_vector_BPV", "target_code_BP", "target_mask_BP", "target_gene_BP")
     swapped = replace(batch, **{name: getattr(batch, name).flip(1) for name in per_target})
-    torch.testing.assert_close(decoder(swapped).delta_BSG, plain, rtol=0, atol=2e-5)
+    torch.testing.assert_close(decoder(swapped).delta_BG, plain, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
 @torch.no_grad()
-def test_every_cell_sees_every_other(kind: str) -> None:
+def test_every_cell_counts(kind: str) -> None:
     decoder, batch = make_decoder(kind), make_batch()
     changed = batch.cells_BSE.clone()
-    changed[0, 4] += 1.0
-    difference = (decoder(replace(batch, cells_BSE=changed)).delta_BSG - decoder(batch).delta_BSG).abs().amax(-1)
-    assert (difference[0] > 1e-5).all(), "a causal mask hides the last cell from the first"
+    changed[0, 4] += 1.0  # the last token
+    difference = (decoder(replace(batch, cells_BSE=changed)).delta_BG - decoder(batch).delta_BG).abs().amax(-1)
+    assert difference[0] > 1e-5, "a causal mask hides it from the set token"
     assert (difference[1:] == 0).all()
 
 
@@ -119,22 +121,21 @@ def test_every_cell_sees_every_other(kind: str) -> None:
 @torch.no_grad()
 def test_padding_counts_nowhere(kind: str) -> None:
     decoder, batch = make_decoder(kind), make_batch()
-    plain = decoder(batch).delta_BSG
+    plain = decoder(batch).delta_BG
     cells = batch.cells_BSE.clone()
     cells[1, 3:] = 1e3
     vectors = batch.target_vector_BPV.clone()
     vectors[1:, 1] = 1e3
-    touched = decoder(replace(batch, cells_BSE=cells, target_vector_BPV=vectors)).delta_BSG
-    torch.testing.assert_close(touched[1, :3], plain[1, :3], rtol=0, atol=1e-5)
-    torch.testing.assert_close(touched[[0, 2]], plain[[0, 2]], rtol=0, atol=1e-5)
+    touched = decoder(replace(batch, cells_BSE=cells, target_vector_BPV=vectors)).delta_BG
+    torch.testing.assert_close(touched, plain, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_set_does_not_depend_on_its_neighbours() -> None:
     decoder, batch = make_decoder(), make_batch()
-    together = decoder(batch).delta_BSG
+    together = decoder(batch).delta_BG
     for i in range(SETS):
-        alone = decoder(set_alone(batch, i)).delta_BSG
+        alone = decoder(set_alone(batch, i)).delta_BG
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
 
 
@@ -149,25 +150,33 @@ def test_shares_sum_to_one_over_measured_genes_and_scale_zero_is_the_control() -
 
 
 @pytest.mark.parametrize(
-    "field", ["target_vector_BPV", "context_code_B", "batch_code_BS", "response_BG", "cells_BSE", "control_depth_BS"]
+    "field",
+    [
+        "target_vector_BPV",
+        "context_code_B",
+        "batch_code_BS",
+        "response_BG",
+        "deviation_BG",
+        "cells_BSE",
+        "control_depth_BS",
+    ],
 )
 @torch.no_grad()
 def test_every_input_is_used(field: str) -> None:
     decoder, batch = make_decoder(), make_batch()
     value = getattr(batch, field)
     changed = (value + 1) % 3 if value.dtype == torch.long else value * 1.5 + 0.1
-    assert (decoder(replace(batch, **{field: changed})).delta_BSG - decoder(batch).delta_BSG).abs().max() > 1e-4
+    assert (decoder(replace(batch, **{field: changed})).delta_BG - decoder(batch).delta_BG).abs().max() > 1e-4
 
 
 @torch.no_grad()
 def test_a_gene_never_seen_is_predicted_from_its_protein() -> None:
     decoder, batch = make_decoder(), make_batch()
     decoder.gene_factors.free[3] = 0.0
-    decoder.head.mean_response[3] = 0.0
     batch = replace(batch, response_BG=torch.zeros_like(batch.response_BG))
-    assert decoder(batch).delta_BSG[..., 3].abs().max() > 1e-3
+    assert decoder(batch).delta_BG[..., 3].abs().max() > 1e-3
     decoder.gene_factors.vector_GV[3] = 0.0
-    assert decoder(batch).delta_BSG[..., 3].abs().max() == 0.0
+    assert decoder(batch).delta_BG[..., 3].abs().max() == 0.0
 
 
 @torch.no_grad()
@@ -178,15 +187,15 @@ def test_a_target_without_a_vector_is_known_by_its_learned_one_alone() -> None:
     vector_BPV = batch.target_vector_BPV.clone()
     vector_BPV[0, 0] = 0.0
     batch = replace(batch, target_code_BP=code_BP, target_vector_BPV=vector_BPV)
-    none = decoder(batch).delta_BSG
+    none = decoder(batch).delta_BG
     vector_BPV[0, 0] = average = torch.linspace(-1.0, 1.0, PROTEIN)
     decoder.protein_scaling.mean.copy_(average)
     vector_BPV[0, 1] += average
     vector_BPV[1:] += average
-    torch.testing.assert_close(decoder(batch).delta_BSG, none)
+    torch.testing.assert_close(decoder(batch).delta_BG, none)
     vector_BPV[0, 0] = 0.0
-    torch.testing.assert_close(decoder(batch).delta_BSG, none)
-    assert (decoder(replace(batch, target_code_BP=0 * code_BP)).delta_BSG - none)[0].abs().max() > 1e-3
+    torch.testing.assert_close(decoder(batch).delta_BG, none)
+    assert (decoder(replace(batch, target_code_BP=0 * code_BP)).delta_BG - none)[0].abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -194,12 +203,12 @@ def test_a_target_may_have_both_a_protein_and_a_learned_vector() -> None:
     decoder, batch = make_decoder(), make_batch()
     both = replace(batch, target_code_BP=torch.ones_like(batch.target_code_BP))
     without = replace(both, target_vector_BPV=0 * batch.target_vector_BPV)
-    assert (decoder(both).delta_BSG - decoder(batch).delta_BSG).abs().max() > 1e-3
-    assert (decoder(both).delta_BSG - decoder(without).delta_BSG).abs().max() > 1e-3
+    assert (decoder(both).delta_BG - decoder(batch).delta_BG).abs().max() > 1e-3
+    assert (decoder(both).delta_BG - decoder(without).delta_BG).abs().max() > 1e-3
 
 
 @torch.no_grad()
-def test_a_new_head_repeats_the_response_of_other_contexts() -> None:
+def test_a_new_head_repeats_the_expected_response_in_its_size() -> None:
     torch.manual_seed(0)
     config = PerturbationDecoderConfig(
         backbone={**BACKBONES["llama"], "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 1},
@@ -207,8 +216,27 @@ def test_a_new_head_repeats_the_response_of_other_contexts() -> None:
         protein_width=PROTEIN, gene_rank=4,
     )  # fmt: skip
     batch = make_batch()
-    delta = PerturbationDecoder(config).eval()(batch).delta_BSG
-    torch.testing.assert_close(delta, batch.response_BG[:, None].expand_as(delta))
+    batch.deviation_BG[:, 2] = 0.0  # a target gene has no part in sizes
+    decoder = PerturbationDecoder(config).eval()
+    torch.testing.assert_close(decoder(batch).delta_BG, batch.response_BG)
+    expected = [Expected(m.numpy(), s.numpy()) for m, s in zip(batch.response_BG, batch.deviation_BG, strict=True)]
+    batch = replace(batch, power_B=torch.tensor([one.power for one in expected]))
+    for found, one in zip(decoder(batch, in_size=True).delta_BG, expected, strict=True):
+        torch.testing.assert_close(found, torch.from_numpy(one.in_size))
+
+
+@torch.no_grad()
+def test_what_is_learned_counts_as_far_as_it_is_trusted_and_the_response_is_unsure() -> None:
+    decoder, batch = make_decoder(), make_batch()
+    batch.target_gene_BP.fill_(-1)
+    sure = replace(batch, deviation_BG=0 * batch.deviation_BG)
+    beyond = decoder(sure).delta_BG / sure.response_BG  # the gate alone
+    torch.testing.assert_close(beyond[0], beyond[0, :1].expand(GENES))
+    full = decoder(batch).delta_BG - batch.response_BG
+    decoder.config.trust = 0.25
+    torch.testing.assert_close(decoder(batch).delta_BG, batch.response_BG + 0.25 * full)
+    decoder.config.trust = 0.0
+    torch.testing.assert_close(decoder(batch).delta_BG, batch.response_BG)
 
 
 def test_a_decoder_saved_is_the_decoder_loaded(tmp_path: Any) -> None:

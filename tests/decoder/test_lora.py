@@ -65,13 +65,13 @@ def test_every_kind_starts_at_its_base_and_merges_into_what_it_was(kind: dict[st
     base, batch = make_decoder().eval(), make_batch()
     model = adapted(r=4, alpha=8, **kind).eval()
     with torch.no_grad():
-        torch.testing.assert_close(model(batch).delta_BSG, base(batch).delta_BSG, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(batch).delta_BG, base(batch).delta_BG, rtol=0, atol=1e-6)
         for name, value in model.named_parameters():
             if "lora_B" in name:
                 value.normal_(std=0.1)
-        moved = model(batch).delta_BSG
-        assert (moved - base(batch).delta_BSG).abs().max() > 1e-3
-        torch.testing.assert_close(model.merge_and_unload()(batch).delta_BSG, moved, rtol=0, atol=1e-5)
+        moved = model(batch).delta_BG
+        assert (moved - base(batch).delta_BG).abs().max() > 1e-3
+        torch.testing.assert_close(model.merge_and_unload()(batch).delta_BG, moved, rtol=0, atol=1e-5)
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.groups import training_groups
-from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
+from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.losses import SetLosses
@@ -30,7 +28,6 @@ from vcc_fm.run.layout import Layout
 from vcc_fm.training import loop
 from vcc_fm.training.accelerator import make_accelerator
 from vcc_fm.training.checkpoint import read_log
-from vcc_fm.training.phase import Situations
 
 Tiny = Callable[..., tuple[Recipe, Dataset]]
 ROOT = Path(__file__).parents[2]
@@ -154,51 +151,8 @@ def test_one_step_is_harmless(tiny: Tiny) -> None:
     sampler = SetSampler(data, data.split.groups("train"), 6, 0)
     batch = Assembler(data, vocabulary_of(decoder.config), 6, True).assemble([sampler[i] for i in range(8)])
     with torch.no_grad():
-        learned = decoder(batch).delta_BSG - batch.response_BG[:, None]
+        learned = decoder(batch).delta_BG - batch.response_BG
     assert 0 < learned.abs().max() < 0.02
-
-
-def test_validation_shows_what_the_test_asks_for(tiny: Tiny) -> None:
-    recipe, data = tiny(validation=True)
-    assembler = Assembler(data, Vocabulary((), (), ()), 6, True)
-    known = [assembler.knows(*group) for group in data.split.groups("validation")]
-    assert all(known)
-    for group in data.split.groups("validation"):
-        assert assembler.response_of(*group) is not None
-    # Half of the test groups have no known response: half of the validation sets must do without theirs.
-    assert Situations(1.0, 1.0, 0.5).hidden == 0.5
-    assert Situations(1.0, 0.8, 0.2).hidden == pytest.approx(0.75)
-    assert Situations(0.5, 0.2, 0.8).hidden == Situations(0.0, 0.0, 1.0).hidden == 0.0
-    hiding = replace(data.split, roles={g: "test" if r == "validation" else r for g, r in data.split.roles.items()})
-    training = training_groups(hiding, recipe.pretrain, data.cells.contexts, "pretrain")
-    found = Situations.of(replace(data, split=hiding), training, assembler)
-    assert (found.training, found.validation, found.test) == (1.0, 0.0, 1.0)
-    assert "100% of the test groups have a known response, no validation group" in found.notes(True, 0.3)[0]
-    assert "the decoder repeats it" in found.notes(False, 0.3)[1]
-    assert "decoder.response_dropout above 0" in Situations(1.0, 1.0, 0.9).notes(True, 0.0)[0]
-    assert Situations(1.0, 1.0, 0.9).notes(True, 0.3) == Situations(0.0, 0.0, 0.0).notes(False, 0.0) == []
-
-
-def test_a_response_is_repeated_where_training_had_none(tiny: Tiny) -> None:
-    # One context trains: what is learned there is each perturbation's whole effect. Added to a response that is known
-    # elsewhere, the effect would count twice.
-    recipe, data = tiny("pretrain.contexts=[a]", "pretrain.steps=40", "pretrain.lr=0.02")
-    alone = {group: role if group[0] != "b" else "test" for group, role in data.split.roles.items()}
-    alone = {group: role if group[0] != "c" else "unused" for group, role in alone.items()}
-    data = replace(data, split=replace(data.split, roles=alone))
-    trained(recipe, data)
-    decoder = PerturbationDecoder.from_pretrained(Layout(recipe).decoder(0, "pretrain").path).eval()
-    assert not decoder.config.trained_on_responses
-    assembler = Assembler(data, vocabulary_of(decoder.config), 6, True)
-    for role, known in (("test", True), ("train", False)):
-        sampler = SetSampler(data, data.split.groups(role), 6, 0)
-        batch = assembler.assemble([sampler[i] for i in range(6)])
-        assert bool(batch.response_known_B.all()) == bool(batch.response_known_B.any()) == known
-        with torch.no_grad():
-            learned = decoder(batch).delta_BSG - batch.response_BG[:, None]
-        assert (learned.abs().max() > 0.05) != known
-        if known:
-            assert learned.abs().max() == 0
 
 
 def test_adaptation_moves_adapters_and_head_and_leaves_the_base_alone(tiny: Tiny) -> None:
@@ -249,7 +203,7 @@ def test_a_saved_adapter_reloads_to_equal_outputs(tiny: Tiny) -> None:
     sampler = SetSampler(data, data.split.groups("train"), 6, 0)
     batch = Assembler(data, vocabulary_of(merged.config), 6, True).assemble([sampler[i] for i in range(4)])
     with torch.no_grad():
-        outputs = [model(batch).delta_BSG for model in (merged, adapted, base)]
+        outputs = [model(batch).delta_BG for model in (merged, adapted, base)]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-5)
     assert (outputs[0] - outputs[2]).abs().max() > 1e-2, "adaptation changed nothing"
     adapter = layout.decoder(0, "train").path / "adapter"

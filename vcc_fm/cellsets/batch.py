@@ -59,8 +59,9 @@ class Batch:
         target_gene_BP: int64, position of the target gene on the gene axis, -1 where it is not on it.
         context_code_B: int64, learned code of the context; 0 when unknown or hidden.
         batch_code_BS: int64, learned code of the technical batch; 0 when unknown or hidden.
-        response_BG: log ratio of the same perturbation in other contexts; 0 where none is known.
-        response_known_B: bool.
+        response_BG: log ratio that is expected of the perturbation, see ``Expected``; 0 where not asked for.
+        deviation_BG: its posterior standard deviation, 0 at the target genes; 1 where not asked for.
+        power_B: expected square of the response, summed over all genes but the targets.
         null_ratio_BG: what the likelihood expects of control cells over the control profile; see ``null_ratios``.
         noise_seed_B: int64, seed of the noise that the energy distance draws for a set.
         counts_BSG: measured counts, cell by cell of the same batch as the control; None when predicting, or before
@@ -80,7 +81,8 @@ class Batch:
     context_code_B: torch.Tensor
     batch_code_BS: torch.Tensor
     response_BG: torch.Tensor
-    response_known_B: torch.Tensor
+    deviation_BG: torch.Tensor
+    power_B: torch.Tensor
     null_ratio_BG: torch.Tensor
     noise_seed_B: torch.Tensor
     counts_BSG: torch.Tensor | None = None
@@ -105,7 +107,8 @@ class Batch:
     def not_finite(self) -> list[str]:
         """Names of the fields that hold NaN or infinity; a log share of -inf says that a gene was not measured."""
         values = {name: getattr(self, name) for name in ("cells_BSE", "control_depth_BS", "target_vector_BPV")}
-        values |= {"response_BG": self.response_BG, "log_share_BSG": self.log_share_BSG.exp()}
+        values |= {"response_BG": self.response_BG, "deviation_BG": self.deviation_BG}
+        values |= {"log_share_BSG": self.log_share_BSG.exp()}
         return [name for name, value in values.items() if not torch.isfinite(value).all()]
 
     def __len__(self) -> int:

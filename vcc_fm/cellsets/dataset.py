@@ -10,9 +10,12 @@ from typing import Literal
 import numpy as np
 
 from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
+from vcc_fm.cellsets.evidence import evidence_of
+from vcc_fm.cellsets.expected import WIDTHS, ExpectedResponses, likely_tables
+from vcc_fm.cellsets.kernels import Vectors, coexpression
 from vcc_fm.cellsets.profiles import control_log_shares
 from vcc_fm.cellsets.responses import Responses, estimate_responses, own_genes
-from vcc_fm.cellsets.split import Split
+from vcc_fm.cellsets.split import Split, assert_no_leak
 from vcc_fm.cellsets.targets import require_vectors, targets_of
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.embed import CellEncoderSettings
@@ -42,8 +45,8 @@ class Dataset:
     """What becomes of a target gene without a protein vector."""
     cell_encoder: CellEncoderSettings | None = None
     """What made the cell vectors, for a baseline that decodes them."""
-    saved_responses: Responses | None = None
-    """Those that a model was trained with, where its training cells are not here."""
+    saved: ExpectedResponses | None = None
+    """What a model was trained with, where its training cells are not here."""
 
     def __post_init__(self) -> None:
         if len(self.cell_vectors.keys) != len(self.cells) or (self.cell_vectors.keys != self.cells.barcodes).any():
@@ -69,10 +72,28 @@ class Dataset:
     @cached_property
     def responses(self) -> Responses:
         """Of the training groups, see :func:`estimate_responses`."""
-        if self.saved_responses is not None:
-            return self.saved_responses
+        if self.saved is not None:
+            return self.saved.responses
         own = own_genes(self.cells.labels, self.separator, self.cells.genes)
         return estimate_responses(self.cells, self.split, self.log_shares, self.dispersion, own)
+
+    @cached_property
+    def expected(self) -> ExpectedResponses:
+        """What a mixed model of the training groups' responses expects of any group."""
+        if self.saved is not None:
+            return self.saved
+        assert_no_leak(self.split, self.responses.groups, self.cells.control, "expected responses")
+        evidence = evidence_of(self.cells, self.responses, self.log_shares, self.dispersion)
+        tables = likely_tables(evidence, self.targets, self.likeness())
+        return ExpectedResponses(self.responses, evidence, self.targets, tables, self.axis)
+
+    def likeness(self) -> dict[str, Vectors]:
+        """Vectors of genes by which perturbations may be alike; a table of your own is one line more."""
+        vectors = self.protein_vectors.vectors
+        return {
+            "proteins": {gene: np.asarray(vectors[row]) for gene, row in self.protein_rows.items()},
+            "co-expression": coexpression(self.cells, self.log_shares, self.dispersion, max(WIDTHS)),
+        }
 
     @cached_property
     def control_rows(self) -> dict[int, np.ndarray]:

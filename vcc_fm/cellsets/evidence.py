@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.responses import Responses
+from vcc_fm.store.cells import CellStore
 
 Group = tuple[str, str]
 
@@ -54,14 +55,13 @@ class Evidence:
         )
 
 
-def evidence_of(data: Dataset) -> Evidence:
-    """Of the training groups of ``data``.
+def evidence_of(cells: CellStore, responses: Responses, log_shares: np.ndarray, dispersion: np.ndarray) -> Evidence:
+    """Of training groups.
 
     The variance of a log ratio at expected counts ``E = depth x share`` is ``1 / E + alpha sum(d^2) / sum(d)^2`` over
     cells of depth ``d``; times the depth it is ``1 / share + alpha sum(d^2) / sum(d)``, where the last factor is taken
     from the context's control cells.
     """
-    cells, responses = data.cells, data.responses
     own = np.zeros(responses.ratio.shape, bool)
     for row, (_, label) in enumerate(responses.groups):
         own[row, responses.own.get(label, [])] = True
@@ -69,11 +69,11 @@ def evidence_of(data: Dataset) -> Evidence:
     control_depth, unit = {}, {}
     for code, context in enumerate(cells.contexts):
         batches = np.unique(cells.groups.batch[cells.groups.context == code])
-        share = np.exp(data.log_shares[batches].astype(np.float64)).sum(axis=0)
+        share = np.exp(log_shares[batches].astype(np.float64)).sum(axis=0)
         share /= np.maximum(cells.measured[batches].sum(axis=0), 1)
         controls = cells.depth[cells.rows(context, cells.control)].astype(np.float64)
         control_depth[context] = float(controls.sum())
-        spread = data.dispersion * (controls**2).sum() / max(controls.sum(), 1.0)
+        spread = dispersion * (controls**2).sum() / max(controls.sum(), 1.0)
         unit[context] = 1.0 / np.maximum(share, SMALLEST_SHARE) + spread
     return Evidence(
         responses.groups, responses.ratio, responses.precision > 0, own, np.array(depth), control_depth, unit

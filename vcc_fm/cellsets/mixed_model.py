@@ -25,7 +25,7 @@ their own noise (empirical Bayes). Henderson, Biometrics 31:423 (1975), has the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -44,6 +44,8 @@ EXPECTED = 5.0
 MOMENT_GENES = 4000
 """Genes, evenly spaced over the axis, whose products enter the components."""
 LEAST_AMPLITUDE = 0.05
+AMPLITUDES, ITERATIONS = 40, 200
+"""Of the grid of amplitudes, the smallest beside the largest; how long the grid's weights are fitted."""
 CORRELATED = 4.0
 """Genes that count as one where the size of a response is estimated: their effects are not independent."""
 GENES_AT_A_TIME, ROWS_AT_A_TIME = 1024, 512
@@ -224,10 +226,29 @@ class MixedModel:
         variance = across[rows, np.arange(len(rows))] * change**2
         return self._solve(across * change, variance, amplitude, rows)
 
+    def leave_together_out(self, rows: np.ndarray) -> Predicted:
+        """Signals of training groups [q] of one perturbation, as if none of them had been measured.
+
+        As :meth:`leave_one_out`, with blocks ``G_bb`` of the precision in place of ``G_ii``. The amplitude is the mean
+        of all perturbations.
+        """
+        change = self.mean_amplitude / self.amplitude[rows[0]]
+        across = np.tensordot(self.components.ravel(), self._bases(rows), 1).T
+        variance = across[rows, np.arange(len(rows))] * change**2
+        return self._solve(across * change, variance, np.full(len(rows), self.mean_amplitude), rows, together=True)
+
     def _solve(
-        self, across: np.ndarray, variance: np.ndarray, amplitude: np.ndarray, without: np.ndarray | None = None
+        self,
+        across: np.ndarray,
+        variance: np.ndarray,
+        amplitude: np.ndarray,
+        without: np.ndarray | None = None,
+        together: bool = False,
     ) -> Predicted:
-        """Signals from covariances with the responses [n, q] and variances [q]; perhaps each without one response."""
+        """Signals from covariances with the responses [n, q] and variances [q].
+
+        Each perhaps without one response, or all without these responses ``together``.
+        """
         mean = np.zeros((across.shape[1], len(self.scale)), np.float32)
         squared = np.outer(variance, self.scale).astype(np.float32)
         for part in self._parts:
@@ -240,7 +261,11 @@ class MixedModel:
                 scale = self.scale[genes].astype(np.float32)
                 found = turned.T @ weighted
                 told = scale * (np.square(turned).T @ precision)
-                if column is not None:
+                if column is not None and together:
+                    more, known = _of_block(turned, column, precision, weighted)
+                    found -= more
+                    told -= scale * known
+                elif column is not None:
                     own = np.square(column).T @ precision
                     shared = (turned[:, there] * column).T @ precision
                     found[there] -= shared * (column.T @ weighted) / own
@@ -266,49 +291,62 @@ class MixedModel:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Squared amplitudes of responses, each with its precision, and what is known of all perturbations'.
+    """Squared amplitudes of responses, each with its precision, and how those of perturbations are distributed.
 
     Attributes:
         size, certain: [n] estimates from each training group alone, and their precisions.
         at: [n] perturbation of each group.
-        typical, between: mean of the squared amplitudes, and their variance.
+        grid: [k] amplitudes that a perturbation may have; the first is 0.
+        weight: [k] their probabilities.
         mean_square: of the shrunken amplitudes, over groups.
     """
 
     size: np.ndarray
     certain: np.ndarray
     at: np.ndarray
-    typical: float
-    between: float
-    mean_square: float
+    grid: np.ndarray
+    weight: np.ndarray
+    mean_square: float = 1.0
 
     @classmethod
     def of(cls, size: np.ndarray, certain: np.ndarray, at: np.ndarray) -> _Sizes:
-        """Mean and variance by moments."""
+        """The distribution that makes the estimates likeliest, on a grid, by EM (Kiefer & Wolfowitz 1956)."""
         precision = np.bincount(at, certain)
         found = np.bincount(at, size * certain) / precision
-        typical = max(float(np.average(found, weights=1 / (1 / precision + found.var()))), 1e-12)
-        between = max(float(np.mean((found - typical) ** 2 - 1 / precision)), 1e-6 * typical**2)
-        free = cls(size, certain, at, typical, between, 1.0)
-        return cls(size, certain, at, typical, between, float(np.mean(free.amplitude**2)))
+        largest = np.sqrt(max(float(found.max()), 1e-12))
+        grid = np.concatenate([[0.0], largest * np.geomspace(LEAST_AMPLITUDE, 1.0, AMPLITUDES - 1)])
+        free = cls(size, certain, at, grid, np.full(AMPLITUDES, 1 / AMPLITUDES))
+        density = free._density(found, precision)
+        weight = free.weight
+        for _ in range(ITERATIONS):
+            weight = weight * (density / (density @ weight)[:, None]).mean(axis=0)
+        # An amplitude of no weight at all would leave an odd group without any.
+        free = replace(free, weight=np.maximum(weight, 1e-9))
+        return replace(free, mean_square=max(float(np.mean(free.amplitude**2)), 1e-12))
 
     @property
     def amplitude(self) -> np.ndarray:
         """[n] of the groups' perturbations."""
         precision = np.bincount(self.at, self.certain)
-        return self._shrunken(np.bincount(self.at, self.size * self.certain), precision)[self.at]
+        return self._shrunken(np.bincount(self.at, self.size * self.certain) / precision, precision)[self.at]
 
     def without(self, rows: np.ndarray, unknown: float) -> np.ndarray:
         """[rows] of their perturbations, as the other groups tell; ``unknown`` where there is none."""
         at, several = self.at[rows], np.bincount(self.at)[self.at[rows]] > 1
         total = np.bincount(self.at, self.size * self.certain)[at] - (self.size * self.certain)[rows]
-        precision = np.bincount(self.at, self.certain)[at] - self.certain[rows]
-        return np.where(several, self._shrunken(total * several, precision * several), unknown)
+        precision = np.where(several, np.bincount(self.at, self.certain)[at] - self.certain[rows], 1.0)
+        return np.where(several, self._shrunken(total / precision, precision), unknown)
 
-    def _shrunken(self, total: np.ndarray, precision: np.ndarray) -> np.ndarray:
-        # The posterior mean under a normal prior; infinitely uncertain where there is nothing.
-        squared = (total + self.typical / self.between) / (precision + 1 / self.between) / self.typical
-        return np.asarray(np.sqrt(np.maximum(squared, LEAST_AMPLITUDE**2) / self.mean_square))
+    def _shrunken(self, found: np.ndarray, precision: np.ndarray) -> np.ndarray:
+        """Posterior means."""
+        posterior = self.weight * self._density(found, precision)
+        amplitude = posterior @ self.grid / posterior.sum(axis=1)
+        return np.asarray(np.maximum(amplitude, LEAST_AMPLITUDE * self.grid[-1]) / np.sqrt(self.mean_square))
+
+    def _density(self, found: np.ndarray, precision: np.ndarray) -> np.ndarray:
+        """Of estimates given the amplitudes of the grid, beside the likeliest [estimates, k]."""
+        far = precision[:, None] * (found[:, None] - self.grid**2) ** 2
+        return np.asarray(np.exp(-0.5 * (far - far.min(axis=1, keepdims=True))))
 
 
 @dataclass(frozen=True)
@@ -356,6 +394,16 @@ class _Part:
         for start in range(0, len(self.genes), GENES_AT_A_TIME):
             at = slice(start, start + GENES_AT_A_TIME)
             yield self.genes[at], self.precision[:, at], self.weighted[:, at]
+
+
+def _of_block(
+    turned: np.ndarray, column: np.ndarray, precision: np.ndarray, weighted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What responses, turned to ``column`` [m, b], tell of q signals: of their means and their variances [q, h]."""
+    block = np.einsum("mb,mh,mc->hbc", column, precision, column, optimize=True)
+    shared = np.einsum("mq,mh,mb->hbq", turned, precision, column, optimize=True)
+    solved = np.linalg.solve(block, shared)
+    return np.einsum("hbq,bh->qh", solved, column.T @ weighted), np.einsum("hbq,hbq->qh", solved, shared)
 
 
 def _leave_out(own: np.ndarray, turn: np.ndarray, precision: np.ndarray, weighted: np.ndarray) -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from vcc_fm.cellsets.profiles import BATCH_PRIOR
 from vcc_fm.cellsets.shrinkage import shrink_sparse
 from vcc_fm.cellsets.split import Split, assert_no_leak
-from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.store.cells import CellStore
 
 PSEUDOCOUNT = 0.5
@@ -104,40 +99,6 @@ class Responses:
     def has_single(self, genes: list[str]) -> bool:
         """Whether :meth:`additive` has an answer."""
         return any(gene in self._rows for gene in genes)
-
-    def save(self, path: Path) -> None:
-        """Write groups, ratios and precisions as safetensors, for :meth:`load`."""
-        arrays = {"ratio": self.ratio, "precision": self.precision}
-        save_file(arrays, path, {"groups": json.dumps(self.groups)})
-
-    @classmethod
-    def load(cls, path: Path, genes: list[str], separator: str) -> Responses:
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: of the file.
-            genes: gene axis, [G].
-            separator: what joins the target genes of a combination.
-
-        Raises:
-            UserError: the file is no such one, or is of another gene axis.
-        """
-        with reading(path, "responses"), safe_open(path, "np") as file:
-            groups = [(context, label) for context, label in json.loads(file.metadata()["groups"])]
-            shape, names = (len(groups), len(genes)), ("ratio", "precision")
-            for name in names:
-                part = file.get_slice(name)  # its header alone
-                if (tuple(part.get_shape()), part.get_dtype()) != (shape, "F32"):
-                    raise UserError(
-                        f"{path}: {name} is {part.get_dtype()} {part.get_shape()} where {len(groups)} groups on "
-                        f"{len(genes)} genes are expected; get it again"
-                    )
-            ratio, precision = (file.get_tensor(name) for name in names)
-            if not (all(isinstance(part, str) for group in groups for part in group) and np.isfinite(ratio).all()):
-                raise UserError(f"{path}: holds groups that are no names, or ratios that are not finite; get it again")
-            if not (np.isfinite(precision) & (precision >= 0)).all():
-                raise UserError(f"{path}: holds a precision that is none; get it again")
-        return cls(groups, ratio, precision, own_genes({label for _, label in groups}, separator, genes))
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:

@@ -18,6 +18,7 @@ import torch
 
 from vcc_fm.cellsets.batch import Batch, SparseCounts
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.expected import Expected
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Assembler:
             data: where cells are.
             vocabulary: labels with codes.
             set_size: S; shorter sets are padded.
-            response: whether responses of other contexts are given.
+            response: whether expected responses are given.
             device: where the batches go; the table of control profiles is put there now.
             sparse: whether counts travel sparse and become dense on the device; None: unless that is the CPU.
         """
@@ -91,23 +92,17 @@ class Assembler:
         )
         self._batch_code = np.array([batch_code.get(label, 0) for label in data.cells.batches], np.int64)
 
-    def knows(self, context: str, perturbation: str) -> bool:
-        """Whether :meth:`response_of` has an answer, without computing it."""
-        genes, responses = self.data.targets(perturbation), self.data.responses
-        known = responses.is_known(context, perturbation) or (len(genes) > 1 and responses.has_single(genes))
-        return self.response and known
+    def expected(self, one: CellSet) -> Expected | None:
+        """What is expected of a set's response; None where that is not asked for.
 
-    def response_of(self, context: str, perturbation: str) -> np.ndarray | None:
-        """What is known of the perturbation, [G]; None where that is nothing, or it is not asked for.
-
-        What it did in other contexts; of a combination that was measured in none, what its single perturbations did.
+        Of measured cells of a training group, as if the group had not been measured.
         """
         if not self.response:
             return None
-        known, genes = self.data.responses.elsewhere(context, perturbation), self.data.targets(perturbation)
-        if known is None and len(genes) > 1:
-            known = self.data.responses.additive(context, genes)
-        return known
+        group = one.context, one.perturbation
+        if one.measured_rows is None or self.data.split.roles.get(group) != "train":
+            return self.data.expected.of(*group)
+        return self.data.expected.left_out(*group, one.hide_response)
 
     def assemble(self, sets: list[CellSet], buffer: np.ndarray | None = None) -> Batch:
         """Read and stack ``sets``; shorter ones are padded and masked.
@@ -172,17 +167,19 @@ class Assembler:
 
     def _responses(self, sets: list[CellSet]) -> dict[str, torch.Tensor]:
         """The fields of a batch on responses."""
-        known = [None if one.hide_response else self.response_of(one.context, one.perturbation) for one in sets]
-        nothing = np.zeros(len(self.data.cells.genes), np.float32)
-        response, null_ratio = (self._new((len(sets), len(nothing)), np.float32) for _ in range(2))
-        np.stack([nothing if one is None else one for one in known], out=response)
+        found = [self.expected(one) for one in sets]
+        shape = len(sets), len(self.data.cells.genes)
+        response, deviation, null_ratio = (self._new(shape, np.float32) for _ in range(3))
+        for row, one in enumerate(found):
+            response[row], deviation[row] = (0.0, 1.0) if one is None else (one.mean, one.deviation)
         null_ratio[:] = 1.0
         if sets[0].measured_rows is not None:  # only a likelihood, of cells that were measured, asks for it
             contexts = [self.data.cells.contexts.index(one.context) for one in sets]
             self.data.null_ratios.take(contexts, axis=0, out=null_ratio)
         return {
             "response_BG": torch.from_numpy(response),
-            "response_known_B": torch.tensor([one is not None for one in known]),
+            "deviation_BG": torch.from_numpy(deviation),
+            "power_B": torch.tensor([0.0 if one is None else one.power for one in found]),
             "null_ratio_BG": torch.from_numpy(null_ratio),
         }
 
@@ -250,7 +247,8 @@ class SetSampler:
             set_size: S, most cells in a set.
             seed: of everything drawn.
             code_dropout: share of the sets whose context and batch codes are hidden.
-            response_dropout: share of the sets whose response in other contexts is hidden.
+            response_dropout: share of the sets of which as much is expected as if their perturbation had been measured
+                nowhere.
             weights: of groups, above 0; 1 where none is given.
         """
         assert groups

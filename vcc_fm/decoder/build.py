@@ -46,7 +46,6 @@ def decoder_config(
         protein_encoder=_encoder(data.protein_vectors.meta),
         gene_rank=settings.gene_rank,
         response=settings.response,
-        trained_on_responses=False,
         simulated=data.cells.meta["simulated"],
     )
 
@@ -164,7 +163,6 @@ def adopt(
     config.started_from = _inherited(base.config, config)
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
-    config.trained_on_responses = base.config.trained_on_responses
     decoder = PerturbationDecoder(config)
     _initialise(decoder, data)
     fresh = [
@@ -182,7 +180,6 @@ def adopt(
         "batch_code.weight": (["", *base.config.batches], ["", *config.batches]),
         "learned_target.weight": (["", *base.config.learned_targets], ["", *config.learned_targets]),
         "gene_factors.free": (base.config.genes, config.genes),
-        "head.mean_response": (base.config.genes, config.genes),
     }
     # What is known of this dataset's own genes is not taken from another's.
     own = ("gene_factors.vector_GV", "head.log_dispersion")

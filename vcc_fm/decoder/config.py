@@ -33,9 +33,8 @@ class PerturbationDecoderConfig(PretrainedConfig):
         cell_width, protein_width: lengths of a cell's and a protein's vector.
         cell_encoder, protein_encoder: what the embedding stores say of their encoders, fingerprints included.
         gene_rank: rank of the gene-axis terms.
-        response: whether the decoder takes the response of other contexts.
-        trained_on_responses: whether any training set had one. If not, nothing that was learned applies where one is
-            known: the decoder repeats it.
+        response: whether the decoder corrects the response that a mixed model of the training responses expects.
+        trust: factor on what was learned beyond that response, 0 to 1, as validation chose it.
         values: value contract of input profiles and output; always raw counts.
         recipe_fingerprint: of the recipe that made the weights.
         simulated: whether the weights were fitted on simulated cells.
@@ -59,7 +58,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         protein_encoder: dict[str, Any] | None = None,
         gene_rank: int = 32,
         response: bool = True,
-        trained_on_responses: bool = True,
+        trust: float = 1.0,
         values: str = "counts",
         recipe_fingerprint: str = "",
         simulated: bool = False,
@@ -78,7 +77,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         self.protein_encoder = protein_encoder or {}
         self.gene_rank = gene_rank
         self.response = response
-        self.trained_on_responses = trained_on_responses
+        self.trust = trust
         self.values = values
         self.recipe_fingerprint = recipe_fingerprint
         self.simulated = simulated

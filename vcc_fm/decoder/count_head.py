@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.expected import LARGEST
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 
 
@@ -18,12 +19,12 @@ class CountDistribution(NamedTuple):
 
     Attributes:
         log_share_BSG: natural log of each gene's expected share of a cell's counts; -inf where not measured.
-        delta_BSG: natural log ratio to the control profile before the shares are made to sum to one.
+        delta_BG: natural log ratio to the control profile before the shares are made to sum to one.
         dispersion_G: negative-binomial dispersion alpha.
     """
 
     log_share_BSG: torch.Tensor
-    delta_BSG: torch.Tensor
+    delta_BG: torch.Tensor
     dispersion_G: torch.Tensor
 
 
@@ -51,66 +52,63 @@ class GeneFactors(nn.Module):
 class CountHead(nn.Module):
     """Log share = log control share + delta, normalised over the measured genes.
 
-    Delta is a sum of
+    Delta is the response that the training responses lead to expect, and what was learned beyond it, times the trust
+    that validation puts in that. Learned are
 
-    - what the same perturbation did in other contexts, times a gate (one without evidence to the contrary),
-    - the mean response of the training perturbations, times an amplitude (one where no response is known, else zero),
-    - set- and cell-level terms ``f_g . z``, with the gene factors of :class:`GeneFactors`,
+    - a gate on the expected response,
+    - ``f_g . z`` in units of its posterior standard deviation, with the gene factors of :class:`GeneFactors`: where
+      the response is known, and at a perturbation that is inert, little can be added,
     - a shift of the target genes themselves (the knock-down, or the activation).
 
-    Every term but the first starts at zero: an untrained head repeats the other contexts' response.
+    They start at zero: an untrained head repeats the expected response. All cells of a set share one delta, since no
+    control cell is known to have become any one of the measured cells.
     """
 
     log_dispersion: torch.Tensor
 
     def __init__(self, config: PerturbationDecoderConfig, width: int):
         super().__init__()
-        genes, rank = len(config.genes), config.gene_rank
-        self.mean_response = nn.Parameter(torch.zeros(genes))
         # Of the control cells, not trained: a likelihood would raise it to cover what the mean gets wrong, and cells
         # drawn with it would hide effects from a rank test.
-        self.register_buffer("log_dispersion", torch.zeros(genes))
-        self.set_term = nn.Linear(width, rank)
-        self.cell_term = nn.Linear(width, rank, bias=False)
-        self.gates = nn.Linear(width, 3)
-        for layer in (self.set_term, self.cell_term, self.gates):
-            nn.init.zeros_(layer.weight)
+        self.register_buffer("log_dispersion", torch.zeros(len(config.genes)))
+        self.set_term = nn.Linear(width, config.gene_rank)
+        self.gates = nn.Linear(width, 2)
         for layer in (self.set_term, self.gates):
+            nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(
         self,
         set_state_BD: torch.Tensor,
-        cell_state_BSD: torch.Tensor,
         factors_GR: torch.Tensor,
         batch: Batch,
+        trust: float,
         effect_scale: float,
-        trained_on_responses: bool = True,
+        in_size: bool = False,
     ) -> CountDistribution:
         """Distribution of the counts of B sets of S cells.
 
         Args:
             set_state_BD: hidden states of the set tokens.
-            cell_state_BSD: hidden states of the control cells.
             factors_GR: gene factors.
             batch: the sets.
+            trust: factor on what was learned.
             effect_scale: factor on delta.
-            trained_on_responses: False where no training set had a known response: what was learned is then a guess at
-                the whole effect and must not be added to a known one.
+            in_size: whether each set's delta is brought to the size that its signal is expected to have, as
+                :attr:`Expected.in_size` is; a loss wants the mean, which is smaller.
         """
-        gate_B, amplitude_B, self_B = self.gates(set_state_BD).unbind(-1)
-        z_BSR = self.set_term(set_state_BD)[:, None] + self.cell_term(cell_state_BSD)
-        known_B = batch.response_known_B.to(gate_B.dtype)
-        if not trained_on_responses:
-            unknown_B = 1.0 - known_B
-            gate_B, amplitude_B, self_B = gate_B * unknown_B, amplitude_B * unknown_B, self_B * unknown_B
-            z_BSR = z_BSR * unknown_B[:, None, None]
-        delta_BG = (known_B * (1.0 + gate_B))[:, None] * batch.response_BG
-        delta_BG = delta_BG + (1.0 - known_B + amplitude_B)[:, None] * self.mean_response
-        delta_BG = delta_BG + self._own_genes(batch) * self_B[:, None]
-        delta_BSG = effect_scale * (delta_BG[:, None] + z_BSR @ factors_GR.T)
-        log_share_BSG = torch.log_softmax(batch.log_share_BSG + delta_BSG, dim=-1)
-        return CountDistribution(log_share_BSG, delta_BSG, self.log_dispersion.exp())
+        gate_B, self_B = self.gates(set_state_BD).unbind(-1)
+        deviation_BG, response_BG = batch.deviation_BG, batch.response_BG
+        learned_BG = deviation_BG * (self.set_term(set_state_BD) @ factors_GR.T)
+        delta_BG = response_BG + trust * (gate_B[:, None] * response_BG + learned_BG)
+        if in_size:
+            there_BG = deviation_BG > 0
+            known_B = (delta_BG.square() * there_BG).sum(-1)
+            factor_B = (batch.power_B / known_B.clamp(min=1e-30)).sqrt().clamp(1.0, LARGEST)
+            delta_BG = torch.where(there_BG, factor_B[:, None] * delta_BG, delta_BG)
+        delta_BG = effect_scale * (delta_BG + trust * self_B[:, None] * self._own_genes(batch))
+        log_share_BSG = torch.log_softmax(batch.log_share_BSG + delta_BG[:, None], dim=-1)
+        return CountDistribution(log_share_BSG, delta_BG, self.log_dispersion.exp())
 
     def _own_genes(self, batch: Batch) -> torch.Tensor:
         """1 at the target genes of each set, [B, G]."""

@@ -65,8 +65,9 @@ def set_losses(
     - ``energy``: energy distance (Szekely & Rizzo 2013) between predicted and measured cells in log1p CP10k, divided
       by the square root of the number of genes. Predicted cells are drawn from a normal distribution with the
       negative binomial's mean and variance, which lets the gradient through.
-    - ``delta``: mean over genes of the squared difference of predicted and measured pseudobulk, log1p of counts per
-      50,000. The control's pseudobulk cancels.
+    - ``delta``: mean over genes of the squared difference of predicted and measured pseudobulk, counts per 50,000, in
+      units of which log1p of the predicted one moves by 1. The control's pseudobulk cancels. The right mean is the
+      optimum however few counts a set holds.
 
     Noise of the drawn cells comes from ``noise_N``; None: a table that is made at the first call.
     """
@@ -88,7 +89,9 @@ def set_losses(
         losses["likelihood"] = nll_B / measured_BSG.sum((1, 2))
         total_B1 = depth_BS1.sum(1)
         found_BG, wanted_BG = expected_BG / total_B1, counts_BSG.sum(1) / total_B1
-        error_BG = torch.log1p(BULK_TARGET_SUM * found_BG) - torch.log1p(BULK_TARGET_SUM * wanted_BG)
+        # The logarithm's slope at what is predicted: that of few counts is, in the mean, below the mean's logarithm.
+        slope_BG = BULK_TARGET_SUM / (1.0 + BULK_TARGET_SUM * found_BG.detach())
+        error_BG = slope_BG * (found_BG - wanted_BG)
         losses["delta"] = error_BG.square().sum(-1) / genes_B
     if "energy" in terms:
         table = _noise_table(batch) if noise_N is None else noise_N

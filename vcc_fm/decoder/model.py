@@ -16,7 +16,7 @@ from vcc_fm.ground.errors import UserError
 
 
 class PerturbationDecoder(PreTrainedModel):
-    """Control cells, perturbation tokens and (optionally) a response in; a distribution of counts out.
+    """Control cells, perturbation tokens and (optionally) an expected response in; a distribution of counts out.
 
     Token order: set, response, P target genes, S control cells. The set token carries the context's learned code. No
     token has a position and attention is not causal, so that the order of cells and of targets does not matter.
@@ -37,8 +37,8 @@ class PerturbationDecoder(PreTrainedModel):
         width = backbone_config.hidden_size
         self.backbone = AutoModel.from_config(backbone_config, attn_implementation="sdpa")
         self.backbone.config.use_cache = False
-        # Row 0 begins every set; row 1 stands for a response that is not known. A module, so that peft can copy it.
-        self.special_token = nn.Embedding(2, width)
+        # What begins every set. A module, so that peft can copy it.
+        self.special_token = nn.Embedding(1, width)
         nn.init.normal_(self.special_token.weight, std=0.02)
         self.context_code = nn.Embedding(len(config.contexts) + 1, width)
         self.batch_code = nn.Embedding(len(config.batches) + 1, width)
@@ -47,7 +47,7 @@ class PerturbationDecoder(PreTrainedModel):
         self.protein_scaling = VectorScaling(config.protein_width)
         self.cell_projection = _projection(config.cell_width + 1, width)
         self.target_projection = _projection(config.protein_width, width)
-        self.response_projection = nn.Linear(config.gene_rank, width)
+        self.response_projection = nn.Linear(config.gene_rank + 2, width)
         self.token_norm = nn.LayerNorm(width)
         self.gene_factors = GeneFactors(len(config.genes), config.protein_width, config.gene_rank)
         self.head = CountHead(config, width)
@@ -91,13 +91,15 @@ class PerturbationDecoder(PreTrainedModel):
 
         Args:
             batch: B cell sets.
-            response_BR: their responses, seen through the gene factors.
+            response_BR: their expected responses, seen through the gene factors.
         """
         sets = len(batch)
-        set_D, no_response_D = self.special_token(torch.arange(2, device=batch.context_code_B.device))
-        set_B1D = (set_D + self.context_code(batch.context_code_B))[:, None]
-        response_BD = self.response_projection(response_BR)
-        response_BD = torch.where(batch.response_known_B[:, None], response_BD, no_response_D)
+        set_1D = self.special_token(torch.zeros(1, dtype=torch.long, device=batch.context_code_B.device))
+        set_B1D = (set_1D + self.context_code(batch.context_code_B))[:, None]
+        # Beside its direction: how large the response is, and how uncertain, on a log scale around a tenth.
+        sizes_BG = torch.stack([batch.response_BG, batch.deviation_BG], dim=1)
+        sizes_B2 = (sizes_BG.square().mean(-1) + 1e-6).log() / 2 + 2.3
+        response_BD = self.response_projection(torch.cat([response_BR, sizes_B2], dim=-1))
         target_BPV = self.protein_scaling(batch.target_vector_BPV)
         # A target gene without a protein vector is the average one; it has a learned vector of its own.
         target_BPV = target_BPV.masked_fill(~batch.target_vector_BPV.any(-1, keepdim=True), 0.0)
@@ -111,12 +113,13 @@ class PerturbationDecoder(PreTrainedModel):
         real_BL = torch.cat([always_B2, batch.target_mask_BP, batch.cell_mask_BS], dim=1)
         return self.token_norm(tokens_BLD), real_BL
 
-    def forward(self, batch: Batch, effect_scale: float = 1.0) -> CountDistribution:
+    def forward(self, batch: Batch, effect_scale: float = 1.0, in_size: bool = False) -> CountDistribution:
         """Distribution of the counts of B sets of S cells.
 
         Args:
             batch: B cell sets.
             effect_scale: factor on the log ratio to the control profile; 0 predicts the control profile itself.
+            in_size: see :class:`CountHead`.
         """
         factors_GR, response_BR = self.gene_factors(batch.response_BG)
         tokens_BLD, real_BL = self.tokens(batch, response_BR)
@@ -130,9 +133,8 @@ class PerturbationDecoder(PreTrainedModel):
             hidden_BLD = self.backbone(
                 inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL
             ).last_hidden_state
-        hidden_BLD, cells = hidden_BLD.float(), batch.cells_BSE.shape[1]
-        trained = self.config.trained_on_responses
-        return self.head(hidden_BLD[:, 0], hidden_BLD[:, -cells:], factors_GR, batch, effect_scale, trained)
+        set_state_BD = hidden_BLD[:, 0].float()
+        return self.head(set_state_BD, factors_GR, batch, self.config.trust, effect_scale, in_size)
 
 
 def _projection(inputs: int, width: int) -> nn.Sequential:

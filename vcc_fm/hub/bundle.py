@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcc_fm import __version__
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.responses import Responses
+from vcc_fm.cellsets.expected import ExpectedResponses
+from vcc_fm.cellsets.expected_file import load_expected, save_expected
 from vcc_fm.decoder.adapter import ADAPTER, AROUND, WEIGHTS, load_adapter, save_around
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.model import PerturbationDecoder
@@ -134,9 +135,9 @@ class Bundle:
         return CellStore(self._seen(CONTROLS)) if (self.folder / CONTROLS).is_dir() else None
 
     @cached_property
-    def responses(self) -> Responses:
-        """Of the training groups."""
-        return Responses.load(self.folder / RESPONSES, self.decoder.config.genes, self.manifest.separator)
+    def expected(self) -> ExpectedResponses:
+        """From the responses of the training groups."""
+        return load_expected(self.folder / RESPONSES, self.decoder.config.genes, self.manifest.separator)
 
     @property
     def encoder_folder(self) -> Path:
@@ -190,7 +191,7 @@ def write_bundle(
         UserError: an adapter is asked for, and there is none.
     """
     _write_weights(folder, model, what, base)
-    data.responses.save(folder / RESPONSES)
+    save_expected(folder / RESPONSES, data.expected)
     shutil.copytree(data.protein_vectors.folder, folder / PROTEINS)
     (folder / ENCODER).mkdir()
     for file in data.cell_vectors.folder.iterdir():

@@ -83,4 +83,4 @@ class DecoderPredictor:
     def log_share(self, one: CellSet, effect_scale: float) -> np.ndarray:
         """See :class:`Predictor`."""
         batch = self._assembler.assemble([one]).to(self._device)
-        return self.decoder(batch, effect_scale).log_share_BSG[0, : len(one.control_rows)].cpu().numpy()
+        return self.decoder(batch, effect_scale, in_size=True).log_share_BSG[0, : len(one.control_rows)].cpu().numpy()

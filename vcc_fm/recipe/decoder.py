@@ -49,13 +49,17 @@ class DecoderSettings(Section):
     gene_rank: PositiveInt = Field(32, description="rank of the gene-axis terms")
     response: bool = Field(
         True,
-        description="give what the same perturbation did in other contexts (leave-one-out); of a combination that was "
-        "measured in none, the sum of what its single perturbations did",
+        description="start from the response that a mixed model of the training responses expects (of a training "
+        "group, as if it had not been measured), and correct it",
     )
     code_dropout: Fraction = Field(
         0.3,
         description="share of sets whose learned context and batch codes are hidden, and the learned vectors of "
         "target genes that have a protein vector",
     )
-    response_dropout: Fraction = Field(0.3, description="share of sets whose known response is hidden")
+    response_dropout: Fraction = Field(
+        0.3,
+        description="share of training sets that are given what would be expected if their perturbation had been "
+        "measured in no context",
+    )
     lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")

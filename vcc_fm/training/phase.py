@@ -27,6 +27,7 @@ from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.accelerator import count_parameters, engine_of, forget_accelerator, make_accelerator
 from vcc_fm.training.checkpoint import load_trained, save_decoder
 from vcc_fm.training.loop import Selection, Trainer
+from vcc_fm.training.trust import Trust, choose_trust
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def train_phase(
     weights = trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _save(phase, data, trainer.selection, finished(weights), final, console)
+        trained = finished(weights)
+        trust = _trust(phase, trainer, _inner(trained))
+        _save(phase, data, trainer.selection, trust, trained, final, console)
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
     for tracker in accelerator.trackers:
@@ -114,11 +117,7 @@ def _trainer(
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
     training = training_groups(data.split, config, data.cells.contexts, name)
-    situations = Situations.of(data, training, assembler)
-    samplers = _samplers(phase, data, training, situations)
-    decoder.config.trained_on_responses |= situations.training > 0
-    trained_on_responses = decoder.config.trained_on_responses
-    notes += situations.notes(trained_on_responses, phase.decoder.response_dropout)
+    samplers = _samplers(phase, data, training)
     if accelerator.is_main_process:
         console.print(_first_line(name, config, accelerator, model), highlight=False, soft_wrap=True)
         for note in notes + _scarce_controls(samplers[0]):
@@ -130,7 +129,6 @@ def _trainer(
 
     def finished(weights: Path) -> PerturbationDecoder | PeftModel:
         trained, _ = _decoder(phase, data)
-        _inner(trained).config.trained_on_responses = trained_on_responses
         load_trained(trained, weights)
         return trained
 
@@ -186,10 +184,21 @@ def _scarce_controls(sampler: SetSampler) -> list[str]:
     ]
 
 
+def _trust(phase: Phase, trainer: Trainer, decoder: PerturbationDecoder) -> Trust | None:
+    """Set how far the decoder of a run corrects what is expected; a base does in full, for what trains on it."""
+    if phase.name == "pretrain" or trainer.validation is None or not decoder.config.response:
+        return None
+    decoder.to(trainer.accelerator.device)
+    found = choose_trust(decoder, trainer.validation, trainer.assembler, trainer.losses, phase.config.eval_sets)
+    decoder.cpu()
+    return found
+
+
 def _save(
     phase: Phase,
     data: Dataset,
     selection: Selection | None,
+    trust: Trust | None,
     trained: PerturbationDecoder | PeftModel,
     final: Path,
     console: Console,
@@ -204,6 +213,9 @@ def _save(
     if selection is not None:
         console.print(f"{phase.name}: validation {selection}", highlight=False, soft_wrap=True)
         record["validation"] = asdict(selection)
+    if trust is not None:
+        console.print(f"{phase.name}: {trust}", highlight=False, soft_wrap=True)
+        record["trust"] = asdict(trust)
     if phase.untrained is not None:
         for note in _beside_untrained(phase.untrained, selection):
             console.print(f"[yellow]warning[/yellow] {note}", highlight=False, soft_wrap=True)
@@ -235,57 +247,13 @@ def _beside_untrained(base: Path, selection: Selection | None) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Situations:
-    """How many of the groups that a phase trains on, validates on and tests have a known response, of how many.
-
-    Attributes:
-        training, validation, test: share of the groups whose response is known, 0 to 1; 0 without groups.
-    """
-
-    training: float
-    validation: float
-    test: float
-
-    @classmethod
-    def of(cls, data: Dataset, training: list[Group], assembler: Assembler) -> Situations:
-        """The situations of a phase."""
-        groups = [training, data.split.groups("validation"), data.split.groups("test")]
-        return cls(*(sum(assembler.knows(*group) for group in part) / max(1, len(part)) for part in groups))
-
-    @property
-    def hidden(self) -> float:
-        """Share of the validation sets to hide a known response in, so that as many lack one as in the test."""
-        return max(0.0, 1.0 - self.test / self.validation) if self.validation > 0 else 0.0
-
-    def notes(self, trained_on_responses: bool, dropout: float) -> list[str]:
-        """What the phase cannot learn or see of what the test asks for, one sentence each."""
-        notes = []
-        if self.test > 0 and self.validation == 0:
-            notes.append(
-                f"{self.test:.0%} of the test groups have a known response, no validation group has one: validation "
-                "cannot tell whether training helps there; hold out groups whose perturbation was measured elsewhere"
-            )
-        if self.test > 0 and not trained_on_responses:
-            notes.append("no training group has a known response either: where one is known, the decoder repeats it")
-        if self.test < 1 and self.training == 1 and dropout == 0:
-            notes.append(
-                f"{1 - self.test:.0%} of the test groups have no known response, all training sets have one; set "
-                "decoder.response_dropout above 0"
-            )
-        return notes
-
-
-def _samplers(
-    phase: Phase, data: Dataset, training: list[Group], situations: Situations
-) -> tuple[SetSampler, SetSampler | None]:
+def _samplers(phase: Phase, data: Dataset, training: list[Group]) -> tuple[SetSampler, SetSampler | None]:
     config, seed = phase.config, phase.seed
     # Validation is not narrowed to the phase's contexts: a base is chosen by how well it serves where it will be used.
     validation = data.split.groups("validation")
     dropout = phase.decoder.code_dropout, phase.decoder.response_dropout
     sampler = SetSampler(data, training, config.set_size, seed, *dropout, _weights(config, training))
-    hidden = situations.hidden
-    return sampler, SetSampler(data, validation, config.set_size, seed, 0.0, hidden) if validation else None
+    return sampler, SetSampler(data, validation, config.set_size, seed) if validation else None
 
 
 def _weights(config: TrainConfig, groups: list[Group]) -> dict[Group, float]:

@@ -1,0 +1,172 @@
+"""What a response is expected to be, and how sure that is: the mixed model of the training responses.
+
+The decoder corrects it, and the baseline ``mixed-model`` is it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from vcc_fm.cellsets.evidence import Evidence
+from vcc_fm.cellsets.kernels import Kernels, Vectors, principal_features
+from vcc_fm.cellsets.mixed_model import MixedModel
+from vcc_fm.cellsets.responses import Responses
+from vcc_fm.store.cells import evenly_spaced
+
+WIDTHS = (4, 8, 16, 32)
+"""Principal components of a table of vectors that are tried, beside a model without it; the likeliest, if clear."""
+CLEAR = 3.0
+"""Standard errors; the best of several widths of vectors that say nothing gains two and a half."""
+LARGEST = 2.0
+"""Factor on a mean that brings it to the size of its signal."""
+SOME = 800
+"""Training groups by which it is chosen, about."""
+
+
+class Expected(NamedTuple):
+    """A response before it is measured.
+
+    Attributes:
+        mean: [G] float32, natural log; at the target genes the knock-down that training perturbations show.
+        deviation: [G] float32, posterior standard deviation; 0 at the target genes.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @property
+    def power(self) -> float:
+        """Expected square of the signal, summed over all genes but the targets."""
+        each = np.square(self.mean, dtype=np.float64) + np.square(self.deviation, dtype=np.float64)
+        return float(each[self.deviation > 0].sum())
+
+    @property
+    def in_size(self) -> np.ndarray:
+        """The mean [G] times one factor, but at the targets: its square is then what the signal's is expected to be.
+
+        A posterior mean is shrunken by all that is not known, that of a perturbation that was measured nowhere most of
+        all. A score that compares sets of significant genes wants the direction in its likely size. The factor is at
+        most ``LARGEST``: a direction of which nearly nothing is known is not blown up.
+        """
+        there = self.deviation > 0
+        known = float(np.square(self.mean[there], dtype=np.float64).sum())
+        factor = min(np.sqrt(self.power / max(known, 1e-30)), LARGEST)
+        return np.where(there, self.mean * np.float32(factor), self.mean)
+
+
+@dataclass(frozen=True)
+class ExpectedResponses:
+    """Expected responses of any perturbation in any context, from those of training groups.
+
+    Attributes:
+        responses: of the training groups.
+        evidence: the same, with their noise at expected counts.
+        targets: perturbation -> its target genes.
+        tables: vectors of genes by which perturbations are alike, as :func:`likely_tables` chose them.
+        axis: symbol -> position on the gene axis.
+    """
+
+    responses: Responses
+    evidence: Evidence
+    targets: Callable[[str], Sequence[str]]
+    tables: Sequence[Vectors]
+    axis: Mapping[str, int]
+    _kept: dict[tuple[str, str, bool], Expected] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @cached_property
+    def model(self) -> MixedModel:
+        """Fitted when first asked for: n^3 operations for n training groups, and n^2 a gene."""
+        return MixedModel(self.evidence, Kernels(self.targets, self.tables))
+
+    def of(self, context: str, perturbation: str) -> Expected:
+        """Given all training responses, its own included where it is a training group."""
+        mean, deviation, _ = self.model.predict(context, perturbation)
+        return self._with_knock_down(context, perturbation, mean, deviation)
+
+    def left_out(self, context: str, perturbation: str, everywhere: bool = False) -> Expected:
+        """Of a training group, as if it had not been measured: what a held-out group would get.
+
+        Answers of all groups are computed at the first call, and kept; nobody may write into them.
+
+        Args:
+            context: of the group.
+            perturbation: of the group.
+            everywhere: as if its perturbation had been measured in no context.
+        """
+        key = context, perturbation, everywhere
+        with self._lock:  # batches are assembled by several threads
+            if key not in self._kept:
+                self._leave_out(perturbation if everywhere else None)
+        return self._kept[key]
+
+    def _leave_out(self, perturbation: str | None) -> None:
+        """Keep what training groups get: all, each without itself; or those of one perturbation, without all these."""
+        groups = list(self.evidence.groups)
+        rows = np.array([row for row, (_, label) in enumerate(groups) if perturbation in (None, label)])
+        model, everywhere = self.model, perturbation is not None
+        found = model.leave_together_out(rows) if everywhere else model.leave_one_out(rows)
+        for row, mean, deviation in zip(rows, found.mean, found.deviation, strict=True):
+            context, label = groups[row]
+            expected = self._with_knock_down(context, label, mean, deviation, everywhere)
+            self._kept[context, label, everywhere] = expected
+
+    def _with_knock_down(
+        self, context: str, perturbation: str, mean: np.ndarray, deviation: np.ndarray, nowhere: bool = False
+    ) -> Expected:
+        for gene in self.targets(perturbation):
+            if gene in self.axis:
+                place = self.axis[gene]
+                mean[place], deviation[place] = self._knock_down(context, perturbation, gene, nowhere), 0.0
+        return Expected(mean, deviation)
+
+    def _knock_down(self, context: str, perturbation: str, gene: str, nowhere: bool) -> float:
+        """Log ratio of a target gene: of the perturbation elsewhere, or of its single one, or of all training ones."""
+        responses, place = self.responses, self.axis[gene]
+        elsewhere = None if nowhere else responses.elsewhere(context, perturbation)
+        if elsewhere is not None:
+            return float(elsewhere[place])
+        if gene != perturbation and responses.has_single([gene]):
+            return float(responses.here_or_elsewhere(context, gene)[place])
+        return responses.knock_down
+
+
+def likely_tables(
+    evidence: Evidence, targets: Callable[[str], Sequence[str]], tables: Mapping[str, Vectors]
+) -> list[Vectors]:
+    """Those of ``tables``, as principal components, with which leave-one-out predicts the responses clearly better.
+
+    Args:
+        evidence: responses of training groups.
+        targets: perturbation -> its target genes.
+        tables: name -> vectors of genes; tried one after the other.
+    """
+    labels = np.array([label for _, label in evidence.groups])
+    contexts = len({context for context, _ in evidence.groups})
+    some = evenly_spaced(np.unique(labels), max(SOME // contexts, 1))
+    part = evidence.of(np.flatnonzero(np.isin(labels, some)))
+    genes = {gene for label in some for gene in targets(label)}
+    chosen: list[Vectors] = []
+    best = MixedModel(part, Kernels(targets))
+    for vectors in tables.values():
+        if not genes & vectors.keys():
+            continue
+        tried = [[*chosen, features] for width in WIDTHS if (features := principal_features(vectors, width))]
+        models = [MixedModel(part, Kernels(targets, one)) for one in tried]
+        likely = max(models, key=lambda one: float(one.log_density.mean()), default=best)
+        if _is_better(likely, best):
+            best, chosen = likely, list(likely.kernels.tables)
+    return chosen
+
+
+def _is_better(one: MixedModel, other: MixedModel) -> bool:
+    """Whether a model makes the responses likelier, by ``CLEAR`` standard errors over perturbations."""
+    _, at = np.unique([label for _, label in one.evidence.groups], return_inverse=True)
+    gain = np.bincount(at, one.log_density - other.log_density) / np.bincount(at)
+    return bool(gain.mean() > CLEAR * gain.std() / np.sqrt(len(gain)))
