@@ -69,7 +69,6 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "cellsets.hold_out._refuse_unknown": (2, 0, ""),
     "cellsets.hold_out._targets": (0, 1, "ruled out"),
     "cellsets.hold_out.make_splits": (1, 0, ""),
-    "cellsets.responses.Responses.load": (0, 3, "shared"),
     "cellsets.split.Split.read": (0, 3, "made"),
     "cellsets.targets.protein_coverage": (1, 0, ""),
     "cellsets.targets.require_vectors": (1, 0, ""),

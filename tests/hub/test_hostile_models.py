@@ -265,9 +265,9 @@ def test_responses_hold_what_responses_can_hold(model: Path) -> None:
         about = file.metadata()
     arrays = load_arrays(path)
     for name, value, message in (
-        ("ratio", np.nan, "ratios that are not finite"),
-        ("precision", -1.0, "a precision that is none"),
-        ("precision", np.inf, "a precision that is none"),
+        ("ratio", np.nan, "ratio is not finite"),
+        ("precision", -1.0, "a precision is below zero"),
+        ("precision", np.inf, "precision is not finite"),
     ):
         wrong = {key: array.copy() for key, array in arrays.items()}
         wrong[name][0, 0] = value
