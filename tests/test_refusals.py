@@ -50,6 +50,7 @@ REASONS = {
 }
 
 REFUSALS: dict[str, tuple[int, int, str]] = {
+    "baselines.oracles.Oracle.truth": (0, 1, "made"),
     "cellsets.cell_load_table._context": (4, 0, ""),
     "cellsets.cell_load_table._fewshot_lists": (3, 0, ""),
     "cellsets.cell_load_table._load": (2, 0, ""),

@@ -1,4 +1,4 @@
-"""What a recipe can add to a simulated screen: each key does what it says, and the truth is what endless cells show."""
+"""What a recipe can add to a simulated screen: each key does what it says, and truth is what endless cells show."""
 
 from __future__ import annotations
 
