@@ -78,9 +78,7 @@ def test_crossval_holds_out_every_context_with_perturbations_or_all_perturbation
 @pytest.mark.slow
 def test_two_worlds_have_cells_of_their_own_and_end_in_one_table(tmp_path: Path):
     recipe = write_recipe(tmp_path)
-    said = told(
-        "run", str(recipe), "--worlds", "2", "--first-world", "7", "data.simulate.cells=30"
-    )
+    said = told("run", str(recipe), "--worlds", "2", "--first-world", "7", "data.simulate.cells=30")
     folder = tmp_path / "runs/tiny-worlds"
     assert (folder / "worlds.md").read_text() in said
     content = read_json(folder / "worlds.json")

@@ -81,7 +81,7 @@ def test_the_best_rung_is_a_baseline_and_the_best_over_worlds():
 
 def test_the_bootstrap_draws_worlds_and_perturbations():
     tables = worlds(6, n=10)
-    found = over_worlds(tables, resamples=4000).entries["model"].ahead["good"]["m"]
+    found = over_worlds(tables, resamples=1500).entries["model"].ahead["good"]["m"]
     # The plain way: half of the difference of the values of m, perturbation by perturbation.
     values = np.array([
         [t.values[(t.values["entry"] == entry) & (t.values["metric"] == "m")]["numerator"] for t in tables.values()]
@@ -90,7 +90,7 @@ def test_the_bootstrap_draws_worlds_and_perturbations():
     by_perturbation = (values[0] - values[1]) / 2
     rng = np.random.default_rng(1)
     means = [
-        np.mean([rng.choice(by_perturbation[w], 10).mean() for w in rng.integers(6, size=6)]) for _ in range(4000)
+        np.mean([rng.choice(by_perturbation[w], 10).mean() for w in rng.integers(6, size=6)]) for _ in range(1500)
     ]
     low, high = np.percentile(means, [2.5, 97.5])
     assert found.bootstrap_low == pytest.approx(low, abs=0.1 * (high - low))

@@ -3,8 +3,8 @@
 A world is one draw of cells, split and training. Of every number there is one a world, and a 95 % interval of
 Student's t over worlds. Entries are compared within worlds: what is harder for both in one world falls out of their
 difference. Beside the t-interval of a difference stands that of a bootstrap, which draws worlds with replacement, and
-perturbations within each drawn world. It assumes no normal differences, but counts what varies between perturbations
-twice (the worlds vary by it too), and is as wide as it should be or wider.
+perturbations within each drawn world. It assumes no normal differences; it counts what varies between perturbations
+twice, since worlds vary by it too, and what varies between W worlds (W-1)/W times: too narrow where worlds are few.
 """
 
 from __future__ import annotations
