@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.hold_out import make_splits
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.losses import SetLosses
@@ -16,9 +18,12 @@ from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.plan_text import print_plan
+from vcc_fm.run.split import among_combinations
+from vcc_fm.sources.simulated_screen import draw_screen
 from vcc_fm.training.loop import mean_loss
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SIMULATED = sorted((Path(__file__).parents[1] / "recipes/simulated").glob("*.yaml"))
 GENES, CELLS = 9, 4
 
 
@@ -73,6 +78,48 @@ def test_recipe_says_how_it_is_launched(path: Path) -> None:
     assert "--num_processes 8 vcc_fm/train.py" in header
     assert "--config_file recipes/accelerate/multinode.yaml" in header
     assert header.count(f"recipes/{path.name}") >= 3
+
+
+@pytest.mark.parametrize("path", SIMULATED, ids=lambda path: path.stem)
+def test_a_simulated_setting_differs_from_the_demo_in_its_question_alone(path: Path) -> None:
+    demo, recipe = load_recipe(RECIPES[0].with_name("demo.yaml")), load_recipe(path)
+    assert recipe.name == f"simulated-{path.stem}"
+    assert f"vcc-fm run recipes/simulated/{path.name} --worlds 18" in path.read_text().split("\nname:")[0]
+    for section in ("embed", "decoder", "pretrain", "train", "predict"):
+        assert getattr(recipe, section) == getattr(demo, section), section
+    one, other = (r.data.simulate.model_dump() for r in (recipe, demo) if r.data.simulate)
+    questions = {
+        "shared",
+        "inert",
+        "combinations",
+        "interaction",
+        "expression",
+        "programs",
+        "program_sd",
+        "depth_slope",
+    }
+    assert {key for key in one if one[key] != other[key]} <= questions
+    assert set(recipe.score.baselines) >= set(demo.score.baselines)
+    assert "oracle-mean" in recipe.score.baselines
+
+
+@pytest.mark.parametrize("name", ["unseen", "combinations"])
+def test_what_a_simulated_setting_tests_was_measured_nowhere(name: str) -> None:
+    recipe = load_recipe(SIMULATED[0].with_name(f"{name}.yaml"))
+    config = recipe.data.simulate
+    assert config is not None
+    screen = draw_screen(config, 0, np.random.default_rng(0))
+    labels = screen.labels(np.array([f"G{i}" for i in range(config.genes)]))
+    cells = {(context, label): 8 for context in config.contexts for label in [*labels, "control"]}
+    split_config = among_combinations(recipe.split, labels, "+", 0)
+    (split,) = make_splits(split_config, cells, "control", "+", seed=0)
+    tested, trained = split.groups("test"), {label for _, label in split.groups("train")}
+    assert len(tested) == 24
+    assert {context for context, _ in tested} == {"delta"}
+    assert not trained & {label for _, label in tested}
+    if name == "combinations":
+        assert all("+" in label and trained.issuperset(label.split("+")) for _, label in tested)
+        assert not any("+" in label for label in trained)
 
 
 def test_h1_can_be_planned_without_its_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

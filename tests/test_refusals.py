@@ -34,6 +34,7 @@ OTHERS = (
     "run.submission",
     "scoring.compare",
     "scoring.seeds",
+    "scoring.worlds",
     "store.verify",
     "submission",
 )
@@ -50,6 +51,7 @@ REASONS = {
 }
 
 REFUSALS: dict[str, tuple[int, int, str]] = {
+    "baselines.oracles.Oracle.truth": (0, 1, "made"),
     "cellsets.cell_load_table._context": (4, 0, ""),
     "cellsets.cell_load_table._fewshot_lists": (3, 0, ""),
     "cellsets.cell_load_table._load": (2, 0, ""),
@@ -165,6 +167,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "run.prepare.check_sources": (0, 1, "made"),
     "run.share._check_base": (0, 1, "made"),
     "run.share.share_run": (0, 3, "shared"),
+    "run.split.among_combinations": (1, 0, ""),
     "run.stages.stage_named": (0, 1, "command"),
     "run.train._judge.judge": (0, 1, "values"),
     "scoring.inputs._check_counts": (1, 4, "made"),
@@ -219,8 +222,9 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "sources.perturbations.read_perturbations": (4, 0, ""),
     "sources.remote.open_local": (3, 0, ""),
     "sources.remote.read_bytes": (2, 0, ""),
-    "sources.simulate._check": (4, 0, ""),
+    "sources.simulate._check": (5, 0, ""),
     "sources.symbol_files._read": (1, 0, ""),
+    "sources.truth.read_truth": (0, 1, "made"),
     "sources.symbols.coverage": (2, 0, ""),
     "sources.totals._read": (2, 0, ""),
     "sources.totals.read_totals": (1, 0, ""),

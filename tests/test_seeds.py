@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from program import at_once, write_recipe
 
+from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.seeds import crossval_overrides
+from vcc_fm.run.seeds import crossval_overrides, world_overrides
 
 
 @pytest.fixture
@@ -72,6 +73,33 @@ def test_crossval_holds_out_every_context_with_perturbations_or_all_perturbation
     assert over.embeddings_folder == recipe.embeddings_folder
     over = load_recipe(run, crossval_overrides(recipe, 4, False))
     assert (over.split.hold_out, over.split.folds, over.split.contexts) == ("perturbations", 4, [])
+
+
+@pytest.mark.slow
+def test_two_worlds_have_cells_of_their_own_and_end_in_one_table(tmp_path: Path):
+    recipe = write_recipe(tmp_path)
+    said = told("run", str(recipe), "--worlds", "2", "--first-world", "7", "data.simulate.cells=30")
+    folder = tmp_path / "runs/tiny-worlds"
+    assert (folder / "worlds.md").read_text() in said
+    content = read_json(folder / "worlds.json")
+    assert content["worlds"] == ["tiny-world-7", "tiny-world-8"]
+    assert {"model", "other-contexts"} <= content["entries"].keys()
+    one, other = (tmp_path / f"embeddings/tiny-world-{seed}/simulated/proteins.fasta" for seed in (7, 8))
+    assert one.read_bytes() != other.read_bytes()
+    again = told("compare", f"{tmp_path}/runs/tiny-world-*")
+    assert again == (folder / "worlds.md").read_text() + "\n"
+
+
+def test_worlds_are_simulated_and_scored(run: Path):
+    recipe = load_recipe(run)
+    made = world_overrides(recipe, 2, 200)
+    assert made == {f"tiny-world-{seed}": [f"seed={seed}", f"name=tiny-world-{seed}"] for seed in (200, 201)}
+    for update, refusal in (
+        ({"data": recipe.data.model_copy(update={"simulate": None})}, "--worlds draws simulated cells"),
+        ({"split": recipe.split.model_copy(update={"hold_out": "none"})}, "nothing is scored; hold something out"),
+    ):
+        with pytest.raises(UserError, match=refusal):
+            world_overrides(recipe.model_copy(update=update), 2, 200)
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_control_counts_are_negative_binomial(screen: Screen) -> None:
     np.testing.assert_allclose(counts.mean(axis=0), mean.mean(axis=0), rtol=0.08)
     # Moment estimate of alpha in variance = mu + alpha mu^2.
     alpha = ((counts - mean) ** 2 - mean).sum(axis=0) / (mean**2).sum(axis=0)
-    true = screen.truth["dispersion"][expressed]
+    true = screen.truth["dispersion"][0][expressed]
     assert 0.2 < np.median(alpha) < 0.4
     assert np.corrcoef(alpha, true)[0, 1] > 0.9
     np.testing.assert_allclose(alpha, true, rtol=0.25)
@@ -247,6 +247,7 @@ def test_predictable_effects_are_bilinear_in_the_gene_factors(tmp_path: Path) ->
         ),
         ({"contexts": ["../a"]}, r"data\.simulate\.contexts: '\.\./a' cannot name a file"),
         ({"contexts": ["a b"]}, r"'a b' cannot name a file; use letters"),
+        ({"combinations": 7}, r"data\.simulate\.combinations=7 is more than the 6 pairs of 4 target genes"),
         ({"genes": 3}, r"data\.simulate\.genes=3 is fewer than data\.simulate\.perturbations=4; .*raise genes"),
     ],
 )

@@ -20,12 +20,14 @@ class Baseline(ABC):
 
     Attributes:
         scaled: whether it predicts an effect, whose size the calibrate stage may choose.
+        oracle: whether it knows the truth of simulated cells, and is no rung of the ladder.
         version: raised whenever it would predict other numbers, so that older predictions are made again.
         cell_encoders: names of the cell encoders whose vectors it can read; None where it reads none, or any.
         data: cells, vectors and split of one fold; of perturbed cells only training groups may be read.
     """
 
     scaled: ClassVar[bool] = True
+    oracle: ClassVar[bool] = False
     version: ClassVar[int] = 1
     cell_encoders: ClassVar[frozenset[str] | None] = None
 

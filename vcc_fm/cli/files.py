@@ -213,12 +213,21 @@ def compare(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Say how far two predictors are apart on the same held-out cells, and how sure that is."""
-    from vcc_fm.run.seeds import against_baselines, scored
+    """Say how far two predictors are apart on the same held-out cells, and how sure that is.
+
+    Several runs with other held-out groups, such as simulated worlds, end in a table of all entries.
+    """
+    from vcc_fm.run.seeds import against_baselines, scored, worlds_of
     from vcc_fm.scoring.compare import Side, paired
     from vcc_fm.scoring.seeds import over_seeds, to_markdown
 
     ours, console = scored(a), console_of(quiet, as_json)
+    if b is None and against is None and (worlds := worlds_of(ours)) is not None:
+        if as_json:
+            print_json(worlds.to_json())
+        else:
+            console.print(worlds.to_markdown(), markup=False, highlight=False, soft_wrap=True)
+        return
     if b is None and against is None and not as_json:
         if len(ours) > 1:
             console.print(to_markdown(over_seeds(ours)), markup=False, highlight=False, soft_wrap=True)

@@ -38,6 +38,13 @@ Seeds = Annotated[
     int, typer.Option("--seeds", min=1, help="repetitions with other weights, batches and cells, on the same stores")
 ]
 
+Worlds = Annotated[
+    int, typer.Option("--worlds", min=1, help="simulated worlds: other cells, split and training, in one table")
+]
+FirstWorld = Annotated[
+    int, typer.Option("--first-world", min=0, metavar="SEED", help="seed of the first world; the others follow")
+]
+
 
 def console_of(quiet: bool, as_json: bool) -> Console:
     """Where a command prints what is not its result."""

@@ -17,11 +17,13 @@ from rich.table import Column, Table
 from vcc_fm.cli.options import (
     AsJson,
     Debug,
+    FirstWorld,
     Overrides,
     Processes,
     Quiet,
     RecipePath,
     Seeds,
+    Worlds,
     app,
     console_of,
     embed_app,
@@ -112,14 +114,21 @@ def run(
         str | None, typer.Option(metavar="STAGE", help="run this stage alone, such as one of your own")
     ] = None,
     seeds: Seeds = 1,
+    worlds: Worlds = 1,
+    first_world: FirstWorld = 200,
     processes: Processes = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Run all stages in order; what is already there is kept. Several seeds end in one table."""
-    if only is not None and seeds > 1:
-        raise UserError("--only runs one stage of one seed; leave --seeds away, or name one by repeat=K")
+    """Run all stages in order; what is already there is kept. Several seeds, or worlds, end in one table."""
+    if only is not None and max(seeds, worlds) > 1:
+        raise UserError("--only runs one stage of one seed; leave --seeds and --worlds away, or name one by repeat=K")
+    if worlds > 1:
+        if seeds > 1:
+            raise UserError("--worlds trains once in each world, whose seeds differ; leave --seeds away")
+        _run_worlds(recipe, overrides, worlds, first_world, processes, quiet, as_json)
+        return
     _run_seeds(recipe, overrides, seeds, only, processes, quiet, as_json)
 
 
@@ -143,6 +152,27 @@ def _run_seeds(
         write_seeds(folder, seeds, console)
     if as_json:
         print_json({"folder": str(folder), "seeds": ran})
+
+
+def _run_worlds(
+    recipe: Path, overrides: list[str] | None, worlds: int, first: int, processes: int, quiet: bool, as_json: bool
+) -> None:
+    """Run a recipe in several simulated worlds, each on stores of its own; then put their scores into one table."""
+    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.run.layout import Layout
+    from vcc_fm.run.seeds import world_overrides, write_worlds
+    from vcc_fm.scoring.table import read_table
+
+    console, ran, given = console_of(quiet, as_json), [], overrides or []
+    loaded, tables = load_recipe(recipe, given), {}
+    for number, (name, changes) in enumerate(world_overrides(loaded, worlds, first).items(), 1):
+        console.rule(f"[bold]world {number} of {worlds}: {changes[0]}[/bold]")
+        ran.append(make_stages(recipe, [*given, *changes], console, None, processes))
+        tables[name] = read_table(Layout(load_recipe(recipe, [*given, *changes])).scores.path)
+    folder = loaded.run_folder.with_name(f"{loaded.name}-worlds")
+    write_worlds(folder, tables, console)
+    if as_json:
+        print_json({"folder": str(folder), "worlds": ran})
 
 
 @app.command()

@@ -259,7 +259,7 @@ def _scores(run: Run) -> list[str]:
         return ["Not scored."]
     scaled = table.rows.groupby(["entry", "metric"])["scaled"].mean()
     entries = table.means[table.means["context"] == ALL]
-    order = ["baseline", "model", "ceiling"]
+    order = ["baseline", "model", "oracle", "ceiling"]
     names = sorted(zip(entries["entry"], entries["kind"], strict=True), key=lambda one: order.index(one[1]))
     texts = table.mean_texts()
     rows = [

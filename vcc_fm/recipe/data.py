@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vcc_fm.recipe.section import Fraction, PositiveInt, Section, Sha256
+from vcc_fm.recipe.section import Fraction, PositiveFloat, PositiveInt, Section, Sha256
 
 _UNASSIGNED = (
     "unassigned, unassigned guide, not assigned, undetermined, unknown, unmapped, na, n/a, none, no guide, noguide, "
@@ -29,6 +29,29 @@ class SimulateConfig(Section):
     shared: Fraction = Field(0.75, description="fraction of an effect's variance that is the same in all contexts")
     predictable: Fraction = Field(
         0.6, description="fraction of an effect beyond the generic response that follows from protein features"
+    )
+    combinations: int = Field(
+        0, ge=0, description="number of combinations of two of the target genes, beside the single perturbations"
+    )
+    interaction: Fraction = Field(
+        0.0, description="combinations: fraction of an effect's variance that is not the sum of the two single effects"
+    )
+    expression: Literal["normal", "measured"] = Field(
+        "normal",
+        description="how means and dispersions of genes are drawn. normal: log-normal means that contexts largely "
+        "share, one level of dispersion; measured: as in a table of six cell contexts, whose means differ more",
+    )
+    programs: int = Field(
+        0, ge=0, description="number of programs: genes that go up and down together from cell to cell"
+    )
+    program_sd: PositiveFloat = Field(
+        0.3, description="programs: standard deviation over cells of a gene's log expression, all programs together"
+    )
+    depth_slope: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation over genes of what a gene's log share gains per unit of the cell's log "
+        "depth; 0: composition does not follow depth",
     )
 
 

@@ -110,6 +110,9 @@ BASELINES = Parts(
         "nearest": "vcc_fm.baselines.nearest:Nearest",
         "mixed-model": "vcc_fm.baselines.mixed_model:Mixed",
         "additive": "vcc_fm.baselines.additive:Additive",
+        "oracle-mean": "vcc_fm.baselines.oracles:OracleMean",
+        "oracle-direction": "vcc_fm.baselines.oracles:OracleDirection",
+        "oracle-size": "vcc_fm.baselines.oracles:OracleSize",
         "embedding-transfer": "vcc_fm.baselines.embedding_transfer:EmbeddingTransfer",
     },
 )

@@ -84,7 +84,8 @@ class ScoreConfig(Section):
         ],
         min_length=1,
         description="untrained predictors in the same table; additive: combinations as the sum of their singles; "
-        "embedding-transfer: SE's gene decoder, needs state-se",
+        "embedding-transfer: SE's gene decoder, needs state-se; oracle-mean, oracle-direction, oracle-size: know the "
+        "truth of simulated cells, or its direction or size, and are no baselines but a measure of what is possible",
     )
 
     @field_validator("preset")

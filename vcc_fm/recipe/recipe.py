@@ -135,6 +135,16 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _truth_to_know(self) -> Recipe:
+        for name in self.score.baselines:
+            if BASELINES[name].oracle and self.data.simulate is None:
+                raise ValueError(
+                    f"score.baselines: {name} knows the truth, which only simulated cells have (data.simulate); "
+                    "leave it out"
+                )
+        return self
+
     @property
     def phases(self) -> dict[str, TrainConfig]:
         """The training phases by name, in order."""

@@ -22,6 +22,11 @@ class SplitConfig(Section):
     test: Fraction | PositiveInt | list[str] = Field(
         0.3, description="held-out perturbations: a fraction, a number, or labels (perturbations and few-shot)"
     )
+    test_among: Literal["all", "combinations"] = Field(
+        "all",
+        description="what a fraction or number `test` is chosen from: all perturbations, or combinations whose single "
+        "perturbations were measured too (perturbations and few-shot)",
+    )
     validation: Fraction | list[str] = Field(
         0.15,
         description="of what remains for training: a fraction of the perturbations (contexts and none: of the groups "
@@ -55,6 +60,12 @@ class SplitConfig(Section):
             raise ValueError(f"split.contexts={self.contexts} has no meaning with split.hold_out={self.hold_out}")
         if self.table is not None and self.hold_out != "table":
             raise ValueError(f"split.table={self.table} needs split.hold_out=table, found {self.hold_out}")
+        if self.test_among != "all":
+            if self.hold_out not in ("perturbations", "few-shot") or self.folds > 1 or isinstance(self.test, list):
+                raise ValueError(
+                    f"split.test_among={self.test_among} needs split.hold_out=perturbations or few-shot, one fold and "
+                    "a fraction or number split.test"
+                )
         if self.unseen > 0 and self.hold_out != "few-shot":
             raise ValueError(f"split.unseen={self.unseen} needs split.hold_out=few-shot, found {self.hold_out}")
         return self

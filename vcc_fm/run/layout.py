@@ -19,6 +19,7 @@ from vcc_fm.recipe.embed import SequenceEncoderSettings
 from vcc_fm.recipe.parts import BASELINES, CELL_ENCODERS, PRESETS, PROTEIN_ENCODERS
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.outputs import Output
+from vcc_fm.sources.truth import FOLDER
 
 SCHEMA = 4
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
@@ -35,7 +36,7 @@ class Layout:
     @property
     def simulated(self) -> Path:
         """Folder of the simulated files."""
-        return self.recipe.embeddings_folder / "simulated"
+        return self.recipe.embeddings_folder / FOLDER
 
     def fold(self, fold: int) -> Path:
         """Folder of one fold; the run's own where there is only one."""

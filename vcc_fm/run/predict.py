@@ -12,7 +12,7 @@ from vcc_fm.ground.processes import process_state
 from vcc_fm.prediction.asking import Asking, asked_for, with_known_targets
 from vcc_fm.prediction.emission import write_measured
 from vcc_fm.prediction.emission_check import check_emitter
-from vcc_fm.prediction.predict import MODEL, Fold
+from vcc_fm.prediction.predict import MODEL, Fold, scaled_predictors
 from vcc_fm.prediction.predict import predict as predict_groups
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
@@ -72,7 +72,7 @@ def _fold(recipe: Recipe, number: int, asking: Asking) -> Fold:
         found = read_json(layout.calibration(number).require())["effect_scale"]
         scales = {name: found.get(name, 1.0) for name in names}
     else:
-        scales = dict.fromkeys(names, asked)
+        scales = {name: asked if name in scaled_predictors(names[1:]) else 1.0 for name in names}
     data = load_dataset(recipe, number, asked=asking.labels())
     return Fold(data, partial(layout.decoder(number, "train").require, content=True), scales)
 

@@ -10,6 +10,7 @@ import pandas as pd
 from rich.console import Console
 
 from vcc_fm.ground.files import read_json
+from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output
@@ -29,7 +30,8 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
     """
     layout = Layout(recipe)
     entries = [Entry("model", "model", layout.predictions.require())]
-    entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
+    for name in recipe.score.baselines:
+        entries.append(Entry(name, "oracle" if BASELINES[name].oracle else "baseline", layout.prediction(name)))
     control = read_json(layout.cells.path / "store.json")["control"]
     table = without_twins(
         score_files(

@@ -1,4 +1,4 @@
-"""Several seeds, or several folds, of one recipe on the same stores: what is run, and the table that they end in."""
+"""Several seeds or folds of one recipe on the same stores, or several simulated worlds: what is run, and its table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import write_text
+from vcc_fm.ground.files import write_json, write_text
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
-from vcc_fm.scoring.compare import Side, paired
+from vcc_fm.scoring.compare import Side, held_out, paired
 from vcc_fm.scoring.seeds import over_seeds, to_markdown
 from vcc_fm.scoring.table import ScoreTable, read_table
+from vcc_fm.scoring.worlds import Worlds, over_worlds
 from vcc_fm.store.cells import CellStore
 
 SCORES = "scores.json"
@@ -71,6 +72,37 @@ def write_seeds(folder: Path, seeds: int, console: Console) -> None:
     write_text(folder / "seeds.md", "\n".join(lines) + "\n")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     console.print(f"{folder / 'seeds.md'}, seeds.csv", markup=False, highlight=False, soft_wrap=True)
+
+
+def world_overrides(recipe: Recipe, worlds: int, first: int) -> dict[str, list[str]]:
+    """Overrides that make a simulated world of each seed, name -> overrides: other cells, split and training.
+
+    Raises:
+        UserError: the recipe's cells are not simulated, or nothing in it is scored.
+    """
+    if recipe.data.simulate is None:
+        raise UserError("--worlds draws simulated cells, but data.simulate is missing; use --seeds or vcc-fm crossval")
+    if recipe.split.hold_out == "none":
+        raise UserError("--worlds compares scores, and with split.hold_out=none nothing is scored; hold something out")
+    names = {seed: f"{recipe.name}-world-{seed}" for seed in range(first, first + worlds)}
+    return {name: [f"seed={seed}", f"name={name}"] for seed, name in names.items()}
+
+
+def worlds_of(tables: dict[str, ScoreTable]) -> Worlds | None:
+    """The table over worlds, if the tables are of several: their held-out groups differ."""
+    if len({frozenset(held_out(table)) for table in tables.values()}) < 2:
+        return None
+    return over_worlds(tables, ["mixed-model"])
+
+
+def write_worlds(folder: Path, tables: dict[str, ScoreTable], console: Console) -> None:
+    """Write the table over worlds as ``worlds.json`` and ``worlds.md`` into ``folder``, and print it."""
+    found = over_worlds(tables, ["mixed-model"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "worlds.json", found.to_json())
+    write_text(folder / "worlds.md", found.to_markdown())
+    console.print(found.to_markdown(), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{folder / 'worlds.md'}, worlds.json", markup=False, highlight=False, soft_wrap=True)
 
 
 def against_baselines(tables: dict[str, ScoreTable], entry: str = "model") -> list[str]:

@@ -112,7 +112,7 @@ def paired(a: Side, b: Side, resamples: int = RESAMPLES, seed: int = 0) -> Diffe
         UserError: an entry is not in a table, or the tables have other metrics, or other held-out groups.
     """
     first = a.tables[0]
-    worlds = len({frozenset(_groups(table)) for side in (a, b) for table in side.tables})
+    worlds = len({frozenset(held_out(table)) for side in (a, b) for table in side.tables})
     if worlds > 1 and len(a.tables) != len(b.tables):
         raise UserError(
             f"{b.name}: held-out groups must be the same on both sides, or as many worlds; score them alike"
@@ -121,10 +121,12 @@ def paired(a: Side, b: Side, resamples: int = RESAMPLES, seed: int = 0) -> Diffe
         for table, like in zip(side.tables, a.tables if worlds > 1 else [first] * len(side.tables), strict=True):
             _check(side, table, like)
     if worlds > 1:
-        at_a, at_b = (np.stack([_panel(t, side.entry, 0, seed)[0] for t in side.tables]) for side in (a, b))
+        at_a, at_b = (np.stack([panel_values(t, side.entry, 0, seed)[0] for t in side.tables]) for side in (a, b))
         difference, panel = (at_a - at_b).mean(axis=0), np.zeros(at_a.shape[1])
     else:
-        drawn_a, drawn_b = (np.stack([_panel(t, side.entry, resamples, seed) for t in side.tables]) for side in (a, b))
+        drawn_a, drawn_b = (
+            np.stack([panel_values(t, side.entry, resamples, seed) for t in side.tables]) for side in (a, b)
+        )
         at_a, at_b, draws = drawn_a[:, 0], drawn_b[:, 0], drawn_a.mean(axis=0) - drawn_b.mean(axis=0)
         difference, panel = draws[0], draws[1:].var(axis=0)
     n = len(_labels(first))
@@ -176,14 +178,15 @@ def _check(side: Side, table: ScoreTable, first: ScoreTable) -> None:
     for what, ours, theirs in (
         ("preset", table.preset, first.preset),
         ("scorer", f"{table.scorer} {table.version}", f"{first.scorer} {first.version}"),
-        ("held-out groups", _groups(table), _groups(first)),
+        ("held-out groups", held_out(table), held_out(first)),
     ):
         if ours != theirs:
             found = f"{ours} and {theirs}" if isinstance(ours, str) else "not the same"
             raise UserError(f"{side.name}: {what} must be the same on both sides, found {found}; score them alike")
 
 
-def _groups(table: ScoreTable) -> set[tuple[str, str]]:
+def held_out(table: ScoreTable) -> set[tuple[str, str]]:
+    """The (context, perturbation) groups that a table is about."""
     return set(zip(table.significant["context"], table.significant["perturbation"], strict=True))
 
 
@@ -196,7 +199,7 @@ def _labels(table: ScoreTable) -> list[str]:
     return sorted({*table.significant["perturbation"], *table.values["perturbation"]})
 
 
-def _panel(table: ScoreTable, entry: str, resamples: int, seed: int) -> np.ndarray:
+def panel_values(table: ScoreTable, entry: str, resamples: int, seed: int) -> np.ndarray:
     """Scaled values of an entry, [1 + resamples, metrics + 3]: as measured, then in each draw of its perturbations.
 
     Each is a mean over contexts; the last three are the means over metrics.

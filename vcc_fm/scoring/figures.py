@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from typing import Any
 
 import anndata as ad
@@ -36,7 +37,7 @@ def bars(table: ScoreTable) -> str:
     figure = Figure(figsize=(0.4 * len(table.metrics), 6) if many else (9, 3.8), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(entries)
-    used = {"model": 0, "baseline": 0, "ceiling": 0}
+    used = Counter[str]()
     for rank, entry in enumerate(entries):
         kind = str(kinds[entry])
         shades = _COLOURS.get(kind, [_CEILING])

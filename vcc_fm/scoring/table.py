@@ -24,7 +24,7 @@ from vcc_fm.scoring.preset import Metric
 #: Metrics beyond which a printed table has a row for each, not a column.
 MOST_COLUMNS = 8
 
-Kind = Literal["model", "baseline", "ceiling"]
+Kind = Literal["model", "baseline", "oracle", "ceiling"]
 
 VALUES = ("entry", "context", "metric", "perturbation", "numerator", "denominator")
 
