@@ -51,6 +51,11 @@ class Page:
         """The text of every element of a CSS selector, as it is in the page."""
         return self.run(f"return [...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
 
+    def as_printed(self) -> None:
+        """Lay the page out as for paper."""
+        wanted = {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}}
+        _ask("POST", f"{self._session}/goog/cdp/execute", wanted)
+
     def errors(self) -> list[str]:
         """What the page complained of."""
         return [one["message"] for one in _ask("POST", f"{self._session}/se/log", {"type": "browser"})]

@@ -202,7 +202,7 @@ def test_parts_of_ratios_are_ratios_and_of_nothing_none(table):
 
 def test_a_table_scrolls_in_its_own_box():
     assert html_table("a<b", ["h&"], [["<i>x</i>"]], kinds=["model"]) == (
-        '<div class="wide" tabindex="0"><table class=""><caption>a&lt;b</caption>'
+        '<div class="wide" tabindex="0"><table class=""><caption><span>a&lt;b</span></caption>'
         '<thead><tr><th scope="col">h&amp;</th></tr></thead>'
         '<tbody><tr class="model"><td><i>x</i></td></tr></tbody></table></div>'
     )

@@ -63,6 +63,22 @@ def test_a_reader_sorts_searches_and_chooses(report):
         assert page.errors() == []
 
 
+def test_many_metrics_are_shown_one_at_a_time(report, tmp_path):
+    data = report.data()
+    path = tmp_path / "many.html"
+    path.write_text(report.text.replace('"most_metrics":8', '"most_metrics":5'))
+    first = [one["head"] for one in data["columns"] if one["metric"] in (-1, 0)]
+    last = [one["head"] for one in data["columns"] if one["metric"] in (-1, 5)]
+    with opened(path) as page:
+        assert page.texts("#rows th button") == first
+        page.click("#metric option[value='5']")
+        assert page.texts("#rows th button") == last
+        at = next(place for place, one in enumerate(data["columns"]) if one["metric"] == 5)
+        page.click("#rows th button", last.index(data["columns"][at]["head"]))
+        values = [float(text) for text in column(page, first.index("place") + 1)]
+        assert values == sorted((round(row[at], 3) for row in data["rows"]), reverse=True)
+
+
 def test_on_a_telephone_only_boxes_scroll(report):
     with opened(report.path, width=400) as page:
         assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [400, 400]
@@ -70,6 +86,13 @@ def test_on_a_telephone_only_boxes_scroll(report):
             "return [...document.querySelectorAll('.wide')].filter(b => b.scrollWidth > b.clientWidth).length"
         )
         assert wide > 3
+
+
+def test_on_paper_everything_stands_within_the_page(report):
+    with opened(report.path, width=720) as page:
+        page.as_printed()
+        assert page.run("return document.documentElement.scrollWidth") == 720
+        assert page.run("return [...document.querySelectorAll('nav, .tools')].every(e => e.offsetHeight === 0)")
 
 
 def test_hostile_labels_are_shown_and_do_nothing(hostile):

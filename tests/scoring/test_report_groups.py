@@ -1,5 +1,7 @@
 """What the report shows of cells, beside plain computations of the same."""
 
+import json
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from scoring_screens import CONTROL
 from vcc_fm.scoring import inputs
 from vcc_fm.scoring.inputs import read_blocks, read_labels
 from vcc_fm.scoring.report.groups import (
+    Context,
     cosines,
     largest_and_some,
     own_ranks,
@@ -18,6 +21,8 @@ from vcc_fm.scoring.report.groups import (
     read_contexts,
     spread,
 )
+from vcc_fm.scoring.report.page import _discrimination, _effects
+from vcc_fm.scoring.report.rows import data_of
 
 
 @pytest.fixture
@@ -153,3 +158,26 @@ def test_the_largest_genes_of_either_side_are_kept_and_the_others_evenly():
     assert np.diff(others).max() < 30
     assert largest_and_some(measured, predicted, 600, 400).tolist() == list(range(1000))
     assert largest_and_some(measured[:7], predicted[:7], 50, 100).tolist() == list(range(7))
+
+
+def test_a_large_screen_leaves_most_out_and_the_page_says_so(table):
+    rng, labels = np.random.default_rng(0), [f"P{i}" for i in range(70)]
+    genes = np.array([f"G{i}" for i in range(9000)])
+    columns = dict.fromkeys(("cells", "emitted", "size", "predicted", "r", "rank"), 1.0)
+    significant = {"significant": np.arange(70.0)[::-1]}
+    rows = pd.DataFrame({"context": "K", "perturbation": labels, **columns, **significant})
+    changes = {label: tuple(rng.normal(size=(2, len(genes)))) for label in labels[:50]}
+    context = Context("K", genes, rows, changes, np.eye(70), 1.0, {})
+    data = data_of(table, [context], rows)
+    assert len(data["rows"]) == 70
+    assert [effect["perturbation"] for effect in data["effects"]] == labels[:50]
+    for effect in data["effects"]:
+        assert len(effect["at"]) == len(effect["measured"]) == len(effect["predicted"]) == 1500
+        assert effect["all"] == 9000
+        at = [int(data["genes"][place][1:]) for place in effect["at"]]
+        measured, predicted = (change[at] for change in changes[effect["perturbation"]])
+        assert np.array(effect["measured"]) / 1000 == pytest.approx(measured, abs=6e-4)
+        assert np.array(effect["predicted"]) / 1000 == pytest.approx(predicted, abs=6e-4)
+    assert len(json.dumps(data)) < 2_000_000
+    assert "20 perturbations with fewer significant genes cannot be chosen" in _effects(rows)
+    assert "The figure has the 60 perturbations with the most significant genes of K." in _discrimination([context])

@@ -141,8 +141,9 @@ def _perturbations(table: ScoreTable, rows: pd.DataFrame) -> str:
         f"<p>What each perturbation gives to each metric, unscaled, of {escape(model)}. Those with the most "
         "significant genes stand first; a click on a head sorts. Place is that of its own measured perturbation among "
         f"those of the context, by similarity to the prediction: 1 is the most similar.{left}</p>\n"
-        '<div class="tools"><label>Search <input id="search" type="search" placeholder="context or perturbation">'
-        '</label> <label id="of-metric" hidden>Metric <select id="metric"></select></label> '
+        '<div class="tools"><label>Search '
+        '<input id="search" type="search" size="24" placeholder="context or perturbation"></label> '
+        '<label id="of-metric" hidden>Metric <select id="metric"></select></label> '
         '<output id="found"></output></div>\n'
         '<div class="wide tall" tabindex="0"><table id="rows"><thead></thead><tbody></tbody></table></div>\n'
         '<button id="more" type="button" hidden></button>\n'

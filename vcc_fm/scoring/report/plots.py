@@ -110,6 +110,7 @@ def training(log: Sequence[dict[str, Any]]) -> Figure:
         for split, part in frame[frame["phase"] == phase].groupby("split", sort=False):
             marker = "o" if len(part) < 30 else None
             axes.plot(part["step"], part["loss"], label=plain(split), marker=marker, markersize=3)
-        axes.set(title=plain(phase), xlabel="step", ylabel="loss")
+        axes.set(xlabel="step", ylabel="loss")
+        axes.set_title(plain(phase), fontsize=9)
         axes.legend(frameon=False, fontsize=8)
     return figure

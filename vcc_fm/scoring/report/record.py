@@ -48,7 +48,7 @@ class Section:
     def _parts(self) -> Iterable[str]:
         yield from (f"<p>{escape(line)}</p>" for line in self.lines)
         for one in self.listings:
-            yield html_table(one.caption, one.heads, [[escape(text) for text in row] for row in one.rows], "words")
+            yield html_table(one.caption, one.heads, [[escape(text) for text in row] for row in one.rows], "texts")
         for name, text in self.folded.items():
             yield f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
 

@@ -35,7 +35,7 @@ def html_table(
         for row, of_row in zip(rows, kinds or [""] * len(rows), strict=True)
     )
     return (
-        f'<div class="wide" tabindex="0"><table class="{kind}"><caption>{escape(caption)}</caption>'
+        f'<div class="wide" tabindex="0"><table class="{kind}"><caption><span>{escape(caption)}</span></caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
