@@ -14,7 +14,9 @@ import scipy.sparse as sp
 from rich.console import Console
 from scoring_screens import table_of
 
+from vcc_fm.ground.files import read_json
 from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.run.layout import Layout
 from vcc_fm.run.score import without_twins
 from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.scoring.presets.vcc2026 import Vcc2026
@@ -81,6 +83,21 @@ def test_a_drug_in_patients_runs_to_a_table_that_names_what_is_undefined(drug_ru
     assert "no headline number: P1, P2, P3: 0 of 6 metrics have a scale, a mean needs 4" in said
     assert "no perturbation has a protein sequence (drugs and stimuli have none)" in said
     assert "No headline number can be given." in (recipe.run_folder / "report.html").read_text()
+
+
+def test_the_report_says_what_the_run_was_made_from_and_no_folder_of_this_machine(drug_run):
+    recipe, layout = drug_run[0], Layout(drug_run[0])
+    page = (recipe.run_folder / "report.html").read_text()
+    for fold in range(3):
+        counts = read_json(layout.split(fold))["counts"]["test"]
+        cells = "".join(f"<td>{text}</td>" for text in (fold, "test", *counts.values()))
+        assert cells in page
+    source = read_json(layout.cells.path / "store.json")["sources"][0]
+    for said in (recipe.fingerprint(), layout.predictions.fingerprint, source["sha256"], "weight_decay: "):
+        assert said in page
+    assert str(recipe.run_folder.parents[1]) not in page
+    assert (recipe.run_folder / "report" / "training.png").exists()
+    assert layout.scores.fault(content=True) is None
 
 
 def test_a_predictor_is_one_line_of_the_log_however_many_folds_there_are(drug_run):

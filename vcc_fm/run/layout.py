@@ -215,12 +215,13 @@ class Layout:
 
     @cached_property
     def scores(self) -> Output:
-        """The score table and the report."""
+        """The score table, the report, and its figures."""
         path = self.recipe.run_folder / "scores.json"
         score = self.recipe.score
         version = PRESETS[score.preset].version
         made_from = fingerprint([self.predictions.fingerprint, score.model_dump(mode="json"), version])
-        return Output("score", path, made_from, (path.with_suffix(".csv"), path.with_name("report.html")))
+        beside = (path.with_suffix(".csv"), path.with_name("report.html"), path.with_name("report"))
+        return Output("score", path, made_from, beside)
 
     @property
     def score_tables(self) -> list[Output]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +14,7 @@ from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.files import read_json, write_json, write_text
 from vcc_fm.ground.hub import Kind, show_progress
 from vcc_fm.ground.hub import push as push_folder
-from vcc_fm.ground.paths import expand, without_folders
+from vcc_fm.ground.paths import expand
 from vcc_fm.ground.words import many
 from vcc_fm.hub.card import Run, dataset_card, model_card
 from vcc_fm.hub.licences import Ancestor, ancestors_of, require_accepted, write_licences
@@ -25,13 +23,13 @@ from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import load_dataset
 from vcc_fm.run.outputs import Output, seconds_of
+from vcc_fm.run.provenance import plain, public_recipe, versions
 from vcc_fm.run.share import share
 from vcc_fm.scoring.table import read_table
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.training.checkpoint import read_log
 
-PACKAGES = ("vcc-fm", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "cell-eval2")
 EXAMPLE = 2
 """Perturbations in the card's example."""
 
@@ -182,7 +180,7 @@ def _run(recipe: Recipe, layout: Layout, cells: CellStore, split: Split | None) 
         held_out,
         read_table(scored[0].path) if scored else None,
         dict(_cost(layout)),
-        _versions(),
+        versions(),
         [] if split is None else split.warnings,
     )
 
@@ -200,10 +198,6 @@ def _cost(layout: Layout) -> Iterator[tuple[str, str]]:
         yield "cells a second in training, at most", f"{max(rates):,.0f}"
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
 def _write_record(recipe: Recipe, layout: Layout, fold: int, folder: Path) -> None:
     """What tells how the run came about: recipe, split, calibration, scores, versions."""
     folder.mkdir()
@@ -216,17 +210,8 @@ def _write_record(recipe: Recipe, layout: Layout, fold: int, folder: Path) -> No
         *(output.path for output in layout.score_tables),
         *calibrations,
     ):
-        write_json(folder / file.name, _without_folders(read_json(file)))
+        write_json(folder / file.name, plain(read_json(file)))
     for output in layout.score_tables:
         shutil.copy(output.path.with_suffix(".csv"), folder)
-    write_json(folder / "recipe.json", _without_folders(recipe.public() | {"output": ".", "hub": None}))
-    write_json(folder / "environment.json", {"versions": _versions(), "machine": platform.machine()})
-
-
-def _without_folders(value: Any) -> Any:
-    """JSON without the folders of this machine."""
-    if isinstance(value, dict):
-        return {without_folders(key): _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    return without_folders(value) if isinstance(value, str) else value
+    write_json(folder / "recipe.json", public_recipe(recipe))
+    write_json(folder / "environment.json", {"versions": versions(), "machine": platform.machine()})

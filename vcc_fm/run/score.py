@@ -14,15 +14,17 @@ from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output
+from vcc_fm.run.provenance import sections
 from vcc_fm.scoring.compare import Side, paired
-from vcc_fm.scoring.report import write_report
+from vcc_fm.scoring.report.page import write_report
+from vcc_fm.scoring.report.record import Record
 from vcc_fm.scoring.score import score as score_files
 from vcc_fm.scoring.table import Entry, ScoreTable
 from vcc_fm.training.checkpoint import read_log
 
 
 def score(recipe: Recipe, output: Output, console: Console) -> None:
-    """Score what the predict stage wrote; writes ``scores.json``, ``scores.csv`` and ``report.html``.
+    """Score what the predict stage wrote; writes ``scores.json``, ``scores.csv``, ``report.html`` and ``report/``.
 
     Raises:
         UserError: the predictions are missing or were made from another recipe, or truth and predictions differ in
@@ -58,18 +60,9 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
         for line in (f"model against {best}: {found.verdict()}", *found.notes):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     report = output.path.with_name("report.html")
-    record = read_json(layout.prediction_record)
-    write_report(
-        report,
-        table,
-        layout.truth,
-        layout.prediction("model"),
-        control,
-        _log(recipe),
-        recipe.name,
-        _notes(recipe, record),
-        record["emitted"],
-    )
+    said = read_json(layout.prediction_record)
+    record = Record(recipe.name, _notes(recipe, said), _log(recipe), said["emitted"], sections(recipe, table))
+    write_report(report, table, layout.truth, layout.prediction("model"), control, record)
     console.print(f"report: {report}", soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +154,26 @@ def read_context(labels: Labels, context: str, perturbations: Collection[str] | 
     return ad.AnnData(
         counts.astype(np.float32), obs=cells.set_index(index), var=pd.DataFrame(index=labels.genes.copy())
     )
+
+
+def read_blocks(
+    labels: Labels, context: str, perturbations: Collection[str], size: int = 1024
+) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+    """Read some groups of one context, ``size`` rows of the file at a time, without a look at the values.
+
+    Yields:
+        Labels of the perturbations [cells], and counts [cells, genes], in file order.
+    """
+    cells = labels.cells
+    rows = np.flatnonzero((cells["context"] == context) & cells["perturbation"].isin(list(perturbations)))
+    file = _open(labels.path)
+    try:
+        for part in np.split(rows, np.flatnonzero(np.diff(rows // size)) + 1) if len(rows) else []:
+            start = int(part[0]) // size * size
+            block = sp.csr_matrix(file.X[start : start + size])
+            yield cells["perturbation"].to_numpy()[part], block[part - start]
+    finally:
+        file.file.close()
 
 
 def _check_counts(counts: sp.csr_matrix, perturbations: np.ndarray, where: str) -> None:

@@ -27,10 +27,13 @@ class Metric:
     Attributes:
         label: short name, at the head of a column.
         low_is_good: whether a smaller raw value is the better one; scaled values are better where they are high.
+        significant: whether it says how far predicted and measured significant genes agree; a report draws it against
+            their number.
     """
 
     label: str
     low_is_good: bool = False
+    significant: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Contest2025(Preset):
     """The contest's three metrics and its scale, whatever measures them."""
 
     metrics: ClassVar[dict[str, Metric]] = {
-        "overlap_at_N": Metric("DES"),
+        "overlap_at_N": Metric("DES", significant=True),
         "discrimination_score_l1": Metric("PDS"),
         "mae": Metric("MAE", low_is_good=True),
     }

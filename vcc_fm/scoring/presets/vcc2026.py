@@ -41,9 +41,9 @@ class Vcc2026(Preset):
         "pds_cosine": Metric("PDS"),
         "expr_mse_unbiased_capped_norm": Metric("MSE", low_is_good=True),
         "de_wilcoxon_lfc_nmae": Metric("NMAE", low_is_good=True),
-        "de_wilcoxon_direction_fidelity_yield_raw": Metric("fidelity"),
-        "de_wilcoxon_direction_reach_raw": Metric("reach"),
-        "de_wilcoxon_sig_jaccard": Metric("Jaccard"),
+        "de_wilcoxon_direction_fidelity_yield_raw": Metric("fidelity", significant=True),
+        "de_wilcoxon_direction_reach_raw": Metric("reach", significant=True),
+        "de_wilcoxon_sig_jaccard": Metric("Jaccard", significant=True),
     }
     needed = 4
     low = "cell-eval2 mean response"
