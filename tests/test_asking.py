@@ -177,6 +177,7 @@ def test_a_panel_is_predicted_in_contexts_with_controls_alone_and_the_official_p
     assert read_json(recipe.run_folder / "prediction.json")["scored"] == 0
 
 
+@pytest.mark.slow
 def test_what_was_held_out_is_scored_beside_a_panel_that_has_no_truth(challenge: Challenge):
     panel = {"contexts": ["A"], "perturbations": challenge.panel[:3], "cells": 5}
     recipe = load_recipe(

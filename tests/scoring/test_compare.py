@@ -96,6 +96,7 @@ def test_what_both_have_alike_is_no_uncertainty():
     assert np.isnan(found.loc["m", "error"]) or found.loc["m", "error"] < 1e-9
 
 
+@pytest.mark.slow
 def test_intervals_cover_and_the_smallest_difference_is_found_in_four_of_five_worlds():
     rng = np.random.default_rng(2)
     null = [against(made({"x": draw(rng)}), made({"x": draw(rng)}), resamples=300).rows.loc[MEAN] for _ in range(100)]

@@ -70,6 +70,7 @@ def aggregate(folder: Path) -> pd.Series:
     return pd.read_csv(folder / "agg_results.csv").set_index("statistic").loc["mean"].astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_contests_numbers_are_those_of_cell_eval2_run_with_preset_v1(tables, files, monkeypatch, tmp_path):
     from cell_eval2.compat import score_agg_metrics

@@ -12,6 +12,7 @@ def column(page, number):
     return page.texts(f"{ROWS} td:nth-child({number + 1})")
 
 
+@pytest.mark.slow
 def test_a_reader_sorts_searches_and_chooses(report):
     data = report.data()
     size = [(one["head"], one["under"]) for one in data["columns"]].index(("size", "measured"))
@@ -63,6 +64,7 @@ def test_a_reader_sorts_searches_and_chooses(report):
         assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_many_metrics_are_shown_one_at_a_time(report, tmp_path):
     data = report.data()
     path = tmp_path / "many.html"
@@ -79,6 +81,7 @@ def test_many_metrics_are_shown_one_at_a_time(report, tmp_path):
         assert values == sorted((round(row[at], 3) for row in data["rows"]), reverse=True)
 
 
+@pytest.mark.slow
 def test_on_a_telephone_only_boxes_scroll(report):
     with opened(report.path, width=400) as page:
         assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [400, 400]
@@ -88,6 +91,7 @@ def test_on_a_telephone_only_boxes_scroll(report):
         assert wide > 3
 
 
+@pytest.mark.slow
 def test_on_paper_everything_stands_within_the_page(report):
     with opened(report.path, width=720) as page:
         page.as_printed()
@@ -95,6 +99,7 @@ def test_on_paper_everything_stands_within_the_page(report):
         assert page.run("return [...document.querySelectorAll('nav, .tools')].every(e => e.offsetHeight === 0)")
 
 
+@pytest.mark.slow
 def test_hostile_labels_are_shown_and_do_nothing(hostile):
     with opened(hostile.path) as page:
         assert page.run("return document.title") == HOSTILE["G00"]

@@ -108,6 +108,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in store.parent.iterdir()}
 
 
+@pytest.mark.slow
 def test_jobs_by_source_and_a_join_write_the_same_store(tmp_path):
     configs = sources(tmp_path, 300)
     alone, jobs = recipe_of(tmp_path / "alone", configs), recipe_of(tmp_path / "jobs", configs)

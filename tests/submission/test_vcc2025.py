@@ -56,6 +56,7 @@ def test_values_and_labels_follow_from_counts_and_controls(kit2025: Kit):
         assert tar.extractfile("watermark.txt").read() == b"vcc-prep"
 
 
+@pytest.mark.slow
 @needs_cell_eval
 def test_cell_eval_takes_it_as_it_is_and_packs_the_same_members(kit2025: Kit):
     assert submit(kit2025.changed(header="gene_name\n"))["accepted"] is True  # cell-eval itself knows no header

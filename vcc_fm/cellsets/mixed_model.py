@@ -43,9 +43,10 @@ EXPECTED = 5.0
 """Counts that a group must be expected to have of a gene, in precision, for its products to enter the components."""
 MOMENT_GENES = 4000
 """Genes, evenly spaced over the axis, whose products enter the components."""
-LEAST_AMPLITUDE = 0.05
-AMPLITUDES, ITERATIONS = 40, 200
-"""Of the grid of amplitudes, the smallest beside the largest; how long the grid's weights are fitted."""
+LEAST_AMPLITUDE = 0.01
+"""Beside the root mean square: an inert perturbation has next to no effect."""
+AMPLITUDES, SMALLEST, ITERATIONS = 40, 0.05, 200
+"""Of the grid of amplitudes: their number, the smallest above zero beside the largest; how long weights are fitted."""
 CORRELATED = 4.0
 """Genes that count as one where the size of a response is estimated: their effects are not independent."""
 GENES_AT_A_TIME, ROWS_AT_A_TIME = 1024, 512
@@ -314,7 +315,7 @@ class _Sizes:
         precision = np.bincount(at, certain)
         found = np.bincount(at, size * certain) / precision
         largest = np.sqrt(max(float(found.max()), 1e-12))
-        grid = np.concatenate([[0.0], largest * np.geomspace(LEAST_AMPLITUDE, 1.0, AMPLITUDES - 1)])
+        grid = np.concatenate([[0.0], largest * np.geomspace(SMALLEST, 1.0, AMPLITUDES - 1)])
         free = cls(size, certain, at, grid, np.full(AMPLITUDES, 1 / AMPLITUDES))
         density = free._density(found, precision)
         weight = free.weight
@@ -341,7 +342,7 @@ class _Sizes:
         """Posterior means."""
         posterior = self.weight * self._density(found, precision)
         amplitude = posterior @ self.grid / posterior.sum(axis=1)
-        return np.asarray(np.maximum(amplitude, LEAST_AMPLITUDE * self.grid[-1]) / np.sqrt(self.mean_square))
+        return np.asarray(np.maximum(amplitude / np.sqrt(self.mean_square), LEAST_AMPLITUDE))
 
     def _density(self, found: np.ndarray, precision: np.ndarray) -> np.ndarray:
         """Of estimates given the amplitudes of the grid, beside the likeliest [estimates, k]."""
