@@ -270,7 +270,11 @@ CASES = [
     Case("sources.simulate._check", keys(data={"simulate": {"contexts": []}}), "data.simulate.contexts is empty"),
     # ---------------------------------------------------------------------------------------------------- the split
     Case(SPLIT + "_hold_out_perturbations", keys(split={"hold_out": "perturbations", "folds": 5}), "folds=5 is more"),
-    Case("run.split.among_combinations", keys(split__test_among="combinations", split__test=1), "0 combinations with"),
+    Case(
+        "cellsets.hold_out.among_combinations",
+        keys(split__test_among="combinations", split__test=1),
+        "0 combinations with",
+    ),
     Case(SPLIT + "_choose", keys(split__test=9), "split.test=9 is more than the 4"),
     Case(SPLIT + "_refuse_unknown", keys(split__test=["G7"]), "there is no perturbation 'G7'"),
     Case(SPLIT + "_known_contexts", keys(split={"hold_out": "contexts", "contexts": ["z"]}), "no context 'z'"),

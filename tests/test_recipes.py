@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from vcc_fm.cellsets.batch import Batch
-from vcc_fm.cellsets.hold_out import make_splits
+from vcc_fm.cellsets.hold_out import among_combinations, make_splits
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.losses import SetLosses
@@ -18,7 +18,6 @@ from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.plan_text import print_plan
-from vcc_fm.run.split import among_combinations
 from vcc_fm.sources.simulated_screen import draw_screen
 from vcc_fm.training.loop import mean_loss
 

@@ -167,7 +167,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "run.prepare.check_sources": (0, 1, "made"),
     "run.share._check_base": (0, 1, "made"),
     "run.share.share_run": (0, 3, "shared"),
-    "run.split.among_combinations": (1, 0, ""),
+    "cellsets.hold_out.among_combinations": (1, 0, ""),
     "run.stages.stage_named": (0, 1, "command"),
     "run.train._judge.judge": (0, 1, "values"),
     "scoring.inputs._check_counts": (1, 4, "made"),

@@ -13,14 +13,16 @@ from vcc_fm.training.trust import Trust, choose_trust
 
 
 class Sets(list[Any]):
-    """Two validation sets a perturbation."""
+    """Two validation sets a group."""
 
     def __init__(self, perturbations: int):
-        super().__init__(SimpleNamespace(perturbation=f"p{i}") for i in range(perturbations) for _ in range(2))
+        super().__init__(
+            SimpleNamespace(context="K", perturbation=f"p{i}") for i in range(perturbations) for _ in range(2)
+        )
 
 
 def chosen(best: float, spread: float, perturbations: int, most: int = 1000) -> tuple[Trust, float]:
-    """What is chosen where a perturbation's loss is ``(trust - best)^2 + slope x trust``; spread of the slopes."""
+    """What is chosen where a group's loss is ``(trust - best)^2 + slope x trust``; spread of the slopes."""
     slope = dict(zip(sorted({one.perturbation for one in Sets(perturbations)}), noise(perturbations), strict=True))
     decoder: Any = SimpleNamespace(config=SimpleNamespace(trust=1.0), device="cpu", eval=lambda: None)
 
@@ -51,7 +53,7 @@ def test_without_noise_the_lowest_loss_is_chosen(best: float, trust: float) -> N
         assert found.gain == pytest.approx(best**2 - (trust - best) ** 2, abs=1e-5)
 
 
-def test_a_gain_that_few_perturbations_cannot_show_is_none() -> None:
+def test_a_gain_that_few_groups_cannot_show_is_none() -> None:
     # The gain at 1 is 1, its standard error 3 / sqrt(n).
     few, _ = chosen(1.0, 3.0, 6)
     assert few.value == 0
@@ -59,11 +61,13 @@ def test_a_gain_that_few_perturbations_cannot_show_is_none() -> None:
     assert few.error == pytest.approx(3.0 / 6**0.5, rel=1e-4)
     many, _ = chosen(1.0, 3.0, 60)
     assert many.value > 0
-    assert (many.gain, many.perturbations) == (pytest.approx(1 - (1 - many.value) ** 2, abs=1e-5), 60)
+    assert (many.gain, many.groups) == (pytest.approx(1 - (1 - many.value) ** 2, abs=1e-5), 60)
     assert "is trusted" in str(many)
 
 
-def test_one_perturbation_shows_nothing() -> None:
-    assert chosen(1.0, 0.0, 1)[0].value == 0
+def test_one_group_shows_nothing() -> None:
+    alone, _ = chosen(1.0, 0.0, 1)
+    assert (alone.value, alone.error) == (0, None)
+    assert "standard error unknown, 1 group" in str(alone)
     # Of as many sets as are looked at.
-    assert chosen(1.0, 0.0, 5, most=2)[0].perturbations == 1
+    assert chosen(1.0, 0.0, 5, most=2)[0].groups == 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from rich.console import Console
 
 from vcc_fm.baselines.baseline import Baseline
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
 
 
 class Mixed(Baseline):

@@ -18,6 +18,7 @@ from vcc_fm.cellsets.cell_load_table import CellLoadTable, Share, read_cell_load
 from vcc_fm.cellsets.split import Group, Role, Roles, Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand
+from vcc_fm.ground.words import many
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.sources.controls import contexts_with, require_controls
 
@@ -61,6 +62,7 @@ def make_splits(
             "no perturbation is left to train on or to test: all cells are controls; check perturbation_column and "
             "control, or loosen data.minimum_cells, keep or quality"
         )
+    config = among_combinations(config, {label for _, label in measured}, separator, seed)
     labels_of = _labels_of(measured)
     targets = _targets({label for _, label in measured}, control, separator)
     notes: list[str] = []
@@ -79,6 +81,33 @@ def make_splits(
         split = Split(config.hold_out, fold, config.folds, seed, roles, measured, [])
         splits.append(replace(split, warnings=notes + _warnings(config, split, targets)))
     return splits
+
+
+def among_combinations(config: SplitConfig, labels: Iterable[str], separator: str, seed: int) -> SplitConfig:
+    """The section with its test perturbations by label, where they are chosen among combinations; else as it is.
+
+    Args:
+        config: the recipe's ``split`` section.
+        labels: of all measured perturbations.
+        separator: what joins the target genes of a combination.
+        seed: of the choice.
+
+    Raises:
+        UserError: there are fewer such combinations than are asked for.
+    """
+    if config.test_among == "all" or isinstance(config.test, list):
+        return config
+    measured = set(labels)
+    targets = {label: label.split(separator) for label in sorted(measured)}
+    found = [label for label, genes in targets.items() if len(genes) > 1 and measured.issuperset(genes)]
+    wanted = config.test if isinstance(config.test, int) else round(config.test * len(found))
+    if not 0 < wanted <= len(found):
+        raise UserError(
+            f"split.test={config.test} with split.test_among=combinations: {many(len(found), 'combination')} with all "
+            "single perturbations measured; ask for one at least, and not more than there are"
+        )
+    chosen = np.random.default_rng(seed).permutation(found)[:wanted].tolist()
+    return config.model_copy(update={"test": sorted(chosen), "test_among": "all"})
 
 
 def _labels_of(groups: Iterable[tuple[str, str]]) -> dict[str, set[str]]:

@@ -29,7 +29,6 @@ from vcc_fm.run.inputs import protein_fasta, source_configs
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.plan_checks import check_processes, check_sharing, check_split, collected
 from vcc_fm.run.plan_decoder import plan_decoder
-from vcc_fm.run.split import among_combinations
 from vcc_fm.run.stages import stages_of
 from vcc_fm.sources.alignment import open_sources
 from vcc_fm.store.cell_table import cell_table
@@ -101,9 +100,7 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     if "split" not in missing:
         splits = list[Split]()
         with collected(problems):
-            among = {label for _, label in groups} - {control}
-            config = among_combinations(recipe.split, among, separator, recipe.seed)
-            splits = make_splits(config, groups, control, separator, recipe.seed, sources)
+            splits = make_splits(recipe.split, groups, control, separator, recipe.seed, sources)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
         check_split(recipe, splits, groups, control, problems)
         if splits:

@@ -70,10 +70,10 @@ def _plain(
     rank = recipe.decoder.gene_rank
     linear = layers * (4 * width * width + 3 * width * inner)  # attention, and the gated network
     norms = (2 * layers + 1) * width
-    codes = 5 + len(cells["contexts"]) + cells["batches"] + len(proteins["targets_without_sequence"])
+    codes = 4 + len(cells["contexts"]) + cells["batches"] + len(proteins["targets_without_sequence"])
     vectors = cells["vector_width"] + 1 + proteins["width"]
-    around = codes * width + (vectors + 2 * (width + 1) + 2) * width + (rank + 1) * width + 2 * width
-    head = genes * (rank + 1) + proteins["width"] * rank + (2 * width + 1) * rank + 3 * (width + 1)
+    around = codes * width + (vectors + 2 * (width + 1) + 2) * width + (rank + 3) * width + 2 * width
+    head = (genes + proteins["width"] + width + 1) * rank + 2 * (width + 1)
     trainable = linear + norms + around + head
     total = sizes["vocab_size"] * width + trainable
     if recipe.decoder.base == "pretrain":

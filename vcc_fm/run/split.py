@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
 from rich.console import Console
 
 from vcc_fm.cellsets.hold_out import make_splits
 from vcc_fm.cellsets.targets import sources_of_contexts, with_vectors, without_any
-from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import write_json
 from vcc_fm.ground.words import many
 from vcc_fm.recipe.recipe import Recipe
-from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import covered_genes, separator_of
 from vcc_fm.run.outputs import Output
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
-
-
-def among_combinations(config: SplitConfig, labels: Iterable[str], separator: str, seed: int) -> SplitConfig:
-    """The section with its test perturbations by label, where they are chosen among combinations; else as it is.
-
-    Args:
-        config: the recipe's ``split`` section.
-        labels: of all measured perturbations.
-        separator: what joins the target genes of a combination.
-        seed: of the choice.
-
-    Raises:
-        UserError: there are fewer such combinations than are asked for.
-    """
-    if config.test_among == "all" or isinstance(config.test, list):
-        return config
-    measured = set(labels)
-    targets = {label: label.split(separator) for label in sorted(measured)}
-    found = [label for label, genes in targets.items() if len(genes) > 1 and measured.issuperset(genes)]
-    wanted = config.test if isinstance(config.test, int) else round(config.test * len(found))
-    if not 0 < wanted <= len(found):
-        raise UserError(
-            f"split.test={config.test} with split.test_among=combinations: {many(len(found), 'combination')} with all "
-            "single perturbations measured; ask for one at least, and not more than there are"
-        )
-    chosen = np.random.default_rng(seed).permutation(found)[:wanted].tolist()
-    return config.model_copy(update={"test": sorted(chosen), "test_among": "all"})
 
 
 def split(recipe: Recipe, output: Output, console: Console) -> None:
@@ -68,9 +36,7 @@ def split(recipe: Recipe, output: Output, console: Console) -> None:
             f"dropped for want of a protein vector: {many(len(dropped), 'perturbation')}, {many(number, 'cell')}"
         )
     sources = sources_of_contexts(recipe.data.sources, cells.context_sources)
-    labels = {label for _, label in group_cells} - {cells.control}
-    config = among_combinations(recipe.split, labels, separator, recipe.seed)
-    splits = make_splits(config, group_cells, cells.control, separator, recipe.seed, sources)
+    splits = make_splits(recipe.split, group_cells, cells.control, separator, recipe.seed, sources)
     for one in splits:
         path = layout.split(one.fold)
         path.parent.mkdir(parents=True, exist_ok=True)

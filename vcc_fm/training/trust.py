@@ -9,11 +9,12 @@ import torch
 
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.ground.words import many
 from vcc_fm.training.loop import Losses
 
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
 CLEAR = 2.0
-"""Standard errors over validation perturbations: what a few of them seem to gain is mostly luck."""
+"""Standard errors over validation groups: what a few of them seem to gain is mostly luck."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,19 @@ class Trust:
         value: factor on what was learned, one of ``TRIED``.
         gain: how much lower the validation loss is than without it; at the lowest loss of ``TRIED`` where ``value``
             is 0.
-        error: standard error of the gain over perturbations.
-        perturbations: number of validation perturbations.
+        error: standard error of the gain over groups; None where there is one group.
+        groups: number of validation groups (context, perturbation).
     """
 
     value: float
     gain: float
-    error: float
-    perturbations: int
+    error: float | None
+    groups: int
 
     def __str__(self) -> str:
         """One line for people."""
-        seen = f"gain {self.gain:.3g}, standard error {self.error:.2g} over {self.perturbations} perturbations"
+        error = "unknown" if self.error is None else f"{self.error:.2g}"
+        seen = f"gain {self.gain:.3g}, standard error {error}, {many(self.groups, 'group')}"
         if self.value == 0:
             return f"nothing that was learned is clear in validation ({seen}): the expected response is kept as it is"
         return f"{self.value:.0%} of what was learned is trusted ({seen})"
@@ -55,25 +57,23 @@ def choose_trust(
     """
     gain = _gains(decoder, sampler, assembler, losses, most)
     mean, number = gain.mean(axis=0), len(gain)
-    error = gain.std(axis=0, ddof=1) / np.sqrt(number) if number > 1 else np.full(len(TRIED), np.inf)
-    # No error is infinitely many times a gain of nothing.
-    clear = np.where(mean > 0, mean - CLEAR * error, -np.inf)
-    clear[0] = 0.0
-    chosen = int(clear.argmax())
+    error = gain.std(axis=0, ddof=1) / np.sqrt(number) if number > 1 else None
+    chosen = 0 if error is None else int((mean - CLEAR * error).argmax())  # without what was learned: 0
     decoder.config.trust = TRIED[chosen]
     shown = chosen or int(mean.argmax())
-    return Trust(TRIED[chosen], float(mean[shown]), float(error[shown]), number)
+    return Trust(TRIED[chosen], float(mean[shown]), None if error is None else float(error[shown]), number)
 
 
 @torch.no_grad()
 def _gains(
     decoder: PerturbationDecoder, sampler: SetSampler, assembler: Assembler, losses: Losses, most: int
 ) -> np.ndarray:
-    """How much lower the mean loss of each validation perturbation is at each of ``TRIED``, [perturbations, tried]."""
+    """How much lower the mean loss of each validation group is at each of ``TRIED``, [groups, tried]."""
     decoder.eval()
     sets = [sampler[position] for position in range(min(most, len(sampler)))]
-    labels, row_of = np.unique([one.perturbation for one in sets], return_inverse=True)
-    total = np.zeros((len(labels), len(TRIED)))
+    groups = sorted({(one.context, one.perturbation) for one in sets})
+    row_of = [groups.index((one.context, one.perturbation)) for one in sets]
+    total = np.zeros((len(groups), len(TRIED)))
     for one, row in zip(sets, row_of, strict=True):
         batch = assembler.assemble([one]).to(decoder.device)
         for column, trust in enumerate(TRIED):
