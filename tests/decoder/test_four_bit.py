@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,21 @@ def test_weights_are_the_nearest_levels_of_their_block() -> None:
         nearest = levels[(blocks[..., None] / largest[..., None] - levels).abs().argmin(-1)] * largest
         # The scale of a block takes 8 bits, too.
         torch.testing.assert_close(layer.weight.reshape(-1, 64), nearest, rtol=0.02, atol=0)
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+def test_the_number_of_cores_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    layer, threads, found = torch.nn.Linear(1024, 4096, bias=False), torch.get_num_threads(), []
+    try:
+        for cores in (1, 2, 3):
+            torch.set_num_threads(cores)
+            round_to_4_bits(rounded := torch.nn.Sequential(copy.deepcopy(layer)))
+            found.append(rounded[0].weight)
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 def bytes_of(model: torch.nn.Module) -> int:

@@ -1,4 +1,8 @@
-"""A frozen backbone whose linear layers are held in 4 bits, under adapters in full precision (QLoRA)."""
+"""A frozen backbone whose linear layers are held in 4 bits, under adapters in full precision (QLoRA).
+
+Layers are made on a CPU, each on one core, wherever they go from there: a mean over all scales of a layer is part of
+them, and a resumed run, or who merges an adapter, must find the same bits.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.ground.errors import UserError
+
+_CPU = torch.device("cpu")
 
 
 def require_bitsandbytes(what: str) -> None:
@@ -34,21 +41,18 @@ def hold_in_4_bits(decoder: PerturbationDecoder, compute: torch.dtype) -> None:
     """
     from vcc_fm.decoder.linear4bit import Linear4bit
 
-    for name, layer in linear_layers(decoder.backbone).items():
-        decoder.backbone.set_submodule(name, Linear4bit(layer, compute))
+    layers = linear_layers(decoder.backbone)
+    held = each_on_one_core(lambda layer: Linear4bit(layer, compute), layers.values(), _CPU)
+    for name, layer in zip(layers, held, strict=True):
+        decoder.backbone.set_submodule(name, layer)
     decoder.is_loaded_in_4bit = True  # where peft looks
 
 
 def round_to_4_bits(backbone: nn.Module) -> None:
-    """Give the linear layers of a backbone the weights that they have in 4 bits, as float32.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
+    """Give the linear layers of a backbone, in float32 on a CPU, the weights that they have in 4 bits."""
     from vcc_fm.decoder.linear4bit import round_
 
-    for layer in linear_layers(backbone).values():
-        round_(layer)
+    list(each_on_one_core(round_, linear_layers(backbone).values(), _CPU))
 
 
 def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear | Conv1D]:

@@ -22,14 +22,9 @@ class Linear4bit(bnb.nn.Linear4bit):  # under this name, which peft and accelera
         weight = _out_in(layer)
         out, width = weight.shape
         super().__init__(width, out, layer.bias is not None, compute, quant_type="nf4", device="meta")
-        # On a CPU, wherever it goes from there: so it has the same bits everywhere. Stored as float32, which engines
-        # shard and send as any other weight.
+        # Stored as float32, which engines shard and send as any other weight; `to` is what puts it into 4 bits.
         self.weight = bnb.nn.Params4bit(
-            weight.detach().cpu(),
-            blocksize=BLOCK,
-            quant_type="nf4",
-            quant_storage=torch.float32,
-            module=self,
+            weight.detach(), blocksize=BLOCK, quant_type="nf4", quant_storage=torch.float32, module=self
         ).to("cpu")
         self.bias = layer.bias
         # Else it evaluates in bfloat16, whatever it computes in, where the processor can.
