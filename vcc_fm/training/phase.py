@@ -110,7 +110,7 @@ def _trainer(
     That model is built anew, because what was trained may be spread over the processes.
     """
     config, name = phase.config, phase.name
-    model, notes = _decoder(phase, data)
+    model, notes = _decoder(phase, data, trains=True)
     decoder = _inner(model)
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
@@ -130,7 +130,7 @@ def _trainer(
         decoder.backbone.compile()
 
     def finished(weights: Path) -> PerturbationDecoder | PeftModel:
-        trained, _ = _decoder(phase, data, merges=True)
+        trained, _ = _decoder(phase, data)
         _inner(trained).config.trained_on_responses = trained_on_responses
         load_trained(trained, weights)
         return trained
@@ -148,10 +148,10 @@ def _trainer(
     return trainer, finished
 
 
-def _decoder(phase: Phase, data: Dataset, merges: bool = False) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
-    """The model before training, and notes; ``merges``: a base in 4 bits is as the same values that take a merge."""
+def _decoder(phase: Phase, data: Dataset, trains: bool = False) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
+    """The model before training, and notes; one that only takes what was trained has a base in 4 bits as float32."""
     bf16 = phase.config.precision == "bf16"
-    compute = None if merges else torch.bfloat16 if bf16 else torch.float32
+    compute = (torch.bfloat16 if bf16 else torch.float32) if trains else None
     model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed, compute)
     decoder = _inner(model)
     decoder.config.recipe_fingerprint = phase.recipe_fingerprint
