@@ -71,6 +71,16 @@ def keys(**changes: Any) -> Edit:
     return edit
 
 
+def in_4_bits(**lora: Any) -> Edit:
+    """Pretrains a base and holds it in 4 bits."""
+    return keys(
+        decoder__base="pretrain",
+        pretrain__steps=2,
+        pretrain__batch_sets=4,
+        decoder__lora={"load_in_4bit": True} | lora,
+    )
+
+
 def source(**changes: Any) -> Edit:
     """Sets keys of the only source."""
     return keys(**{f"data__sources__0__{key}": value for key, value in changes.items()})
@@ -344,6 +354,13 @@ CASES = [
         "decoder.lora._check",
         keys(decoder__base="pretrain", pretrain__steps=2, pretrain__batch_sets=4, decoder__lora__layers=[5]),
         "decoder.lora.layers: the backbone has no 5",
+    ),
+    Case("decoder.four_bit.require_bitsandbytes", in_4_bits(), "for which bitsandbytes is not installed: pip install"),
+    Case("decoder.lora._check_4_bits", in_4_bits(full=["q_proj"]), "layers.0.self_attn.q_proj trains in full"),
+    Case(
+        "decoder.lora._check_4_bits",
+        both(in_4_bits(), keys(decoder__backbone__intermediate_size=20)),
+        "down_proj takes 20 values, no multiple of 8",
     ),
     Case("store.shared.local_store", keys(data={"store": "FOLDER/none"}), "is no store"),
     Case("run.inputs.base_address", keys(hub={"repo": "O/N", "what": "adapter"}), "has no address that others reach"),

@@ -84,6 +84,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "decoder.arc_st.find_st": (2, 0, ""),
     "decoder.config.check_backbone": (3, 0, ""),
     "decoder.config.unfit": (1, 0, ""),
+    "decoder.four_bit.require_bitsandbytes": (1, 0, ""),
     "decoder.load._headers": (0, 1, "weights"),
     "decoder.load._load": (0, 3, "weights"),
     "decoder.load.base_config": (3, 0, ""),
@@ -93,6 +94,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "decoder.load.load_decoder": (0, 1, "weights"),
     "decoder.load.local_model": (1, 0, ""),
     "decoder.lora._check": (1, 0, ""),
+    "decoder.lora._check_4_bits": (2, 0, ""),
     "decoder.model.PerturbationDecoder.from_pretrained": (0, 1, "weights"),
     "encoders.cells.expression.Expression.check": (1, 0, ""),
     "encoders.cells.expression.ExpressionEncoder.load": (0, 2, "made"),
@@ -311,6 +313,8 @@ def test_nothing_stands_in_the_way_of_what_the_cases_break(tmp_path):
 def test_the_plan_makes_the_refusal(case: Case, tmp_path, monkeypatch):
     content = write_inputs(tmp_path)
     case.edit(tmp_path, content)
+    # As if it was not installed, which one case is about and none needs.
+    monkeypatch.setattr("vcc_fm.decoder.four_bit.find_spec", lambda name: None)
     raised = []
 
     def record(self: UserError, *texts: str) -> None:

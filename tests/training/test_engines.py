@@ -160,6 +160,35 @@ def test_every_engine_trains_the_same_model(
         torch.testing.assert_close(adapted.state_dict()[key], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DDP", "ZeRO-2", "ZeRO-3", "FSDP2"])
+def test_engines_train_and_resume_on_a_base_in_4_bits(
+    name: str, tiny_recipe: Path, prepared: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra qlora: pip install 'vcc-fm[qlora]'")
+    held = ["decoder.lora.load_in_4bit=true", "train.checkpoint_every=4"]
+    alone, together = ([*prepared(tmp_path / where), *held] for where in ("alone", "together"))
+    torch.set_num_threads(1)
+    make(tiny_recipe, alone, "split", "train")
+    make(tiny_recipe, together, "split")
+    done = launched(name, tiny_recipe, tmp_path, *together)
+    assert done.returncode == 0, done.stderr
+    one, run = (Run(tmp_path / where / "runs" / "tiny") for where in ("alone", "together"))
+    assert run.losses("train") == pytest.approx(one.losses("train"), abs=1e-5)
+    whole = run.weights("train")
+    for key, value in one.weights("train").items():
+        torch.testing.assert_close(whole[key], value, rtol=0, atol=2e-5, msg=lambda text, k=key: f"{k}: {text}")
+    # Killed after step 4.
+    shutil.rmtree(run.folder / "model")
+    shutil.rmtree(run.folder / "training" / "train" / "checkpoints" / "step-00000006")
+    done = launched(name, tiny_recipe, tmp_path, *together)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("train 5/6")], done.stdout
+    assert not [line for line in done.stdout.splitlines() if line.startswith("train 4/6")], done.stdout
+    resumed = run.weights("train")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """Makes an accelerator under the environment that a launcher would set."""

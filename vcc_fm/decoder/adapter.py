@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, unfit
+from vcc_fm.decoder.four_bit import require_bitsandbytes, round_to_4_bits
 from vcc_fm.decoder.load import base_config, compare, header, load_backbone, load_decoder, not_finite
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError, reading
@@ -53,12 +54,15 @@ def load_adapter(folder: Path, base: str, revision: str | None) -> PerturbationD
         revision: of the Hub id.
 
     Raises:
-        UserError: the base cannot be had; or adapter, base and config do not fit each other.
+        UserError: the base cannot be had; adapter, base and config do not fit each other; or the adapter belongs on a
+            base in 4 bits, and bitsandbytes is not installed.
     """
     config = base_config(str(folder), None)
     if not isinstance(config, PerturbationDecoderConfig):
         raise UserError(f"{folder}: holds a {config.model_type}, where a decoder of this program is expected")
     lora = _lora_config(folder / ADAPTER / "adapter_config.json")
+    if config.base_in_4bit:
+        require_bitsandbytes(f"{folder}: its adapter belongs on a base in 4 bits")
     if isinstance(base_config(base, revision), PerturbationDecoderConfig):
         backbone: nn.Module = load_decoder(base, revision).backbone
     else:
@@ -76,6 +80,8 @@ def load_adapter(folder: Path, base: str, revision: str | None) -> PerturbationD
         decoder = PerturbationDecoder(config)
         with reading(folder / AROUND, "safetensors"):
             decoder.load_state_dict(state | load_file(folder / AROUND))
+        if config.base_in_4bit:
+            round_to_4_bits(decoder.backbone)
         adapted = get_peft_model(decoder, lora)
         with reading(folder / ADAPTER, "safetensors"):
             set_peft_model_state_dict(adapted, load_file(folder / ADAPTER / WEIGHTS))

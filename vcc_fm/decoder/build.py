@@ -55,7 +55,7 @@ def _encoder(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_decoder(
-    settings: DecoderSettings, data: Dataset, base: str, seed: int
+    settings: DecoderSettings, data: Dataset, base: str, seed: int, compute: torch.dtype | None = torch.float32
 ) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
     """The decoder to train, and what a reader should know of how it starts.
 
@@ -65,6 +65,7 @@ def build_decoder(
         base: ``scratch``; a run of Arc's ST; or folder or Hub id of a decoder or of any backbone that ``transformers``
             can load.
         seed: of the initial weights.
+        compute: of a base in 4 bits, as :func:`add_adapters` takes it.
 
     Returns:
         A decoder with everything trainable (scratch), or one under adapters; notes, one sentence each.
@@ -85,7 +86,7 @@ def build_decoder(
         decoder = _new(decoder_config(settings, data, st.backbone, known))
         _initialise(decoder, data)
         notes = st.move_into(decoder, known, len(data.all_targets))
-        return add_adapters(decoder, settings.lora, base), notes
+        return add_adapters(decoder, settings.lora, base, compute), notes
     with asked_by("decoder.base"):
         config = base_config(base, settings.revision)
         ours = isinstance(config, PerturbationDecoderConfig)
@@ -98,7 +99,7 @@ def build_decoder(
         _initialise(decoder, data)
         name = without_folders(base)
         decoder.config.started_from = {"files": {}, "licence": f"that of {name}: see its card", "citation": ""}
-    return add_adapters(decoder, settings.lora, base), notes
+    return add_adapters(decoder, settings.lora, base, compute), notes
 
 
 def _new(config: PerturbationDecoderConfig) -> PerturbationDecoder:

@@ -40,6 +40,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         simulated: whether the weights were fitted on simulated cells.
         started_from: ``files``, ``licence`` and ``citation`` of weights of others that these ones started from; empty
             where there are none. A decoder that starts from this one inherits it.
+        base_in_4bit: whether its adapter was trained on a base in 4 bits, and belongs on no other.
     """
 
     model_type = "perturbation-decoder"
@@ -63,6 +64,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         recipe_fingerprint: str = "",
         simulated: bool = False,
         started_from: dict[str, Any] | None = None,
+        base_in_4bit: bool = False,
         **kwargs: Any,
     ):
         self.backbone = backbone or {"model_type": "llama"}
@@ -82,6 +84,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         self.recipe_fingerprint = recipe_fingerprint
         self.simulated = simulated
         self.started_from = started_from or {}
+        self.base_in_4bit = base_in_4bit
         super().__init__(**kwargs)
 
     def backbone_config(self) -> PretrainedConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vcc_fm.recipe.section import Fraction, PositiveInt, Section
 
@@ -24,6 +24,11 @@ class LoraSettings(Section):
     full: list[str] = Field([], description="modules of the backbone to train in full, by name (norm, ...)")
     rslora: bool = Field(False, description="scale of the adapters alpha / sqrt(r) (rsLoRA), for high ranks")
     dora: bool = Field(False, description="adapt direction and size of the weights apart (DoRA); slower")
+    load_in_4bit: bool = Field(
+        False,
+        description="hold the backbone's linear layers in 4 bits under the adapters (QLoRA: nf4 of bitsandbytes, "
+        "doubly quantised), an eighth of float32; needs the extra qlora",
+    )
 
 
 class DecoderSettings(Section):
@@ -63,3 +68,12 @@ class DecoderSettings(Section):
         "measured in no context",
     )
     lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")
+
+    @model_validator(mode="after")
+    def _has_a_base_to_hold(self) -> DecoderSettings:
+        if self.lora.load_in_4bit and self.base == "scratch":
+            raise ValueError(
+                "decoder.lora.load_in_4bit: with decoder.base=scratch everything trains, and nothing can be held in 4 "
+                "bits; name a base, or set it to false"
+            )
+        return self

@@ -53,7 +53,8 @@ def _plain_sizes(recipe: Recipe) -> dict[str, int] | None:
     if settings.base not in ("scratch", "pretrain") or sizes.pop("model_type", None) != "llama":
         return None
     lora = settings.lora
-    if settings.base == "pretrain" and (lora.target_modules != "all-linear" or lora.layers or lora.full or lora.dora):
+    unusual = lora.target_modules != "all-linear" or lora.layers or lora.full or lora.dora or lora.load_in_4bit
+    if settings.base == "pretrain" and unusual:
         return None
     plain = {key: size for key, size in sizes.items() if isinstance(size, int) and not isinstance(size, bool)}
     if plain.keys() != _SIZES or sizes.keys() != _SIZES or min(plain.values()) < 1:

@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from vcc_fm.decoder.four_bit import size_of
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.processes import leave_a_core_to_the_loader, process_state
 from vcc_fm.recipe.train import TrainConfig
@@ -98,7 +99,7 @@ def engine_of(accelerator: Accelerator) -> str:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(total, trainable) number of parameters; ``model`` is whole, so before an engine shards it."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(size_of(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 

@@ -19,6 +19,7 @@ from vcc_fm.cellsets.groups import training_groups
 from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.cellsets.split import Group
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
+from vcc_fm.decoder.four_bit import is_4_bit
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
@@ -112,7 +113,7 @@ def _trainer(
     That model is built anew, because what was trained may be spread over the processes.
     """
     config, name = phase.config, phase.name
-    model, notes = _decoder(phase, data)
+    model, notes = _decoder(phase, data, trains=True)
     decoder = _inner(model)
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
@@ -145,12 +146,14 @@ def _trainer(
     return trainer, finished
 
 
-def _decoder(phase: Phase, data: Dataset) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
-    """The model as it is before training, and notes."""
-    model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed)
+def _decoder(phase: Phase, data: Dataset, trains: bool = False) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
+    """The model before training, and notes; one that only takes what was trained has a base in 4 bits as float32."""
+    bf16 = phase.config.precision == "bf16"
+    compute = (torch.bfloat16 if bf16 else torch.float32) if trains else None
+    model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed, compute)
     decoder = _inner(model)
     decoder.config.recipe_fingerprint = phase.recipe_fingerprint
-    decoder.bf16_backbone = phase.config.precision == "bf16"
+    decoder.bf16_backbone = bf16
     return model, notes
 
 
@@ -165,10 +168,11 @@ def _first_line(name: str, config: TrainConfig, accelerator: Accelerator, model:
     """What trains, on what, and how much at a time."""
     world, device = accelerator.num_processes, accelerator.device
     total, trainable = count_parameters(model)
+    held = ", on a base in 4 bits" if any(map(is_4_bit, model.parameters())) else ""
     here = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return (
         f"{name}: {engine_of(accelerator)}, {world} process(es) on {here}; a step is {config.batch_sets} sets, up to "
-        f"{config.batch_sets * config.set_size:,} cells; {trainable:,} of {total:,} parameters train"
+        f"{config.batch_sets * config.set_size:,} cells; {trainable:,} of {total:,} parameters train{held}"
     )
 
 
