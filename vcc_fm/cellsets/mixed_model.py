@@ -18,14 +18,15 @@ gene is in the group's context; genes whose ``q`` are alike share them.
 
 So the noise of such genes is one matrix times a number, and one eigendecomposition of ``L^-1 K L^-T``, ``R = L L^T``,
 solves all of them: n^3 once and n^2 a gene, for n groups. The components ``a`` and ``b`` are those that fit the
-products of responses, averaged over genes, by non-negative least squares; amplitudes are shrunken to their mean by
-their own noise (empirical Bayes). Henderson, Biometrics 31:423 (1975), has the prediction.
+products of responses, averaged over genes, by non-negative least squares; amplitudes are posterior means
+under their own distribution (:mod:`vcc_fm.cellsets.amplitudes`). Henderson, Biometrics 31:423 (1975), has the
+prediction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ import numpy as np
 import scipy.linalg
 from scipy.optimize import nnls
 
+from vcc_fm.cellsets.amplitudes import AmplitudePrior
 from vcc_fm.cellsets.evidence import Evidence, noise_profile
 from vcc_fm.cellsets.kernels import Kernels, Weights
 from vcc_fm.store.cells import evenly_spaced
@@ -43,10 +45,6 @@ EXPECTED = 5.0
 """Counts that a group must be expected to have of a gene, in precision, for its products to enter the components."""
 MOMENT_GENES = 4000
 """Genes, evenly spaced over the axis, whose products enter the components."""
-LEAST_AMPLITUDE = 0.01
-"""Beside the root mean square: an inert perturbation has next to no effect."""
-AMPLITUDES, SMALLEST, ITERATIONS = 40, 0.05, 200
-"""Of the grid of amplitudes: their number, the smallest above zero beside the largest; how long weights are fitted."""
 CORRELATED = 4.0
 """Genes that count as one where the size of a response is estimated: their effects are not independent."""
 GENES_AT_A_TIME, ROWS_AT_A_TIME = 1024, 512
@@ -80,7 +78,7 @@ class MixedModel:
         self._coordinates = kernels.coordinates(weights, self._axes)
         self._alike = [(one @ one.T).astype(np.float32) for one in self._coordinates]
         self.amplitude = np.ones(len(evidence.groups))
-        self._sizes: _Sizes | None = None
+        self._sizes: AmplitudePrior | None = None
         self.components = np.zeros((len(self._alike), 2))
         self._fit()
 
@@ -148,7 +146,7 @@ class MixedModel:
             prior += variance.sum() * np.diag(alike)[self._at]
         if (prior > 0).all():
             spread = 2 * (self.amplitude**2 + noise / prior) ** 2 / np.maximum(np.diag(genes) / CORRELATED, 1.0)
-            self._sizes = _Sizes.of(np.diag(product) / prior, 1.0 / spread, self._at)
+            self._sizes = AmplitudePrior.of(np.diag(product) / prior, 1.0 / spread, self._at)
             self.amplitude = self._sizes.amplitude
 
     def _decompose(self) -> None:
@@ -288,66 +286,6 @@ class MixedModel:
                 total[part.rows] += (density * there).sum(axis=1, dtype=np.float64)
                 number[part.rows] += there.sum(axis=1)
         return total / np.maximum(number, 1.0)
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Squared amplitudes of responses, each with its precision, and how those of perturbations are distributed.
-
-    Attributes:
-        size, certain: [n] estimates from each training group alone, and their precisions.
-        at: [n] perturbation of each group.
-        grid: [k] amplitudes that a perturbation may have; the first is 0.
-        weight: [k] their probabilities.
-        mean_square: of the shrunken amplitudes, over groups.
-    """
-
-    size: np.ndarray
-    certain: np.ndarray
-    at: np.ndarray
-    grid: np.ndarray
-    weight: np.ndarray
-    mean_square: float = 1.0
-
-    @classmethod
-    def of(cls, size: np.ndarray, certain: np.ndarray, at: np.ndarray) -> _Sizes:
-        """The distribution that makes the estimates likeliest, on a grid, by EM (Kiefer & Wolfowitz 1956)."""
-        precision = np.bincount(at, certain)
-        found = np.bincount(at, size * certain) / precision
-        largest = np.sqrt(max(float(found.max()), 1e-12))
-        grid = np.concatenate([[0.0], largest * np.geomspace(SMALLEST, 1.0, AMPLITUDES - 1)])
-        free = cls(size, certain, at, grid, np.full(AMPLITUDES, 1 / AMPLITUDES))
-        density = free._density(found, precision)
-        weight = free.weight
-        for _ in range(ITERATIONS):
-            weight = weight * (density / (density @ weight)[:, None]).mean(axis=0)
-        # An amplitude of no weight at all would leave an odd group without any.
-        free = replace(free, weight=np.maximum(weight, 1e-9))
-        return replace(free, mean_square=max(float(np.mean(free.amplitude**2)), 1e-12))
-
-    @property
-    def amplitude(self) -> np.ndarray:
-        """[n] of the groups' perturbations."""
-        precision = np.bincount(self.at, self.certain)
-        return self._shrunken(np.bincount(self.at, self.size * self.certain) / precision, precision)[self.at]
-
-    def without(self, rows: np.ndarray, unknown: float) -> np.ndarray:
-        """[rows] of their perturbations, as the other groups tell; ``unknown`` where there is none."""
-        at, several = self.at[rows], np.bincount(self.at)[self.at[rows]] > 1
-        total = np.bincount(self.at, self.size * self.certain)[at] - (self.size * self.certain)[rows]
-        precision = np.where(several, np.bincount(self.at, self.certain)[at] - self.certain[rows], 1.0)
-        return np.where(several, self._shrunken(total / precision, precision), unknown)
-
-    def _shrunken(self, found: np.ndarray, precision: np.ndarray) -> np.ndarray:
-        """Posterior means."""
-        posterior = self.weight * self._density(found, precision)
-        amplitude = posterior @ self.grid / posterior.sum(axis=1)
-        return np.asarray(np.maximum(amplitude / np.sqrt(self.mean_square), LEAST_AMPLITUDE))
-
-    def _density(self, found: np.ndarray, precision: np.ndarray) -> np.ndarray:
-        """Of estimates given the amplitudes of the grid, beside the likeliest [estimates, k]."""
-        far = precision[:, None] * (found[:, None] - self.grid**2) ** 2
-        return np.asarray(np.exp(-0.5 * (far - far.min(axis=1, keepdims=True))))
 
 
 @dataclass(frozen=True)
