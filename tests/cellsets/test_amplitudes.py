@@ -28,7 +28,7 @@ def test_what_does_nothing_has_next_to_no_amplitude_and_the_others_keep_theirs()
 
 
 def test_all_alike_are_one_amplitude_whatever_their_noise():
-    found = drawn(np.full(50, 3.0), error=2.0).amplitude
+    found = drawn(np.full(50, 3.0), error=1.0).amplitude
     np.testing.assert_allclose(found, 1.0, atol=0.1)
 
 

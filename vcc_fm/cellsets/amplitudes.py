@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vcc_fm.cellsets.shrinkage import NULL_PRIOR
+
 LEAST_AMPLITUDE = 0.01
 """Beside the root mean square: an inert perturbation has next to no effect."""
 AMPLITUDES, SMALLEST, ITERATIONS = 40, 0.05, 200
@@ -33,7 +35,10 @@ class AmplitudePrior:
 
     @classmethod
     def of(cls, size: np.ndarray, certain: np.ndarray, at: np.ndarray) -> AmplitudePrior:
-        """The distribution that makes the estimates likeliest, on a grid, by EM (Kiefer & Wolfowitz 1956)."""
+        """The distribution that makes the estimates likeliest, on a grid, by EM (Kiefer & Wolfowitz 1956).
+
+        With the same leaning to zero as :func:`shrink_sparse`: what few perturbations leave open is no effect.
+        """
         precision = np.bincount(at, certain)
         found = np.bincount(at, size * certain) / precision
         largest = np.sqrt(max(float(found.max()), 1e-12))
@@ -41,8 +46,11 @@ class AmplitudePrior:
         free = cls(size, certain, at, grid, np.full(AMPLITUDES, 1 / AMPLITUDES))
         density = free._density(found, precision)
         weight = free.weight
+        inert = np.zeros(AMPLITUDES)
+        inert[0] = NULL_PRIOR - 1.0
         for _ in range(ITERATIONS):
-            weight = weight * (density / (density @ weight)[:, None]).mean(axis=0)
+            counts = weight * (density / (density @ weight)[:, None]).sum(axis=0) + inert
+            weight = counts / counts.sum()
         # An amplitude of no weight at all would leave an odd group without any.
         free = replace(free, weight=np.maximum(weight, 1e-9))
         return replace(free, mean_square=max(float(np.mean(free.amplitude**2)), 1e-12))
