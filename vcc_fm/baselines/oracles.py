@@ -36,7 +36,8 @@ class Oracle(Baseline):
 
     def beside_targets(self, perturbation: str) -> np.ndarray:
         """Which genes are no target gene, [G] bool: the size of an effect is the root mean square over these."""
-        return np.array([gene not in self.data.targets(perturbation) for gene in self.data.cells.genes])
+        targets = self.data.targets(perturbation)
+        return np.array([gene not in targets for gene in self.data.cells.genes])
 
 
 class OracleMean(Oracle):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vcc_fm.cellsets.shrinkage import NULL_PRIOR
+from vcc_fm.cellsets.shrinkage import mixture_weights
 
 LEAST_AMPLITUDE = 0.01
 """Beside the root mean square: an inert perturbation has next to no effect."""
@@ -44,13 +44,7 @@ class AmplitudePrior:
         largest = np.sqrt(max(float(found.max()), 1e-12))
         grid = np.concatenate([[0.0], largest * np.geomspace(SMALLEST, 1.0, AMPLITUDES - 1)])
         free = cls(size, certain, at, grid, np.full(AMPLITUDES, 1 / AMPLITUDES))
-        density = free._density(found, precision)
-        weight = free.weight
-        inert = np.zeros(AMPLITUDES)
-        inert[0] = NULL_PRIOR - 1.0
-        for _ in range(ITERATIONS):
-            counts = weight * (density / (density @ weight)[:, None]).sum(axis=0) + inert
-            weight = counts / counts.sum()
+        weight = mixture_weights(free._density(found, precision), ITERATIONS)
         # An amplitude of no weight at all would leave an odd group without any.
         free = replace(free, weight=np.maximum(weight, 1e-9))
         return replace(free, mean_square=max(float(np.mean(free.amplitude**2)), 1e-12))

@@ -106,9 +106,8 @@ class Batch:
 
     def not_finite(self) -> list[str]:
         """Names of the fields that hold NaN or infinity; a log share of -inf says that a gene was not measured."""
-        values = {name: getattr(self, name) for name in ("cells_BSE", "control_depth_BS", "target_vector_BPV")}
-        values |= {"response_BG": self.response_BG, "deviation_BG": self.deviation_BG}
-        values |= {"log_share_BSG": self.log_share_BSG.exp()}
+        plain = ("cells_BSE", "control_depth_BS", "target_vector_BPV", "response_BG", "deviation_BG")
+        values = {name: getattr(self, name) for name in plain} | {"log_share_BSG": self.log_share_BSG.exp()}
         return [name for name, value in values.items() if not torch.isfinite(value).all()]
 
     def __len__(self) -> int:

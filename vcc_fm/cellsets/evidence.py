@@ -42,6 +42,20 @@ class Evidence:
     control_depth: Mapping[str, float]
     unit: Mapping[str, np.ndarray]
 
+    @classmethod
+    def from_responses(
+        cls,
+        responses: Responses,
+        depth: np.ndarray,
+        control_depth: Mapping[str, float],
+        unit: Mapping[str, np.ndarray],
+    ) -> Evidence:
+        """Of responses, with the noise of their counts as the attributes have it."""
+        own = np.zeros(responses.ratio.shape, bool)
+        for row, (_, label) in enumerate(responses.groups):
+            own[row, responses.own.get(label, [])] = True
+        return cls(responses.groups, responses.ratio, responses.precision > 0, own, depth, control_depth, unit)
+
     def of(self, rows: np.ndarray) -> Evidence:
         """Of some groups alone."""
         return Evidence(
@@ -62,9 +76,6 @@ def evidence_of(cells: CellStore, responses: Responses, log_shares: np.ndarray, 
     cells of depth ``d``; times the depth it is ``1 / share + alpha sum(d^2) / sum(d)``, where the last factor is taken
     from the context's control cells.
     """
-    own = np.zeros(responses.ratio.shape, bool)
-    for row, (_, label) in enumerate(responses.groups):
-        own[row, responses.own.get(label, [])] = True
     depth = [float(cells.depth[cells.rows(*group)].sum(dtype=np.float64)) for group in responses.groups]
     control_depth, unit = {}, {}
     for code, context in enumerate(cells.contexts):
@@ -75,9 +86,7 @@ def evidence_of(cells: CellStore, responses: Responses, log_shares: np.ndarray, 
         control_depth[context] = float(controls.sum())
         spread = dispersion * (controls**2).sum() / max(controls.sum(), 1.0)
         unit[context] = 1.0 / np.maximum(share, SMALLEST_SHARE) + spread
-    return Evidence(
-        responses.groups, responses.ratio, responses.precision > 0, own, np.array(depth), control_depth, unit
-    )
+    return Evidence.from_responses(responses, np.array(depth), control_depth, unit)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,9 @@ class Expected(NamedTuple):
 class ExpectedResponses:
     """Expected responses of any perturbation in any context, from those of training groups.
 
+    Each answer is computed once and kept, since every set of a group asks for it: 2 G x 4 bytes. Nobody may write
+    into it.
+
     Attributes:
         responses: of the training groups.
         evidence: the same, with their noise at expected counts.
@@ -77,7 +80,7 @@ class ExpectedResponses:
     targets: Callable[[str], Sequence[str]]
     tables: Sequence[Vectors]
     axis: Mapping[str, int]
-    _kept: dict[tuple[str, str, bool], Expected] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[tuple[str, str, bool | None], Expected] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @cached_property
@@ -87,13 +90,17 @@ class ExpectedResponses:
 
     def of(self, context: str, perturbation: str) -> Expected:
         """Given all training responses, its own included where it is a training group."""
-        mean, deviation, _ = self.model.predict(context, perturbation)
-        return self._with_knock_down(context, perturbation, mean, deviation)
+        key = context, perturbation, None
+        with self._lock:  # batches are assembled by several threads
+            if key not in self._kept:
+                mean, deviation, _ = self.model.predict(context, perturbation)
+                self._kept[key] = self._with_knock_down(context, perturbation, mean, deviation)
+        return self._kept[key]
 
     def left_out(self, context: str, perturbation: str, everywhere: bool = False) -> Expected:
         """Of a training group, as if it had not been measured: what a held-out group would get.
 
-        Answers of all groups are computed at the first call, and kept; nobody may write into them.
+        Those of all groups are computed at the first call.
 
         Args:
             context: of the group.
@@ -101,7 +108,7 @@ class ExpectedResponses:
             everywhere: as if its perturbation had been measured in no context.
         """
         key = context, perturbation, everywhere
-        with self._lock:  # batches are assembled by several threads
+        with self._lock:
             if key not in self._kept:
                 self._leave_out(perturbation if everywhere else None)
         return self._kept[key]

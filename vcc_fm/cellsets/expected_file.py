@@ -73,12 +73,8 @@ def load_expected(path: Path, genes: list[str], separator: str) -> ExpectedRespo
     responses = Responses(
         groups, arrays["ratio"], arrays["precision"], own_genes({label for _, label in groups}, separator, genes)
     )
-    own = np.zeros(responses.ratio.shape, bool)
-    for row, (_, label) in enumerate(groups):
-        own[row, responses.own[label]] = True
     control_depth = dict(zip(contexts, arrays["control_depth"].tolist(), strict=True))
     unit = dict(zip(contexts, arrays["unit"], strict=True))
-    measured = responses.precision > 0
-    evidence = Evidence(groups, responses.ratio, measured, own, arrays["depth"], control_depth, unit)
+    evidence = Evidence.from_responses(responses, arrays["depth"], control_depth, unit)
     axis = {gene: place for place, gene in enumerate(genes)}
     return ExpectedResponses(responses, evidence, lambda label: label.split(separator), tables, axis)

@@ -33,19 +33,30 @@ def shrink_sparse(effect: np.ndarray, variance: np.ndarray) -> np.ndarray:
     total = prior_variance + variance[:, None]
     log_density = -0.5 * (np.log(total) + effect[:, None] ** 2 / total)
     density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
-    extra = np.zeros(len(prior_variance))
+    posterior = density * mixture_weights(density, ITERATIONS, TOLERANCE)
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    return effect * (posterior * (prior_variance / total)).sum(axis=1)
+
+
+def mixture_weights(density: np.ndarray, iterations: int, tolerance: float = 0.0) -> np.ndarray:
+    """Weights [k] of a mixture's components by EM; the prior leans to the first, the point at zero (``NULL_PRIOR``).
+
+    Args:
+        density: [n, k] of each observation under each component, up to a factor of its own.
+        iterations: most of them.
+        tolerance: largest change of a weight with which it ends before.
+    """
+    extra = np.zeros(density.shape[1])
     extra[0] = NULL_PRIOR - 1.0
-    weight = np.full(len(prior_variance), 1.0 / len(prior_variance))
-    for _ in range(ITERATIONS):
+    weight = np.full(len(extra), 1.0 / len(extra))
+    for _ in range(iterations):
         counts = weight * (density.T @ (1.0 / (density @ weight))) + extra
         new = counts / counts.sum()
-        settled = np.abs(new - weight).max() < TOLERANCE
+        settled = np.abs(new - weight).max() < tolerance
         weight = new
         if settled:
             break
-    posterior = density * weight
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    return effect * (posterior * (prior_variance / total)).sum(axis=1)
+    return weight
 
 
 def shrink_vector(effect: np.ndarray, variance: np.ndarray) -> np.ndarray:
