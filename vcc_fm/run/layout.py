@@ -23,6 +23,8 @@ from vcc_fm.sources.truth import FOLDER
 
 SCHEMA = 4
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
+TRAINED = 2
+"""The same of decoders alone, which are made again without the stores."""
 
 _SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
@@ -177,7 +179,7 @@ class Layout:
             before = base_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
         keys = recipe.phases[phase].model_dump(mode="json", exclude=_SILENT_KEYS)
-        return fingerprint([SCHEMA, stores, decoder, missing, keys, before, recipe.drawing_seed, fold, phase])
+        return fingerprint([SCHEMA, TRAINED, stores, decoder, missing, keys, before, recipe.drawing_seed, fold, phase])
 
     @property
     def calibrations(self) -> list[Output]:

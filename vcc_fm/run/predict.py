@@ -72,7 +72,7 @@ def _fold(recipe: Recipe, number: int, asking: Asking) -> Fold:
         found = read_json(layout.calibration(number).require())["effect_scale"]
         scales = {name: found.get(name, 1.0) for name in names}
     else:
-        scales = {name: asked if name in scaled_predictors(names[1:]) else 1.0 for name in names}
+        scales = dict.fromkeys(names, 1.0) | dict.fromkeys(scaled_predictors(recipe.score.baselines), asked)
     data = load_dataset(recipe, number, asked=asking.labels())
     return Fold(data, partial(layout.decoder(number, "train").require, content=True), scales)
 
