@@ -26,7 +26,7 @@ SCHEMA = 4
 TRAINED = 2
 """The same of decoders alone, which are made again without the stores."""
 
-_SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
+SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Layout:
         elif recipe.decoder.base not in ("scratch", "pretrain"):
             before = base_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
-        keys = recipe.phases[phase].model_dump(mode="json", exclude=_SILENT_KEYS)
+        keys = recipe.phases[phase].model_dump(mode="json", exclude=SILENT_KEYS)
         return fingerprint([SCHEMA, TRAINED, stores, decoder, missing, keys, before, recipe.drawing_seed, fold, phase])
 
     @property
