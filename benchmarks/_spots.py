@@ -23,7 +23,7 @@ from scipy import sparse
 from vcc_fm.encoders.images.slide import log_share
 
 SIDE, ACROSS, WHITE = 64, 20, 255
-CHUNK = 512
+CHUNK = 1024
 
 
 def write_slide(

@@ -67,7 +67,7 @@ class PatchData:
     Args:
         folder: of the store.
         slides: whose patches it holds.
-        split: what is held out.
+        split: what is held out; None to predict alone.
         seed: of the choice of validation regions.
         size: S.
 
@@ -75,7 +75,7 @@ class PatchData:
         UserError: the slides measured other genes, or nothing is left to train or to validate on.
     """
 
-    def __init__(self, folder: Path, slides: Sequence[Slide], split: RegionSplit, seed: int, size: int):
+    def __init__(self, folder: Path, slides: Sequence[Slide], split: RegionSplit | None, seed: int, size: int):
         self.store, self.size = EmbeddingStore(folder), size
         key = pd.Series(self.store.keys).astype(str).str.rsplit("/", n=1)
         self._place = self.store.take(np.arange(len(key)), "place").astype(float)
@@ -90,19 +90,18 @@ class PatchData:
             cells = pd.Index(self.nuclei["cell_id"].to_numpy()[here])
             self.nuclei.loc[here, "group"] = slide.nuclei["group"].reindex(cells).to_numpy()
             # A nucleus without transcripts has no expression to learn.
-            found = np.where(ids.isin(ids[counts.sum(axis=1).A1 > 0]), np.arange(len(ids)), -1)[ids.get_indexer(cells)]
-            self._row[here] = np.where((ids.get_indexer(cells) >= 0) & (found >= 0), found + before, -1)
+            found = ids[counts.sum(axis=1).A1 > 0].get_indexer(cells), ids.get_indexer(cells)
+            self._row[here] = np.where(found[0] >= 0, found[1] + before, -1)
             before += len(ids)
-        self.held_out: dict[str, pd.Index] = {}
+        named, self.held_out = [] if split is None else split.test, dict[str, pd.Index]()
         for slide in slides:
-            group = slide.nuclei["group"]
-            cells = group.index if slide.sample in split.test else group.index[group.isin(["validation", "test"])]
-            if len(cells) and (slide.sample in split.test or not split.test):
-                self.held_out[slide.sample] = cells
+            tested = slide.nuclei["group"].isin([] if named else ["validation", "test"]) | (slide.sample in named)
+            if tested.any():
+                self.held_out[slide.sample] = slide.nuclei.index[tested]
         self._counts = sparse.vstack([counts for _, _, counts in measured], "csr")
         self.nuclei["role"], self.nuclei["region"] = roles(self.nuclei, split, seed)
         self.nuclei.loc[self.nuclei["role"].isin(["train", "validation"]) & (self._row < 0), "role"] = "none"
-        for role in ("train", "validation"):
+        for role in ("train", "validation") if split else ():
             if not len(self.rows(role)):
                 raise UserError(f"split: no nucleus is left for {role}; hold out less, or set region smaller")
         self._nearest()
@@ -180,7 +179,7 @@ class NucleusStream:
         return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
 
 
-def roles(nuclei: pd.DataFrame, split: RegionSplit, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def roles(nuclei: pd.DataFrame, split: RegionSplit | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """What each nucleus is for (train, validation, test, none), and its region: object [N] each.
 
     Held out are whole samples, or squares of ``split.region`` pixels of the training tissue. Training nuclei within
@@ -188,13 +187,15 @@ def roles(nuclei: pd.DataFrame, split: RegionSplit, seed: int) -> tuple[np.ndarr
 
     Args:
         nuclei: sample, group, y, x.
-        split: of the recipe.
+        split: of the recipe; None: the groups validation and test are predicted, and no more.
         seed: of the choice of squares.
 
     Raises:
         UserError: a sample is unknown or named twice, or there are fewer than two squares.
     """
     sample, group = nuclei["sample"].to_numpy(), nuclei["group"].to_numpy()
+    if split is None:
+        return np.where(np.isin(group, ["validation", "test"]), "test", "none").astype(object), sample
     named = split.test + (split.validation if isinstance(split.validation, list) else [])
     if wrong := [one for one in named if one not in set(sample) or named.count(one) > 1]:
         raise UserError(
