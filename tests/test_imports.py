@@ -24,7 +24,7 @@ FLOORS = [
     {"encoders", "cellsets"},
     {"decoder", "baselines"},
     {"training", "scoring"},
-    {"prediction"},
+    {"prediction", "slides"},
     {"hub", "submission"},
     {"run"},
     {"pipeline"},

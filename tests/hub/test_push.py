@@ -43,7 +43,7 @@ def push_run(recipe: Recipe, **hub: Any) -> dict[str, Any]:
     """Push a finished run; what ``pushed.json`` says."""
     one = shared(recipe, **hub)
     (one.run_folder / "pushed.json").unlink(missing_ok=True)
-    run_stage(stage_named("push"), one, QUIET)
+    run_stage(stage_named("push", one), one, QUIET)
     return json.loads((one.run_folder / "pushed.json").read_text())
 
 
@@ -153,7 +153,7 @@ def test_stores_are_shared_before_there_is_a_split(hub: HubServer, finished: Rec
     shutil.copytree(finished.embeddings_folder, tmp_path / "embeddings" / finished.name)
     one = load_recipe(finished.run_folder / "model/recipe.json", [f"output={tmp_path}"])
     one = one.model_copy(update={"hub": HubConfig(repo=REPO, what="stores")})
-    run_stage(stage_named("push"), one, QUIET)
+    run_stage(stage_named("push", one), one, QUIET)
     card = hub.files(REPO, "dataset")["README.md"].decode()
     cells = CellStore(finished.embeddings_folder / "cells")
     gamma = sum(

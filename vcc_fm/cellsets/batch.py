@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -42,8 +42,43 @@ class SparseCounts:
         return flat.view(self.shape)
 
 
+class Fed:
+    """What the training loop asks of a batch: a frozen dataclass of tensors, that also counts cells and tokens."""
+
+    cells: torch.Tensor
+    """Number of real cells, a scalar."""
+    tokens: int
+    """Number of tokens that the backbone sees, padding included."""
+
+    def __len__(self) -> int:
+        """Number of sets."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(value.device for value in vars(self).values() if isinstance(value, torch.Tensor))
+
+    def to(self, device: torch.device) -> Any:
+        """The batch on another device; copies overlap with computation where memory is pinned."""
+        return _each(self, lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> Any:
+        """The batch in page-locked memory, so far as it is not on the device already."""
+        return _each(self, lambda value: value if value.is_cuda or value.is_pinned() else value.pin_memory())
+
+    def light(self) -> Any:
+        """The batch without what is most of it, once its losses are computed."""
+        return self
+
+    def not_finite(self) -> list[str]:
+        """Names of the fields that hold NaN or infinity."""
+        tensors = ((name, value) for name, value in vars(self).items() if isinstance(value, torch.Tensor))
+        return [name for name, value in tensors if not torch.isfinite(value).all()]
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Fed):
     """B cell sets, ready for the decoder. Float fields are float32.
 
     Attributes:
@@ -95,14 +130,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device, its counts dense; copies overlap with computation where memory is pinned."""
-        moved = _each(self, lambda value: value.to(device, non_blocking=True))
+        moved = super().to(device)
         if moved.sparse_counts is None:
             return moved
         return replace(moved, counts_BSG=moved.sparse_counts.dense(), sparse_counts=None)
-
-    def pinned(self) -> Batch:
-        """The batch in page-locked memory, so far as it is not on the device already."""
-        return _each(self, lambda value: value if value.is_cuda or value.is_pinned() else value.pin_memory())
 
     def not_finite(self) -> list[str]:
         """Names of the fields that hold NaN or infinity; a log share of -inf says that a gene was not measured."""
@@ -113,11 +144,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.context_code_B)
 
+    @property
+    def cells(self) -> torch.Tensor:  # type: ignore[override]
+        """See :class:`Fed`."""
+        return self.cell_mask_BS.sum()
 
-Record = TypeVar("Record", Batch, SparseCounts)
+    @property
+    def tokens(self) -> int:  # type: ignore[override]
+        """See :class:`Fed`."""
+        return len(self) * (2 + self.target_mask_BP.shape[1] + self.cell_mask_BS.shape[1])
+
+    def light(self) -> Batch:
+        """The batch without its counts, which are most of it."""
+        return replace(self, counts_BSG=None)
 
 
-def _each(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
+def _each(record: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The record with every tensor in it changed."""
     changed: dict[str, Any] = {}
     for field in fields(record):

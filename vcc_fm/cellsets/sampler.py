@@ -55,6 +55,9 @@ class CellSet:
     hide_response: bool
     noise_seed: int
 
+    def __str__(self) -> str:
+        return f"{self.perturbation} in {self.context}"
+
 
 class Assembler:
     """Turns cell sets into a :class:`Batch`."""
@@ -142,6 +145,10 @@ class Assembler:
             **self._targets(sets),
             **self._responses(sets),
         )
+
+    def buffer(self, sets: int) -> np.ndarray | None:
+        """Memory for the dense counts of ``sets`` sets; None where counts travel sparse."""
+        return None if self.sparse else np.empty((sets, self.set_size, len(self.data.cells.genes)), np.float32)
 
     def _mask(self, sets: list[CellSet]) -> np.ndarray:
         """[B, S] bool: where a set has a cell."""

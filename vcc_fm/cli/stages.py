@@ -46,16 +46,16 @@ def make_stages(
     recipe_path: Path, overrides: list[str] | None, console: Console, only: str | None, processes: int
 ) -> dict[str, Any]:
     """Run all stages, or the one named ``only``; what ran and what it made, as JSON values."""
-    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.recipe.read import load_any
     from vcc_fm.run.layout import Layout
     from vcc_fm.run.script import sole_writer
-    from vcc_fm.run.stages import folders_of, run_stage, stage_named, stages_of
+    from vcc_fm.run.stages import folders_of, layout_of, run_stage, stage_named, stages_of
 
-    recipe = load_recipe(recipe_path, overrides)
-    layout, ran = Layout(recipe), []
+    recipe = load_any(recipe_path, overrides)
+    layout, ran = layout_of(recipe), []
     stages = [stage for stage in stages_of(recipe) if only in (None, stage.name)]
     if not stages:
-        raise UserError(f"{recipe_path}: asks for no {only}; {stage_named(str(only)).asked_by} does")
+        raise UserError(f"{recipe_path}: asks for no {only}; {stage_named(str(only), recipe).asked_by} does")
     # Libraries print on stdout too, which with --json is the result's own.
     with redirect_stdout(sys.stderr if console.stderr else sys.stdout), sole_writer(recipe.run_folder, console):
         for stage in stages:
@@ -67,7 +67,7 @@ def make_stages(
                 done = run_stage(stage, recipe, console, processes)
             ran.append({"stage": stage.name, "ran": done, "outputs": outputs})
     result: dict[str, Any] = {"recipe": recipe.name, "stages": ran}
-    if only in (None, "score") and layout.score_tables:
+    if only in (None, "score") and isinstance(layout, Layout) and layout.score_tables:
         from vcc_fm.scoring.table import read_table
 
         table = read_table(layout.scores.path)
@@ -139,13 +139,13 @@ def _run_seeds(
     if seeds == 1:
         run_stages(recipe, overrides, quiet, as_json, only, processes)
         return
-    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.recipe.read import load_any
 
     console, ran = console_of(quiet, as_json), []
     for repeat in range(seeds):
         console.rule(f"[bold]seed {repeat + 1} of {seeds}[/bold]")
         ran.append(make_stages(recipe, [*(overrides or []), f"repeat={repeat}"], console, only, processes))
-    folder = load_recipe(recipe, overrides).run_folder
+    folder = load_any(recipe, overrides).run_folder
     if "means" in ran[0]:
         from vcc_fm.run.seeds import write_seeds
 

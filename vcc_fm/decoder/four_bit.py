@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.decoder.model import SetDecoder
 from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.ground.errors import UserError
 
@@ -32,7 +32,7 @@ def require_bitsandbytes(what: str) -> None:
         raise UserError(f"{what}, for which bitsandbytes is not installed: pip install 'vcc-fm[qlora]'")
 
 
-def hold_in_4_bits(decoder: PerturbationDecoder, compute: torch.dtype) -> None:
+def hold_in_4_bits(decoder: SetDecoder, compute: torch.dtype) -> None:
     """Replace the linear layers of the backbone by such of 4 bits.
 
     Args:

@@ -10,13 +10,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from vcc_fm.decoder.four_bit import hold_in_4_bits, linear_layers, require_bitsandbytes, round_to_4_bits
-from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.decoder.model import SetDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.decoder import LoraSettings
 
 
 def add_adapters(
-    decoder: PerturbationDecoder, settings: LoraSettings, base: str, compute: torch.dtype | None = torch.float32
+    decoder: SetDecoder, settings: LoraSettings, base: str, compute: torch.dtype | None = torch.float32
 ) -> PeftModel:
     """Freeze ``decoder``, put adapters on its backbone, and make trainable copies of all modules around the backbone.
 
@@ -55,7 +55,7 @@ def add_adapters(
     return get_peft_model(decoder, config)
 
 
-def _adapted_layers(decoder: PerturbationDecoder, settings: LoraSettings) -> list[str]:
+def _adapted_layers(decoder: SetDecoder, settings: LoraSettings) -> list[str]:
     """Full names, so that a layer around the backbone that shares a short name is never adapted."""
     linear = [name for name, module in decoder.backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     if settings.target_modules != "all-linear":
@@ -67,14 +67,14 @@ def _adapted_layers(decoder: PerturbationDecoder, settings: LoraSettings) -> lis
     return [f"backbone.{name}" for name in linear]
 
 
-def _trained_in_full(decoder: PerturbationDecoder, settings: LoraSettings) -> list[str]:
+def _trained_in_full(decoder: SetDecoder, settings: LoraSettings) -> list[str]:
     """Full names of the modules of the backbone that a recipe trains in full."""
     named = {name: module for name, module in decoder.backbone.named_modules() if name and _has_parameters(module)}
     _check("full", settings.full, map(_short, named))
     return [f"backbone.{name}" for name in named if _short(name) in settings.full]
 
 
-def _check_4_bits(decoder: PerturbationDecoder, full: list[str]) -> None:
+def _check_4_bits(decoder: SetDecoder, full: list[str]) -> None:
     """Refuse a base that cannot be held in 4 bits.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.config import PerturbationDecoderConfig
@@ -15,50 +15,42 @@ from vcc_fm.decoder.scaling import VectorScaling
 from vcc_fm.ground.errors import UserError
 
 
-class PerturbationDecoder(PreTrainedModel):
-    """Control cells, perturbation tokens and (optionally) an expected response in; a distribution of counts out.
-
-    Token order: set, response, P target genes, S control cells. The set token carries the context's learned code. No
-    token has a position and attention is not causal, so that the order of cells and of targets does not matter.
+class SetDecoder(PreTrainedModel):
+    """What decoders of sets share: a backbone that takes tokens without positions, and looks both ways.
 
     Attributes:
         bf16_backbone: whether the backbone computes in bfloat16; everything around it stays in float32.
     """
 
-    config_class = PerturbationDecoderConfig
     base_model_prefix = "decoder"
     main_input_name = "batch"
     _supports_sdpa = True
 
-    def __init__(self, config: PerturbationDecoderConfig):
-        super().__init__(config)
+    def add_backbone(self, config: PretrainedConfig) -> int:
+        """Make the backbone; the width of its tokens."""
         self.bf16_backbone = False
-        backbone_config = config.backbone_config()
-        width = backbone_config.hidden_size
-        self.backbone = AutoModel.from_config(backbone_config, attn_implementation="sdpa")
+        self.backbone = AutoModel.from_config(config, attn_implementation="sdpa")
         self.backbone.config.use_cache = False
-        # What begins every set. A module, so that peft can copy it.
-        self.special_token = nn.Embedding(1, width)
-        nn.init.normal_(self.special_token.weight, std=0.02)
-        self.context_code = nn.Embedding(len(config.contexts) + 1, width)
-        self.batch_code = nn.Embedding(len(config.batches) + 1, width)
-        self.learned_target = nn.Embedding(len(config.learned_targets) + 1, width)
-        self.cell_scaling = VectorScaling(config.cell_width)
-        self.protein_scaling = VectorScaling(config.protein_width)
-        self.cell_projection = _projection(config.cell_width + 1, width)
-        self.target_projection = _projection(config.protein_width, width)
-        self.response_projection = nn.Linear(config.gene_rank + 2, width)
-        self.token_norm = nn.LayerNorm(width)
-        self.gene_factors = GeneFactors(len(config.genes), config.protein_width, config.gene_rank)
-        self.head = CountHead(config, width)
-        for table in (self.context_code, self.batch_code, self.learned_target):
-            nn.init.zeros_(table.weight)
         # Nothing looks up words or pools: frozen, they do not keep DistributedDataParallel waiting for a gradient.
         self.backbone.get_input_embeddings().requires_grad_(False)
         for name, parameter in self.backbone.named_parameters():
             if name.startswith("pooler."):
                 parameter.requires_grad_(False)
-        self.post_init()
+        return int(config.hidden_size)
+
+    def hidden(self, tokens_BLD: torch.Tensor, real_BL: torch.Tensor) -> torch.Tensor:
+        """What the backbone makes of tokens, [B, L, D] float32; those that are not ``real_BL`` (bool) are not seen."""
+        # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways. The
+        # smallest bfloat16 is a float32 as well, so that autocast does not turn it into an infinity.
+        hidden = torch.finfo(torch.bfloat16).min
+        mask_BL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(~real_BL, hidden)
+        mask_B1LL = mask_BL[:, None, None].expand(-1, 1, real_BL.shape[1], -1)
+        position_BL = torch.zeros_like(real_BL, dtype=torch.long)
+        with torch.autocast(tokens_BLD.device.type, torch.bfloat16, enabled=self.bf16_backbone):
+            states = self.backbone(
+                inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL
+            ).last_hidden_state
+        return states.float()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
@@ -85,6 +77,37 @@ class PerturbationDecoder(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """Of the backbone; FSDP asks for them."""
         return self.backbone.get_input_embeddings()
+
+
+class PerturbationDecoder(SetDecoder):
+    """Control cells, perturbation tokens and (optionally) an expected response in; a distribution of counts out.
+
+    Token order: set, response, P target genes, S control cells. The set token carries the context's learned code. No
+    token has a position and attention is not causal, so that the order of cells and of targets does not matter.
+    """
+
+    config_class = PerturbationDecoderConfig
+
+    def __init__(self, config: PerturbationDecoderConfig):
+        super().__init__(config)
+        width = self.add_backbone(config.backbone_config())
+        # What begins every set. A module, so that peft can copy it.
+        self.special_token = nn.Embedding(1, width)
+        nn.init.normal_(self.special_token.weight, std=0.02)
+        self.context_code = nn.Embedding(len(config.contexts) + 1, width)
+        self.batch_code = nn.Embedding(len(config.batches) + 1, width)
+        self.learned_target = nn.Embedding(len(config.learned_targets) + 1, width)
+        self.cell_scaling = VectorScaling(config.cell_width)
+        self.protein_scaling = VectorScaling(config.protein_width)
+        self.cell_projection = _projection(config.cell_width + 1, width)
+        self.target_projection = _projection(config.protein_width, width)
+        self.response_projection = nn.Linear(config.gene_rank + 2, width)
+        self.token_norm = nn.LayerNorm(width)
+        self.gene_factors = GeneFactors(len(config.genes), config.protein_width, config.gene_rank)
+        self.head = CountHead(config, width)
+        for table in (self.context_code, self.batch_code, self.learned_target):
+            nn.init.zeros_(table.weight)
+        self.post_init()
 
     def tokens(self, batch: Batch, response_BR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Token vectors [B, 2 + P + S, D] and which of them are real [B, 2 + P + S] bool.
@@ -123,17 +146,7 @@ class PerturbationDecoder(PreTrainedModel):
         """
         factors_GR, response_BR = self.gene_factors(batch.response_BG)
         tokens_BLD, real_BL = self.tokens(batch, response_BR)
-        # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways. The
-        # smallest bfloat16 is a float32 as well, so that autocast does not turn it into an infinity.
-        hidden = torch.finfo(torch.bfloat16).min
-        mask_BL = torch.zeros(real_BL.shape, device=real_BL.device).masked_fill(~real_BL, hidden)
-        mask_B1LL = mask_BL[:, None, None].expand(-1, 1, real_BL.shape[1], -1)
-        position_BL = torch.zeros_like(real_BL, dtype=torch.long)
-        with torch.autocast(batch.cells_BSE.device.type, torch.bfloat16, enabled=self.bf16_backbone):
-            hidden_BLD = self.backbone(
-                inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL
-            ).last_hidden_state
-        set_state_BD = hidden_BLD[:, 0].float()
+        set_state_BD = self.hidden(tokens_BLD, real_BL)[:, 0]
         return self.head(set_state_BD, factors_GR, batch, self.config.trust, effect_scale, in_size)
 
 

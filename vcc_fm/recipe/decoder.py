@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,8 +31,8 @@ class LoraSettings(Section):
     )
 
 
-class DecoderSettings(Section):
-    """The network that turns control cells and perturbation tokens into counts."""
+class BackboneSettings(Section):
+    """A transformer, from scratch or under adapters."""
 
     base: str = Field(
         "scratch",
@@ -51,6 +51,21 @@ class DecoderSettings(Section):
         },
         description="transformers config of a backbone made from scratch: model_type and its own keys",
     )
+    lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")
+
+    @model_validator(mode="after")
+    def _has_a_base_to_hold(self) -> Self:
+        if self.lora.load_in_4bit and self.base == "scratch":
+            raise ValueError(
+                "decoder.lora.load_in_4bit: with decoder.base=scratch everything trains, and nothing can be held in 4 "
+                "bits; name a base, or set it to false"
+            )
+        return self
+
+
+class DecoderSettings(BackboneSettings):
+    """The network that turns control cells and perturbation tokens into counts."""
+
     gene_rank: PositiveInt = Field(32, description="rank of the gene-axis terms")
     response: bool = Field(
         True,
@@ -67,13 +82,3 @@ class DecoderSettings(Section):
         description="share of training sets that are given what would be expected if their perturbation had been "
         "measured in no context",
     )
-    lora: LoraSettings = Field(LoraSettings(), description="adapters, used with every base but scratch")
-
-    @model_validator(mode="after")
-    def _has_a_base_to_hold(self) -> DecoderSettings:
-        if self.lora.load_in_4bit and self.base == "scratch":
-            raise ValueError(
-                "decoder.lora.load_in_4bit: with decoder.base=scratch everything trains, and nothing can be held in 4 "
-                "bits; name a base, or set it to false"
-            )
-        return self

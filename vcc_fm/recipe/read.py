@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.recipe.parts import Chosen
-from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe, RunRecipe, SlideRecipe
 from vcc_fm.recipe.section import Section
 
 _MOST_FAULTS = 8  # told at once
@@ -60,7 +60,19 @@ _Loader.add_implicit_resolver(
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a YAML recipe, apply ``key.key=value`` overrides, and check it.
+    """:func:`load_any`, for what works on perturbations alone.
+
+    Raises:
+        UserError: as there, or it is a recipe on slides.
+    """
+    recipe = load_any(path, overrides)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{path}: a recipe on slides, which this command does not take; use `vcc-fm run`")
+    return recipe
+
+
+def load_any(path: str | Path, overrides: list[str] | None = None) -> RunRecipe:
+    """Read a YAML recipe, apply ``key.key=value`` overrides, and check it; a section ``slides`` says which kind it is.
 
     Raises:
         UserError: the file is missing or no YAML mapping, an override has no ``=`` or names no key of the recipe,
@@ -84,12 +96,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             _apply(content, override)
     with reading(path, "a recipe", "correct it"):
         try:
-            return Recipe.model_validate(content)
+            return _kind(content).model_validate(content)
         except ValidationError as error:
             faults = error.errors()
             more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
             said = "; ".join(_describe(entry, content) for entry in faults[:_MOST_FAULTS])
             raise UserError(f"{path}: {said}{more}") from None
+
+
+def _kind(content: dict[str, Any]) -> type[RunRecipe]:
+    return SlideRecipe if "slides" in content else Recipe
 
 
 def _marked(error: yaml.MarkedYAMLError) -> str:
@@ -179,7 +195,7 @@ def _hint(parents: list[str], last: str, content: dict[str, Any]) -> str:
 
 def _section_at(parents: list[str], content: Any) -> tuple[type[Section], dict[str, type[Section]]]:
     """The section at a place of the recipe, and the sections of all parts that it could be of."""
-    section: type[Section] = Recipe
+    section: type[Section] = _kind(content)
     owners = dict[str, type[Section]]()
     for part in parents:
         content = content[int(part)] if isinstance(content, list) else content.get(part)

@@ -18,18 +18,19 @@ from vcc_fm.ground.errors import shown
 from vcc_fm.ground.files import fingerprint
 from vcc_fm.ground.paths import LONGEST_NAME, expand, without_secrets
 from vcc_fm.recipe.data import DataConfig
-from vcc_fm.recipe.decoder import DecoderSettings
+from vcc_fm.recipe.decoder import BackboneSettings, DecoderSettings
 from vcc_fm.recipe.embed import EmbedConfig
 from vcc_fm.recipe.hub import HubConfig
 from vcc_fm.recipe.parts import BASELINES, PRESETS
 from vcc_fm.recipe.predict import PredictConfig, ScoreConfig
 from vcc_fm.recipe.section import PositiveFloat, Section
+from vcc_fm.recipe.slides import ImageEmbed, RegionSplit, SlidesConfig
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.recipe.train import TrainConfig
 
 
-class Recipe(Section):
-    """Everything about a run."""
+class RunRecipe(Section):
+    """What every recipe has."""
 
     plugins: list[str] = Field(
         [], description="modules to import first: they register encoders, baselines, presets and stages of your own"
@@ -53,15 +54,6 @@ class Recipe(Section):
     lost_after: PositiveFloat = Field(
         300.0, description="seconds of silence after which a process that shares the work is taken for lost"
     )
-    data: DataConfig = Field(description="which cells there are")
-    embed: EmbedConfig = Field(EmbedConfig(), description="the frozen encoders")
-    split: SplitConfig = Field(description="what is held out")
-    decoder: DecoderSettings = Field(DecoderSettings(), description="the network")
-    pretrain: TrainConfig | None = Field(None, description="training of the base, when decoder.base is pretrain")
-    train: TrainConfig = Field(description="training of the decoder")
-    predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
-    score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
-    hub: HubConfig | None = Field(None, description="where the run is shared; without it nothing is sent anywhere")
 
     @field_validator("plugins")
     @classmethod
@@ -85,6 +77,47 @@ class Recipe(Section):
         if len(name.encode()) > LONGEST_NAME - 55:
             raise ValueError(f"name: {shown(name)} has {len(name.encode())} bytes; 200 at most")
         return name
+
+    @property
+    def embeddings_folder(self) -> Path:
+        """Where the stores of this recipe are."""
+        return expand(self.output) / "embeddings" / self.name
+
+    @property
+    def run_folder(self) -> Path:
+        """Where checkpoints, predictions and scores of this recipe are."""
+        within = ([self.variant] if self.variant else []) + ([f"seed-{self.repeat}"] if self.repeat else [])
+        return Path(expand(self.output), "runs", self.name, *within)
+
+    @property
+    def drawing_seed(self) -> int:
+        """Seed of weights, batches and emitted cells; cells and splits are drawn by ``seed``, alike in all repeats."""
+        if self.repeat == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.repeat]).generate_state(1)[0])
+
+    def public(self) -> dict[str, Any]:
+        """The resolved recipe as JSON, to be shown or stored: variables unexpanded, addresses without secrets."""
+        content: dict[str, Any] = json.loads(self.model_dump_json(), object_hook=_without_secrets)
+        return content
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the resolved recipe, but for where it is shared."""
+        return fingerprint(self.model_dump(mode="json", exclude={"hub"}))
+
+
+class Recipe(RunRecipe):
+    """Everything about a run."""
+
+    data: DataConfig = Field(description="which cells there are")
+    embed: EmbedConfig = Field(EmbedConfig(), description="the frozen encoders")
+    split: SplitConfig = Field(description="what is held out")
+    decoder: DecoderSettings = Field(DecoderSettings(), description="the network")
+    pretrain: TrainConfig | None = Field(None, description="training of the base, when decoder.base is pretrain")
+    train: TrainConfig = Field(description="training of the decoder")
+    predict: PredictConfig = Field(PredictConfig(), description="what is emitted")
+    score: ScoreConfig = Field(ScoreConfig(), description="how predictions are judged")
+    hub: HubConfig | None = Field(None, description="where the run is shared; without it nothing is sent anywhere")
 
     @model_validator(mode="after")
     def _base(self) -> Recipe:
@@ -150,32 +183,15 @@ class Recipe(Section):
         """The training phases by name, in order."""
         return ({} if self.pretrain is None else {"pretrain": self.pretrain}) | {"train": self.train}
 
-    @property
-    def embeddings_folder(self) -> Path:
-        """Where the stores of this recipe are."""
-        return expand(self.output) / "embeddings" / self.name
 
-    @property
-    def run_folder(self) -> Path:
-        """Where checkpoints, predictions and scores of this recipe are."""
-        within = ([self.variant] if self.variant else []) + ([f"seed-{self.repeat}"] if self.repeat else [])
-        return Path(expand(self.output), "runs", self.name, *within)
+class SlideRecipe(RunRecipe):
+    """Everything about a run that predicts expression from images of tissue."""
 
-    @property
-    def drawing_seed(self) -> int:
-        """Seed of weights, batches and emitted cells; cells and splits are drawn by ``seed``, alike in all repeats."""
-        if self.repeat == 0:
-            return self.seed
-        return int(np.random.SeedSequence([self.seed, self.repeat]).generate_state(1)[0])
-
-    def public(self) -> dict[str, Any]:
-        """The resolved recipe as JSON, to be shown or stored: variables unexpanded, addresses without secrets."""
-        content: dict[str, Any] = json.loads(self.model_dump_json(), object_hook=_without_secrets)
-        return content
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the resolved recipe, but for where it is shared."""
-        return fingerprint(self.model_dump(mode="json", exclude={"hub"}))
+    slides: SlidesConfig = Field(description="which slides there are")
+    embed: ImageEmbed = Field(ImageEmbed(), description="the frozen encoder")
+    split: RegionSplit = Field(RegionSplit(), description="what is held out")
+    decoder: BackboneSettings = Field(BackboneSettings(), description="the network")
+    train: TrainConfig = Field(description="training; a set is a nucleus with its nearest ones, `set_size` in all")
 
 
 def _without_secrets(section: dict[str, Any]) -> dict[str, Any]:

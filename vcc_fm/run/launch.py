@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 
 from vcc_fm.ground.errors import TRY_AGAIN, TryAgain, UserError
-from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.recipe import RunRecipe
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -32,7 +32,7 @@ TIME_TO_SAVE = 30.0
 """Seconds that the processes have to end by themselves, and to save their work, after this one was told to end."""
 
 
-def launch(name: str, program: Sequence[str], recipe: Recipe, processes: int, console: Console) -> None:
+def launch(name: str, program: Sequence[str], recipe: RunRecipe, processes: int, console: Console) -> None:
     """Run a program on ``recipe`` in several processes that form one group; returns when all have ended well.
 
     Args:

@@ -28,7 +28,7 @@ TRAINED = 2
 CALIBRATED = 2
 """The same of effect scales alone."""
 
-_SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
+SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Layout:
         elif recipe.decoder.base not in ("scratch", "pretrain"):
             before = base_identity(expand(recipe.decoder.base))
         missing = recipe.embed.proteins.missing
-        keys = recipe.phases[phase].model_dump(mode="json", exclude=_SILENT_KEYS)
+        keys = recipe.phases[phase].model_dump(mode="json", exclude=SILENT_KEYS)
         return fingerprint([SCHEMA, TRAINED, stores, decoder, missing, keys, before, recipe.drawing_seed, fold, phase])
 
     @property

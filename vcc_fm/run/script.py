@@ -17,14 +17,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from vcc_fm.ground.errors import DISK_FULL, TRY_AGAIN, TryAgain, UserError, obey_signals
 from vcc_fm.ground.files import one_writer
-from vcc_fm.recipe.read import load_recipe
-from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.read import load_any
 
 # What the owner of a disk can mend, and a program cannot.
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -112,7 +111,7 @@ def _writer(note: os.PathLike[str]) -> str:
 
 
 def script_main(
-    description: str | None, begin: Callable[[Recipe], list[Path]], action: Callable[[Recipe, Console], None]
+    description: str | None, begin: Callable[[Any], list[Path]], action: Callable[[Any, Console], None]
 ) -> int:
     """Run ``action`` on the recipe named on the command line; 0, or exits as :func:`fail` says.
 
@@ -138,7 +137,7 @@ def script_main(
     obey_signals()
     state = peers = None
     try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        recipe = load_any(arguments.recipe, arguments.overrides)
         folders = begin(recipe)
         state = process_state()
         console = Console(quiet=arguments.quiet or not state.is_main_process)

@@ -18,27 +18,41 @@ from pathlib import Path
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe, RunRecipe, SlideRecipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output
 from vcc_fm.run.script import script_main
+from vcc_fm.run.slides import SLIDE_STAGES, SlideLayout
 from vcc_fm.run.table import STAGES, Stage
 
 
-def stages_of(recipe: Recipe) -> list[Stage]:
+def layout_of(recipe: RunRecipe) -> Layout | SlideLayout:
+    """The outputs of a recipe of any kind."""
+    if isinstance(recipe, Recipe):
+        return Layout(recipe)
+    assert isinstance(recipe, SlideRecipe)
+    return SlideLayout(recipe)
+
+
+def table_of(recipe: RunRecipe) -> list[Stage]:
+    """All stages that a recipe of its kind may ask for."""
+    return STAGES if isinstance(recipe, Recipe) else SLIDE_STAGES
+
+
+def stages_of(recipe: RunRecipe) -> list[Stage]:
     """The stages of a recipe, in order."""
-    layout = Layout(recipe)  # one for all: fingerprints read the ends of all input files
-    return [stage for stage in STAGES if stage.outputs(layout)]
+    layout = layout_of(recipe)  # one for all: fingerprints read the ends of all input files
+    return [stage for stage in table_of(recipe) if stage.outputs(layout)]
 
 
-def folders_of(stage: Stage, recipe: Recipe) -> list[Path]:
+def folders_of(stage: Stage, recipe: RunRecipe) -> list[Path]:
     """The folders that a stage writes into: the run's, or that of the stores, which other runs may share."""
-    paths = [output.path for output in stage.outputs(Layout(recipe))]
+    paths = [output.path for output in stage.outputs(layout_of(recipe))]
     folders = (recipe.run_folder, recipe.embeddings_folder)
     return [folder for folder in folders if any(path.is_relative_to(folder) for path in paths)]
 
 
-def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1) -> bool:
+def run_stage(stage: Stage, recipe: RunRecipe, console: Console, processes: int = 1) -> bool:
     """Run a stage unless it is done; whether it ran. The caller is the only writer (``sole_writer``).
 
     Args:
@@ -47,7 +61,7 @@ def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1
         console: where progress goes.
         processes: how many take part, where they can share the stage.
     """
-    faults = stage.faults(Layout(recipe))
+    faults = stage.faults(layout_of(recipe))
     if not faults:
         console.print(f"[dim]{stage.name}: done before[/dim]")
         return False
@@ -66,7 +80,7 @@ def run_stage(stage: Stage, recipe: Recipe, console: Console, processes: int = 1
     return True
 
 
-def _make(stage: Stage, todo: list[Output], recipe: Recipe, console: Console) -> None:
+def _make(stage: Stage, todo: list[Output], recipe: RunRecipe, console: Console) -> None:
     """Make those outputs of a stage that are ``todo``; every process that takes part calls it."""
     from vcc_fm.ground.processes import process_state
 
@@ -89,16 +103,16 @@ def _make(stage: Stage, todo: list[Output], recipe: Recipe, console: Console) ->
 def stage_script(name: str, description: str | None) -> int:
     """Run one stage as a script that `accelerate launch` starts; its exit code."""
 
-    def begin(recipe: Recipe) -> list[Path]:
+    def begin(recipe: RunRecipe) -> list[Path]:
         # By now the recipe's plugins have added their stages.
-        stage = stage_named(name)
+        stage = stage_named(name, recipe)
         if stage.on_cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
         return folders_of(stage, recipe)
 
-    def action(recipe: Recipe, console: Console) -> None:
-        stage = stage_named(name)
-        todo = [output for output, _ in stage.faults(Layout(recipe))]
+    def action(recipe: RunRecipe, console: Console) -> None:
+        stage = stage_named(name, recipe)
+        todo = [output for output, _ in stage.faults(layout_of(recipe))]
         if not todo:
             console.print(f"[dim]{stage.name}: done before[/dim]")
         _make(stage, todo, recipe, console)
@@ -106,13 +120,14 @@ def stage_script(name: str, description: str | None) -> int:
     return script_main(description, begin, action)
 
 
-def stage_named(name: str) -> Stage:
-    """The stage of that name.
+def stage_named(name: str, recipe: RunRecipe) -> Stage:
+    """The stage of that name, of recipes of that kind.
 
     Raises:
         UserError: there is none.
     """
-    found = next((stage for stage in STAGES if stage.name == name), None)
+    table = table_of(recipe)
+    found = next((stage for stage in table if stage.name == name), None)
     if found is None:
-        raise UserError(f"{name} is no stage; there are {', '.join(stage.name for stage in STAGES)}")
+        raise UserError(f"{name} is no stage; there are {', '.join(stage.name for stage in table)}")
     return found

@@ -12,13 +12,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vcc_fm.recipe.recipe import Recipe
-    from vcc_fm.run.layout import Layout
     from vcc_fm.run.outputs import Output
 
 
@@ -38,18 +36,18 @@ class Stage:
     """
 
     name: str
-    made_by: str | Callable[[Recipe, Output, Console], None]
+    made_by: str | Callable[[Any, Output, Console], None]
     help: str
-    outputs: Callable[[Layout], list[Output]]
+    outputs: Callable[[Any], list[Output]]
     shared: bool = False
     on_cpu: bool = False
     asked_by: str = ""
 
-    def faults(self, layout: Layout) -> list[tuple[Output, str]]:
+    def faults(self, layout: Any) -> list[tuple[Output, str]]:
         """The outputs that are not there, whole and made from the recipe as it is now, and why."""
         return [(output, fault) for output in self.outputs(layout) if (fault := output.fault())]
 
-    def make(self, recipe: Recipe, output: Output, console: Console) -> None:
+    def make(self, recipe: Any, output: Output, console: Console) -> None:
         """Make one output."""
         made_by = self.made_by
         if isinstance(made_by, str):

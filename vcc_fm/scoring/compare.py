@@ -131,7 +131,7 @@ def paired(a: Side, b: Side, resamples: int = RESAMPLES, seed: int = 0) -> Diffe
         difference, panel = draws[0], draws[1:].var(axis=0)
     n = len(_labels(first))
     by_seed = [at_a - at_b] if len(at_a) == len(at_b) else [at_a, at_b]
-    error, df = _error(panel, n, by_seed)
+    error, df = standard_error(panel, n, by_seed)
     t = stats.t.ppf(0.5 + LEVEL / 2, df)
     rows = pd.DataFrame(
         {
@@ -152,7 +152,7 @@ def paired(a: Side, b: Side, resamples: int = RESAMPLES, seed: int = 0) -> Diffe
     return Difference(rows, total, (len(a.tables), len(b.tables)), _notes(a, b, total, worlds))
 
 
-def _error(panel: np.ndarray, n: int, by_seed: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def standard_error(panel: np.ndarray, n: int, by_seed: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Standard error and degrees of freedom of a difference, [k] each; NaN where nothing varies.
 
     Args:

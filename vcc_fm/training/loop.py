@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import nn
 
-from vcc_fm.cellsets.batch import Batch
-from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler
+from vcc_fm.cellsets.batch import Fed
 from vcc_fm.ground.errors import TryAgain, UserError
 from vcc_fm.ground.processes import stop_requests
 from vcc_fm.recipe.train import TrainConfig
@@ -84,8 +83,29 @@ class Losses(Protocol):
 
     weights: dict[str, float]
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    def __call__(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         """The terms of each set, [B] each, unweighted."""
+
+
+class Sets(Protocol):
+    """An addressable, endless stream of sets; ``str`` of a set says for people which it is."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Any: ...
+
+    def step(self, step: int, batch_sets: int, share: slice) -> list[Any]:
+        """The sets of an optimiser step that fall to one device: ``share`` of its ``batch_sets`` sets."""
+
+
+class Assembles(Protocol):
+    """Turns sets into batches."""
+
+    def buffer(self, sets: int) -> np.ndarray | None:
+        """Memory that ``assemble`` may write ``sets`` sets into; None where it needs none."""
+
+    def assemble(self, sets: list[Any], buffer: np.ndarray | None = None) -> Any:
+        """Read and stack ``sets``."""
 
 
 def mean_loss(terms: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
@@ -102,9 +122,9 @@ class Trainer:
         config: TrainConfig,
         model: nn.Module,
         losses: Losses,
-        training: SetSampler,
-        validation: SetSampler | None,
-        assembler: Assembler,
+        training: Sets,
+        validation: Sets | None,
+        assembler: Assembles,
         folder: Path,
         accelerator: Accelerator,
         console: Console,
@@ -132,12 +152,9 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, accelerator)
         self._micro, self._accumulation = config.micro_batches(accelerator.num_processes)
         # One batch is in use, `prefetch` wait or are being made: a buffer is written again when its batch is done.
-        shape = (self._micro, config.set_size, len(assembler.data.cells.genes))
-        self._buffers: list[np.ndarray | None] = [None]
-        if not assembler.sparse:
-            self._buffers = [np.empty(shape, np.float32) for _ in range(config.prefetch + 1)]
+        self._buffers = [assembler.buffer(self._micro) for _ in range(config.prefetch + 1)]
 
-    def _micro_batch(self, number: int) -> Batch:
+    def _micro_batch(self, number: int) -> Fed:
         """Micro-batch ``number`` of this process, counted from the first step of the phase."""
         step, part = divmod(number, self._accumulation)
         start = (self.accelerator.process_index * self._accumulation + part) * self._micro
@@ -235,14 +252,14 @@ class Trainer:
         told = torch.tensor(float(asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, "sum") > 0)
 
-    def _optimise(self, step: int, batches: Iterator[Batch], window: Window) -> None:
+    def _optimise(self, step: int, batches: Iterator[Fed], window: Window) -> None:
         """Optimiser step ``step`` (from 0), over all its micro-batches.
 
         Raises:
             UserError: its gradient is not finite. The weights are as before, but under DeepSpeed, which takes the step
                 together with the backward pass.
         """
-        done: list[tuple[dict[str, torch.Tensor], Batch]] = []
+        done: list[tuple[dict[str, torch.Tensor], Fed]] = []
         for _ in range(self._accumulation):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
@@ -262,8 +279,7 @@ class Trainer:
                     self.skipped = 0
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            # Its counts are not kept: they are most of a batch.
-            done.append((terms, replace(batch, counts_BSG=None)))
+            done.append((terms, batch.light()))
         for terms, batch in done:
             window.add(terms, batch)
 
@@ -311,7 +327,7 @@ class Trainer:
         else:
             self.selection = replace(before, last=values[by])
 
-    def _not_finite(self, what: str, sets: list[CellSet]) -> UserError:
+    def _not_finite(self, what: str, sets: list[Any]) -> UserError:
         """What is not finite, in which sets, and whether their own input is to blame."""
         wrong = sorted({name for one in sets for name in self.assembler.assemble([one]).not_finite()})
         remedy = (
@@ -319,12 +335,12 @@ class Trainer:
             if wrong
             else "lower the learning rate, or look at these cells; checkpoints of earlier steps are kept"
         )
-        groups = sorted({f"{one.perturbation} in {one.context}" for one in sets})
+        groups = sorted(set(map(str, sets)))
         shown = ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
         return UserError(f"{self.phase}, {what}, for sets of {shown}; {remedy}")
 
     @torch.no_grad()
-    def evaluate(self, sampler: SetSampler) -> dict[str, float]:
+    def evaluate(self, sampler: Sets) -> dict[str, float]:
         """Loss terms on one epoch of ``sampler`` (at most ``eval_sets`` sets), shared by all processes."""
         self.model.eval()
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self._micro

@@ -83,7 +83,7 @@ def train_phase(
     """
     config, name = phase.config, phase.name
     accelerator = make_accelerator(config, work, name)
-    _claim(work, phase.fingerprint, accelerator)
+    claim(work, phase.fingerprint, accelerator)
     if config.tracker != "none":
         accelerator.init_trackers(f"{phase.run}-{name}")
     trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
@@ -227,7 +227,7 @@ def _save(
         save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
 
 
-def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
+def claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
     """Throw away checkpoints and log lines of another recipe."""
     owner = folder / "owner.json"
     if accelerator.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):

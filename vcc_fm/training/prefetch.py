@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.batch import Fed
 
 
 class Prefetcher:
@@ -22,11 +22,11 @@ class Prefetcher:
         waited: seconds that the consumer has waited for a batch so far.
     """
 
-    def __init__(self, make: Callable[[int], Batch], keys: range, depth: int, device: torch.device):
+    def __init__(self, make: Callable[[int], Fed], keys: range, depth: int, device: torch.device):
         self.waited = 0.0
         self._make, self._device = make, device
         self._pool = ThreadPoolExecutor(1 if device.type == "cpu" else depth, "batches")
-        self._keys, self._ahead = iter(keys), deque[Future[Batch]]()
+        self._keys, self._ahead = iter(keys), deque[Future[Fed]]()
         for _ in range(depth):
             self._ask()
 
@@ -36,12 +36,12 @@ class Prefetcher:
             self._ahead.append(self._pool.submit(self._work, key))
             return
 
-    def _work(self, key: int) -> Batch:
+    def _work(self, key: int) -> Fed:
         batch = self._make(key)
         # Pinned memory lets the copy to the GPU overlap with its computation.
         return batch.pinned() if self._device.type == "cuda" else batch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Fed]:
         while self._ahead:
             start = time.perf_counter()
             batch = self._ahead.popleft().result()

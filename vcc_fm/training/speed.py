@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.batch import Fed
 from vcc_fm.training.prefetch import Prefetcher
 from vcc_fm.training.tracking import peak_memory_gb
 
@@ -33,7 +33,7 @@ class Work:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: nn.Module, batch: Batch, trainable: float, dtype: torch.dtype) -> Work:
+    def of(cls, model: nn.Module, batch: Fed, trainable: float, dtype: torch.dtype) -> Work:
         """Count by one forward pass of the unwrapped ``model``; every process makes it, as its parts come together.
 
         Backward costs a forward once for the gradients of what comes in, and once more for those of the weights that
@@ -41,7 +41,7 @@ class Work:
         """
         with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             model(batch)
-        return cls(counter.get_total_flops() * (2.0 + trainable), _measured(batch.cells_BSE.device, dtype))
+        return cls(counter.get_total_flops() * (2.0 + trainable), _measured(batch.device, dtype))
 
 
 def _measured(device: torch.device, dtype: torch.dtype) -> float:
@@ -74,13 +74,14 @@ class Window:
         self._cells = torch.zeros(())
         self.left_out = 0
 
-    def add(self, terms: dict[str, torch.Tensor], batch: Batch) -> None:
+    def add(self, terms: dict[str, torch.Tensor], batch: Fed) -> None:
         """A micro-batch, with its loss terms [B]."""
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().mean()
         self._batches += 1
-        self._tokens += len(batch) * (2 + batch.target_mask_BP.shape[1] + batch.cell_mask_BS.shape[1])
-        self._cells = batch.cell_mask_BS.sum() + self._cells.to(batch.cell_mask_BS.device)
+        self._tokens += batch.tokens
+        cells = batch.cells
+        self._cells = cells + self._cells.to(cells.device)
 
     def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
         """Mean loss terms, unweighted, and rates over all processes; waiting, memory and use of this device."""

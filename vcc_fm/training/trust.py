@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vcc_fm.cellsets.sampler import Assembler, SetSampler
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.words import many
-from vcc_fm.training.loop import Losses
+from vcc_fm.training.loop import Assembles, Losses, Sets
 
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
 CLEAR = 2.0
@@ -44,7 +43,7 @@ class Trust:
 
 
 def choose_trust(
-    decoder: PerturbationDecoder, sampler: SetSampler, assembler: Assembler, losses: Losses, most: int
+    decoder: PerturbationDecoder, sampler: Sets, assembler: Assembles, losses: Losses, most: int
 ) -> Trust:
     """The share of what was learned whose gain in validation, less ``CLEAR`` standard errors, is largest; or none.
 
@@ -65,9 +64,7 @@ def choose_trust(
 
 
 @torch.no_grad()
-def _gains(
-    decoder: PerturbationDecoder, sampler: SetSampler, assembler: Assembler, losses: Losses, most: int
-) -> np.ndarray:
+def _gains(decoder: PerturbationDecoder, sampler: Sets, assembler: Assembles, losses: Losses, most: int) -> np.ndarray:
     """How much lower the mean loss of each validation group is at each of ``TRIED``, [groups, tried]."""
     decoder.eval()
     sets = [sampler[position] for position in range(min(most, len(sampler)))]

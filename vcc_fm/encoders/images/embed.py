@@ -1,0 +1,114 @@
+"""From slides to the embedding store of patches: two vectors a nucleus, of itself and of its neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from accelerate import PartialState
+from rich.console import Console
+
+from vcc_fm.encoders.images.encoder import ImageEncoder
+from vcc_fm.encoders.images.patches import Strips, cut
+from vcc_fm.encoders.images.slide import Slide
+from vcc_fm.encoders.shards import Shards
+from vcc_fm.ground.files import whole_folder
+from vcc_fm.recipe.slides import ImageEncoderSettings
+from vcc_fm.store.embeddings import write_embeddings
+
+AT_A_TIME = 2048
+"""Nuclei whose patches are in memory together."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Nuclei of one strip of one slide: positions in the slide's table, and their pixels in the strip, int64."""
+
+    slide: int
+    number: int
+    nuclei: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+
+    def patches(self, images: Sequence[Strips], sizes: Sequence[int]) -> Iterator[list[np.ndarray]]:
+        """Patches [n, 3, size, size] uint8 of each size, some nuclei at a time."""
+        pixels = images[self.slide][self.number]
+        for start in range(0, len(self.nuclei), AT_A_TIME):
+            here = slice(start, start + AT_A_TIME)
+            yield [cut(pixels, self.row[here], self.column[here], size) for size in sizes]
+
+
+def strips_of(slides: Sequence[Slide], images: Sequence[Strips]) -> list[Strip]:
+    """The nuclei of all slides, strip by strip; those without a pixel are left out."""
+    found = []
+    for number, (slide, image) in enumerate(zip(slides, images, strict=True)):
+        there = np.flatnonzero(slide.nuclei["y"].notna())
+        y, x = (np.rint(slide.nuclei[axis].to_numpy()[there]).astype(np.int64) for axis in ("y", "x"))
+        for one in np.unique(y // image.step):
+            here = y // image.step == one
+            row, column = y[here] - one * image.step + image.margin, x[here] + image.margin
+            found.append(Strip(number, int(one), there[here], row, column))
+    return found
+
+
+def embed_images(
+    final: Path,
+    slides: Sequence[Slide],
+    settings: ImageEncoderSettings,
+    fingerprint: str,
+    state: PartialState,
+    console: Console,
+) -> None:
+    """Write the vectors of all nuclei into ``final``; all processes of ``state`` call it.
+
+    The key is SAMPLE/CELL_ID. Beside ``embedding``, of the near patch, are ``wide`` and ``place`` (y and x, pixels).
+
+    Args:
+        final: folder of the store; it appears when it is whole.
+        slides: where the nuclei are.
+        settings: of the encoder.
+        fingerprint: of everything the vectors depend on.
+        state: who takes part.
+        console: where progress goes.
+
+    Raises:
+        UserError: the model cannot be had.
+    """
+    encoder = ImageEncoder(settings, state.device)
+    images = [slide.strips(-(-settings.wide // 2)) for slide in slides]
+    strips, work = strips_of(slides, images), Shards(final, fingerprint, state)
+
+    def encode(number: int, progress: Callable[[int], None]) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        for patches in strips[number].patches(images, (settings.near, settings.wide)):
+            parts.append(np.concatenate([encoder.encode(one) for one in patches], axis=1))
+            progress(sum(map(len, parts)))
+        return np.concatenate(parts)
+
+    def chunks() -> Iterator[tuple[Any, ...]]:
+        for number, strip in enumerate(strips):
+            nuclei = slides[strip.slide].nuclei.iloc[strip.nuclei]
+            near, wide = np.split(work.load(number), 2, axis=1)
+            further = [
+                pa.FixedSizeListArray.from_arrays(
+                    pa.array(np.ascontiguousarray(one, np.float32).ravel()), one.shape[1]
+                )
+                for one in (wide, nuclei[["y", "x"]].to_numpy())
+            ]
+            yield [f"{slides[strip.slide].sample}/{cell}" for cell in nuclei.index], near, *further
+
+    work.compute([len(strip.nuclei) for strip in strips], encode, "nuclei", "embed images", console)
+    if state.is_main_process:
+        widths = {"wide": encoder.width, "place": 2}
+        features = datasets.Features({name: datasets.List(datasets.Value("float32"), n) for name, n in widths.items()})
+        with whole_folder(final) as partial:
+            write_embeddings(partial, "barcode", chunks(), encoder.width, fingerprint, encoder.describe(), features)
+        work.remove()
+        if lost := sum(int(slide.nuclei["y"].isna().sum()) for slide in slides):
+            console.print(f"embed images: {lost:,} nuclei have no pixel, and no vector")
+    state.wait_for_everyone()

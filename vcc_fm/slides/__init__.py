@@ -1,0 +1,1 @@
+"""Expression from images of tissue: what a recipe on slides trains, predicts and scores."""
