@@ -54,8 +54,9 @@ def write_slide(
     )
     of = groups[["cell_id", "group"]].set_index(groups["cell_id"].astype(str).to_numpy())
     root.create_group("tables")
-    write_elem(root, "tables/anucleus", table)
-    write_elem(root, "tables/cell_id-group", anndata.AnnData(obs=of))
+    with anndata.settings.override(auto_shard_zarr_v3=False):
+        write_elem(root, "tables/anucleus", table)
+        write_elem(root, "tables/cell_id-group", anndata.AnnData(obs=of))
 
 
 def main(folder: Path) -> None:

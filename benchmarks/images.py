@@ -1,11 +1,11 @@
-"""How fast patches of nuclei are cut out of a slide in zarr, and in what memory, beside a window opened for each nucleus.
+"""How fast patches of nuclei are cut out of a slide, and in what memory, beside a window opened for each nucleus.
 
     python benchmarks/images.py [--quick] [--json FILE]
 
-The slide is made here: noise over blobs, RGB, chunks of 1,024 pixels, compressed as zarr does by default, with a mask of
-as many nuclei. Both sides cut the same two patches of each nucleus, of 32 and of 128 pixels, and add up their pixels;
-the sums of the nuclei that both have cut are compared. The peer's nuclei are a sample: all of them would take an hour. Ours
-includes finding the nuclei in the mask. Each runs in a process of its own; memory is its largest resident set.
+The slide is made here: noise over discs, RGB, chunks of 1,024 pixels, compressed as zarr does by default, and a mask.
+Both sides cut two patches of a nucleus, of 32 and of 128 pixels, and add up their pixels; the sums must be the same.
+The peer's nuclei are a sample: all would take an hour. Ours includes finding the nuclei in the mask. Each runs in a
+process of its own; memory is its largest resident set.
 """
 
 from __future__ import annotations

@@ -11,17 +11,21 @@ from rich.console import Console
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.cellsets.hold_out import among_combinations, make_splits
-from vcc_fm.decoder.config import PerturbationDecoderConfig
+from vcc_fm.decoder.config import PerturbationDecoderConfig, check_backbone
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.recipe.read import load_recipe
+from vcc_fm.recipe.read import load_any, load_recipe
+from vcc_fm.recipe.recipe import SlideRecipe
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.plan_text import print_plan
+from vcc_fm.slides.model import PatchDecoder, PatchDecoderConfig
 from vcc_fm.sources.simulated_screen import draw_screen
 from vcc_fm.training.loop import mean_loss
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+ALL = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SLIDES = [path for path in ALL if "\nslides:" in path.read_text()]
+RECIPES = [path for path in ALL if path not in SLIDES]
 SIMULATED = sorted((Path(__file__).parents[1] / "recipes/simulated").glob("*.yaml"))
 GENES, CELLS = 9, 4
 
@@ -70,7 +74,19 @@ def test_recipe_parses_and_builds(path: Path) -> None:
     assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SLIDES, ids=lambda path: path.stem)
+def test_a_recipe_on_slides_parses_and_builds(path: Path) -> None:
+    recipe = load_any(path)
+    assert isinstance(recipe, SlideRecipe)
+    assert recipe.name == path.stem
+    check_backbone(recipe.decoder.backbone)
+    with torch.device("meta"):
+        config = PatchDecoderConfig(backbone=dict(recipe.decoder.backbone), genes=["A"] * 460, cell_width=20)
+        model = PatchDecoder(config)
+    assert model.head.out_features == 920
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_recipe_says_how_it_is_launched(path: Path) -> None:
     header = path.read_text().split("\nname:")[0]
     assert f"vcc-fm run recipes/{path.name}" in header

@@ -166,7 +166,7 @@ def test_a_model_in_a_folder_has_its_own_image_processor(tmp_path):
         expected = model(pixel_values=pixels).last_hidden_state[:, 0]
     np.testing.assert_allclose(encoder.encode(patches)[:, :8], expected, rtol=1e-4, atol=1e-5)
     assert encoder.describe()["licence"] == "that of vit: see its card"
-    with pytest.raises(UserError, match="embed.images.model"):
+    with pytest.raises(UserError, match=r"embed\.images\.model"):
         ImageEncoder(ImageEncoderSettings(model=str(tmp_path)), torch.device("cpu"))
 
 

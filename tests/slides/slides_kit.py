@@ -1,4 +1,4 @@
-"""Small slides in the challenge's form: nuclei are discs whose colour says their type, and their type what they express."""
+"""Small slides in the challenge's form: the colour of a nucleus says its type, and its type what it expresses."""
 
 from __future__ import annotations
 
