@@ -81,8 +81,9 @@ def test_a_recipe_on_slides_parses_and_builds(path: Path) -> None:
     assert recipe.name == path.stem
     check_backbone(recipe.decoder.backbone)
     with torch.device("meta"):
-        config = PatchDecoderConfig(backbone=dict(recipe.decoder.backbone), genes=["A"] * 460, cell_width=20)
-        model = PatchDecoder(config)
+        model = PatchDecoder(
+            PatchDecoderConfig(backbone=dict(recipe.decoder.backbone), genes=["A"] * 460, cell_width=20)
+        )
     assert model.head.out_features == 920
 
 

@@ -142,6 +142,10 @@ def test_an_untrained_decoder_is_its_regressions(ran):
     np.testing.assert_allclose(predict(model, data, rows), ordered(expected), rtol=1e-4, atol=1e-5)
     # The neighbours' order is no matter, the first one's place is.
     batch = data.assemble(rows.tolist())
+    # The nearest nuclei of the grid are 24 pixels away, in sides of a wide patch of 40 pixels.
+    np.testing.assert_allclose(batch.offset_BS2[:, 1:].norm(dim=-1), np.full((9, 3), 24 / 40), atol=0.4)
+    assert (batch.offset_BS2[:, 0] == 0).all()
+    assert float(batch.offset_BS2[:, 1:].norm(dim=-1).min()) == pytest.approx(24 / 40)
     model.head.weight.data.normal_()
     order = [0, 3, 2, 1]
     turned = replace(batch, **{name: getattr(batch, name)[:, order] for name in ("near_BSF", "offset_BS2", "mask_BS")})
@@ -232,11 +236,21 @@ def test_a_split_that_cannot_be_is_refused(split, said):
         roles(nuclei, RegionSplit(**{"margin": 0} | split), 0)
 
 
+@pytest.mark.parametrize("margin", [0, 3, 10, 25])
+def test_the_margin_around_a_region_is_exact(margin):
+    y, x = (axis.ravel() + 0.5 for axis in np.mgrid[:60, :60])
+    nuclei = pd.DataFrame({"sample": "A", "group": "train", "y": y, "x": x})
+    role, region = roles(nuclei, RegionSplit(region=10, margin=margin, validation=0.01), 1)
+    (square,) = set(region[role == "validation"])
+    down, right = (int(number) * 10 for number in square.removeprefix("A/").split("-"))
+    away = np.maximum(*((low - at).clip(0) + (at - low - 10).clip(0) for at, low in ((y, down), (x, right))))
+    assert (role == "validation").sum() == 100
+    np.testing.assert_array_equal(role == "none", (away > 0) & (away < margin))
+
+
 def test_other_commands_say_that_it_is_a_recipe_on_slides(tmp_path):
     path = recipe_of(tmp_path)
     with pytest.raises(UserError, match="a recipe on slides"):
         load_recipe(path)
     with pytest.raises(UserError, match=r"unknown key slides\.images"):
         load_any(path, ["slides.images=x"])
-    with pytest.raises(UserError, match="larger than region"):
-        load_any(path, ["split.margin=900"])

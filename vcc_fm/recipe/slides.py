@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from vcc_fm.recipe.section import PositiveInt, Section
 
@@ -44,12 +44,6 @@ class ImageEncoderSettings(Section):
     wide: PositiveInt = Field(128, description="side of the patch of its neighbourhood, pixels")
     batch: PositiveInt = Field(64, description="patches that the model is shown at a time")
 
-    @model_validator(mode="after")
-    def _grows(self) -> ImageEncoderSettings:
-        if self.wide < self.near:
-            raise ValueError(f"embed.images.wide={self.wide}: smaller than near={self.near}; set it larger")
-        return self
-
 
 class ImageEmbed(Section):
     """The frozen encoder."""
@@ -68,9 +62,3 @@ class RegionSplit(Section):
     margin: int = Field(
         200, ge=0, description="training nuclei this close to a validation region are left out, pixels"
     )
-
-    @model_validator(mode="after")
-    def _fits(self) -> RegionSplit:
-        if self.margin > self.region:
-            raise ValueError(f"split.margin={self.margin}: larger than region={self.region}; set it smaller")
-        return self

@@ -31,7 +31,7 @@ class PatchBatch(Fed):
     Attributes:
         near_BSF: patches of the nuclei.
         wide_BF: neighbourhood of the first of each set.
-        offset_BS2: where a nucleus is from the first, in units of the median distance of the last ones of all sets.
+        offset_BS2: where a nucleus is from the first, in sides of the wide patch.
         mask_BS: bool, False where a slide has fewer nuclei than a set.
         target_BT: of the first of each set; None to predict.
     """
@@ -108,17 +108,15 @@ class PatchData:
 
     def _nearest(self) -> None:
         """The nearest nuclei of each, of any group: images are known wherever expression is held out."""
-        sample, far = self.nuclei["sample"].to_numpy(), []
+        sample = self.nuclei["sample"].to_numpy()
         self._near = np.repeat(np.arange(len(sample))[:, None], self.size, axis=1)
         self._there = np.zeros(self._near.shape, bool)
         for one in np.unique(sample):
             rows = np.flatnonzero(sample == one)
             most = min(self.size, len(rows))
-            distance, found = cKDTree(self._place[rows]).query(self._place[rows], np.arange(most) + 1)
+            _, found = cKDTree(self._place[rows]).query(self._place[rows], np.arange(most) + 1)
             self._near[rows[:, None], np.arange(1, most)] = rows[found[:, 1:]]
             self._there[rows, :most] = True
-            far.append(distance[:, -1])
-        self._unit = float(np.median(np.concatenate(far))) or 1.0
 
     def rows(self, role: str) -> np.ndarray:
         """Rows of the nuclei of a role, int64."""
@@ -150,7 +148,9 @@ class PatchData:
         """Read and stack nuclei, given by their rows, with what is learned of them unless one is held out."""
         rows = np.array(sets)
         near = self._near[rows]
-        offset = ((self._place[near] - self._place[rows][:, None]) / self._unit).astype(np.float32)
+        # A unit that does not depend on which slides there are: one slide is predicted as among others.
+        unit = self.store.meta["parameters"]["wide"]
+        offset = ((self._place[near] - self._place[rows][:, None]) / unit).astype(np.float32)
         known = len(self.measured(rows)) == len(rows) and not (self.nuclei["role"].to_numpy()[rows] == "test").any()
         target = np.concatenate([self.values(rows), self.ranks(rows)], axis=1) if known else None
         vectors = self.store.take(near.ravel()).reshape(*near.shape, -1), self.store.take(rows, "wide")
@@ -219,7 +219,7 @@ def roles(nuclei: pd.DataFrame, split: RegionSplit | None, seed: int) -> tuple[n
         raise UserError(f"split.region={split.region}: all training nuclei are in one region; set it smaller")
     number = min(max(1, round(split.validation * len(there))), len(there) - 1)
     chosen = np.random.default_rng(seed).choice(there, number, replace=False)
-    steps = (-split.margin, 0, split.margin)
+    steps = (*range(-split.margin, split.margin, split.region), split.margin)
     close = np.any([np.isin(square(down, right), chosen) for down in steps for right in steps], axis=0)
     inside = np.isin(own, chosen)
     role[(role == "train") & close] = np.where(inside, "validation", "none")[(role == "train") & close]

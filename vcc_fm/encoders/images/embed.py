@@ -80,7 +80,7 @@ def embed_images(
         UserError: the model cannot be had.
     """
     encoder = ImageEncoder(settings, state.device)
-    images = [slide.strips(-(-settings.wide // 2)) for slide in slides]
+    images = [slide.strips(-(-max(settings.near, settings.wide) // 2)) for slide in slides]
     strips, work = strips_of(slides, images), Shards(final, fingerprint, state)
 
     def encode(number: int, progress: Callable[[int], None]) -> np.ndarray:
