@@ -40,12 +40,18 @@ def write_slide(
         groups: cell_id, group, measured.
     """
     root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.attrs["spatialdata_attrs"] = {"version": "0.2"}
     for name, values in (("HE_original", image), ("HE_nuc_original", mask[None].astype(np.uint32))):
         element = root.create_group(f"images/{name}")
         axes = [{"name": "c", "type": "channel"}] + [{"name": a, "type": "space"} for a in "yx"]
         scale = {"coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0, 1.0]}], "path": "0"}
-        multiscales = [{"name": f"/images/{name}", "axes": axes, "datasets": [scale]}]
-        element.attrs["ome"] = {"version": "0.5-dev-spatialdata", "multiscales": multiscales}
+        units = [axis | ({"unit": "unit"} if axis["type"] == "space" else {}) for axis in axes]
+        ends = {"input": {"name": "cyx", "axes": units}, "output": {"name": "global", "axes": units}}
+        place = {"coordinateTransformations": [{"type": "identity", **ends}]}
+        multiscales = [{"name": f"/images/{name}", "axes": axes, "datasets": [scale], **place}]
+        channels = {"channels": [{"label": number} for number in range(len(values))]}
+        element.attrs["ome"] = {"version": "0.5-dev-spatialdata", "multiscales": multiscales, "omero": channels}
+        element.attrs["spatialdata_attrs"] = {"version": "0.3"}
         element.create_array("0", data=values, chunks=(values.shape[0], CHUNK, CHUNK))
     measured = groups[groups["measured"]]
     obs = pd.DataFrame({"cell_id": measured["cell_id"].to_numpy()}, index=measured["cell_id"].astype(str).to_numpy())
@@ -57,6 +63,9 @@ def write_slide(
     with anndata.settings.override(auto_shard_zarr_v3=False):
         write_elem(root, "tables/anucleus", table)
         write_elem(root, "tables/cell_id-group", anndata.AnnData(obs=of))
+    regions = {"spatialdata-encoding-type": "ngff:regions_table", "version": "0.2"}
+    for name in ("anucleus", "cell_id-group"):
+        root[f"tables/{name}"].attrs.update(regions | dict.fromkeys(("region", "region_key", "instance_key")))
 
 
 def main(folder: Path) -> None:

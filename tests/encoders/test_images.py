@@ -172,7 +172,9 @@ def test_a_model_in_a_folder_has_its_own_image_processor(tmp_path):
 
 @pytest.mark.parametrize("version", ["0.1", "0.2"])
 def test_a_slide_that_spatialdata_writes_is_read_alike(tmp_path, version):
-    spatialdata = pytest.importorskip("spatialdata", reason="needs spatialdata, whose files it compares")
+    spatialdata = pytest.importorskip(
+        "spatialdata", reason="needs spatialdata, whose files it compares: pip install spatialdata"
+    )
     import anndata
     import pandas as pd
     import spatialdata._io.format as formats

@@ -254,3 +254,24 @@ def test_other_commands_say_that_it_is_a_recipe_on_slides(tmp_path):
         load_recipe(path)
     with pytest.raises(UserError, match=r"unknown key slides\.images"):
         load_any(path, ["slides.images=x"])
+
+
+@pytest.mark.slow
+def test_real_spots_are_predicted_above_the_mean(real_data, tmp_path, monkeypatch):
+    """Patient C to B, as the recipe says, with fewer steps: what is known of a spot orders its genes better."""
+    from _spots import main
+
+    monkeypatch.setenv("VCC_FM_DATA", str(real_data))
+    main(tmp_path / "slides")
+    recipe = load_any(
+        Path(__file__).parents[2] / "recipes/her2st.yaml",
+        [f"slides.path={tmp_path}/slides/*.zarr", f"output={tmp_path}", "train.steps=40"],
+    )
+    for stage in stages_of(recipe):
+        run_stage(stage, recipe, QUIET)
+    entries = json.loads((recipe.run_folder / "scores.json").read_text())["entries"]
+    spearman = {entry: one["samples"]["ALL"]["spearman"] for entry, one in entries.items()}
+    assert spearman["mean"] == pytest.approx(0.258, abs=0.002)
+    assert spearman["colour-ridge"] == pytest.approx(0.262, abs=0.002)
+    assert spearman["model"] > spearman["colour-ridge"] + 0.005
+    assert all(one["valid"] for one in entries.values())
