@@ -1,8 +1,11 @@
-"""All counts of an opened source, as `prepare` reads them."""
+"""What tests of sources share: all counts of an opened one, as `prepare` reads them; combinations of what is read."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
 
 from vcc_fm.sources.anndata_source import AnnDataSource
@@ -16,3 +19,10 @@ def counts_of(source: AnnDataSource, chunk_cells: int) -> Iterator[tuple[np.ndar
         states.append(cells.evidence.state())
         yield cells.positions, cells.counts
     source.conclude(states)
+
+
+def combinations(*lists: Iterable[Any], of: int) -> Iterator[Any]:
+    """All combinations; one in ``of``, spread over all lists, is in the default set, the others are slow."""
+    for chosen in itertools.product(*map(enumerate, lists)):
+        places, values = zip(*chosen, strict=True)
+        yield pytest.param(*values, marks=[] if sum(places) % of == 0 else [pytest.mark.slow])

@@ -116,7 +116,7 @@ def test_a_challenges_file_is_read_with_its_numbers_and_without_its_control(tmp_
 @pytest.mark.parametrize(
     ("text", "refusal"),
     [
-        ("gene\nTP53\n", "no column target_gene or perturbation.*found 'gene'"),
+        ("gene\nTP53\n", "no column target_gene or perturbation or pert.*found 'gene'"),
         ("", "found nothing"),
         ("target_gene\nTP53\nTP53\n", "'TP53' stands twice"),
         ("target_gene,n_cells\n,4\nx,5\n", "names no perturbation in its column target_gene"),

@@ -313,6 +313,7 @@ def test_variances_are_those_of_drawn_counts(tmp_path):
     assert (z[:, well] ** 2).mean() == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.slow
 def test_papalexi_is_predicted_from_two_replicates(tmp_path, real_data):
     data = dataset_of(store_of(tmp_path, papalexi(real_data)))
     held = [group for group in data.responses.groups if group[0] == "rep_3"]

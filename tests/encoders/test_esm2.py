@@ -200,6 +200,7 @@ def test_rotation_frequencies_are_the_checkpoints_own_in_float32(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- long sequences and shards
+@pytest.mark.slow
 def test_a_titin_sized_protein_is_the_mean_over_windows_then_residues(tiny):
     model, folder, _ = tiny
     window, overlap, length = 700, 150, 35_000

@@ -50,19 +50,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """700 proteins of 500 genes, some of them of one gene: three shards of tokens."""
+def write_fasta(path: Path, proteins: int, genes: int) -> Path:
+    """Proteins of human genes, some of them of one gene."""
     rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("fasta") / "proteins.fasta"
     lines = []
-    for number in range(700):
+    for number in range(proteins):
         residues = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), rng.integers(300, 1700)))
         lines.append(
-            f">sp|P{number:05d}|X Some protein OS=Homo sapiens OX=9606 GN=GENE{number % 500} PE=1 SV=1\n{residues}"
+            f">sp|P{number:05d}|X Some protein OS=Homo sapiens OX=9606 GN=GENE{number % genes} PE=1 SV=1\n{residues}"
         )
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 proteins of 40 genes: one shard of tokens."""
+    return write_fasta(tmp_path_factory.mktemp("few") / "proteins.fasta", 60, 40)
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """700 proteins of 500 genes: three shards of tokens."""
+    return write_fasta(tmp_path_factory.mktemp("fasta") / "proteins.fasta", 700, 500)
 
 
 def esm2(model: Path, **keys: Any) -> Esm2:
@@ -86,28 +96,34 @@ def whole(tmp_path_factory: pytest.TempPathFactory, fasta: Path, model: Path) ->
     return final, embed(final, fasta, model)
 
 
-def test_a_gene_is_the_mean_of_its_isoforms(whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path) -> None:
-    store = EmbeddingStore(whole[0])
-    entries = [entry.split("\n", 1) for entry in fasta.read_text().split(">")[1:]]
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, few: Path, model: Path) -> tuple[Path, dict[str, bytes]]:
+    final = tmp_path_factory.mktemp("small-store") / "proteins"
+    return final, embed(final, few, model)
+
+
+def test_a_gene_is_the_mean_of_its_isoforms(small: tuple[Path, dict[str, bytes]], few: Path, model: Path) -> None:
+    store = EmbeddingStore(small[0])
+    entries = [entry.split("\n", 1) for entry in few.read_text().split(">")[1:]]
     sequences = [body.replace("\n", "") for header, body in entries if "GN=GENE7 " in header]
     assert len(sequences) == 2
     rows = loaded(esm2(model)).encode(sequences)
     vector = store.vectors[list(store.keys).index("GENE7")]
     np.testing.assert_allclose(vector, rows.mean(0), rtol=0, atol=1e-6)
-    row = datasets.load_from_disk(str(whole[0])).filter(lambda one: one["symbol"] == "GENE7")[0]
+    row = datasets.load_from_disk(str(small[0])).filter(lambda one: one["symbol"] == "GENE7")[0]
     assert row["isoforms"] == 2
-    assert row["accessions"] == ["P00007", "P00507"]
+    assert row["accessions"] == ["P00007", "P00047"]
     assert row["residues"] == [len(sequence) for sequence in sequences]
     assert row["sha256"] == [hashlib.sha256(sequence.encode()).hexdigest() for sequence in sequences]
 
 
-def test_the_store_says_where_it_came_from(whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path) -> None:
-    meta = read_json(whole[0] / "store.json")
+def test_the_store_says_where_it_came_from(small: tuple[Path, dict[str, bytes]], few: Path, model: Path) -> None:
+    meta = read_json(small[0] / "store.json")
     assert meta["encoder"] == "esm2"
     assert meta["checkpoint"]["sha256"]["model.safetensors"]
     assert meta["sequences"] == {
         "file": "proteins.fasta",
-        "sha256": hashlib.sha256(fasta.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(few.read_bytes()).hexdigest(),
         "kind": "uniprot",
         "left_out": {},
         "faulty": {},
@@ -161,13 +177,13 @@ def test_killed_at_any_moment(whole: tuple[Path, dict[str, bytes]], fasta: Path,
 
 
 def test_shards_of_another_encoder_are_not_used(
-    whole: tuple[Path, dict[str, bytes]], fasta: Path, model: Path, tmp_path: Path
+    small: tuple[Path, dict[str, bytes]], few: Path, model: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "proteins.shards"
     work.mkdir()
     (work / "owner.json").write_text('{"fingerprint": "other"}')
     np.save(work / "shard-000000.npy", np.zeros((3, 16), np.float32))
-    assert embed(tmp_path / "proteins", fasta, model) == whole[1]
+    assert embed(tmp_path / "proteins", few, model) == small[1]
 
 
 @pytest.mark.slow
@@ -227,9 +243,9 @@ def test_a_model_that_is_not_esm2_is_refused(fasta: Path, model: Path, tmp_path:
 
 
 def test_a_table_goes_out_and_comes_back(
-    whole: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = EmbeddingStore(whole[0])
+    store = EmbeddingStore(small[0])
     file = tmp_path / "ESM2_pert_features.pt"
     write_pt(file, list(map(str, store.keys)), store.vectors)
     loaded = torch.load(file, weights_only=True)

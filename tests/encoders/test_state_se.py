@@ -148,7 +148,10 @@ def test_the_order_of_columns_changes_no_bit(alone: np.ndarray) -> None:
     assert same_bits(encoded(encoder, moved), alone)
 
 
-@pytest.mark.parametrize("kind", [np.int32, np.int64, np.float64])
+@pytest.mark.parametrize(
+    "kind",
+    [np.int32, pytest.param(np.int64, marks=pytest.mark.slow), pytest.param(np.float64, marks=pytest.mark.slow)],
+)
 def test_the_type_of_the_counts_changes_no_bit(alone: np.ndarray, kind: type[np.number]) -> None:
     assert same_bits(encoded(encoder_of(), CELLS.astype(kind)), alone)
 
@@ -173,7 +176,14 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 @pytest.mark.parametrize(
     ("width", "hidden", "pad"),
-    [(64, 96, 200), (64, 80, 65), (256, 256, 257), (512, 512, 200), (512, 1024, 65), (1024, 1024, 129)],
+    [
+        (64, 96, 200),
+        (64, 80, 65),
+        (256, 256, 257),
+        (512, 512, 200),
+        (512, 1024, 65),
+        pytest.param(1024, 1024, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_neighbours_change_no_bit_whatever_the_geometry(width: int, hidden: int, pad: int) -> None:
     """Widths on both sides of where other kernels take over."""

@@ -22,8 +22,17 @@ def cells_of(cells: int, genes: int) -> sp.csr_matrix:
     return sp.csr_matrix(rng.poisson(rng.gamma(0.5, 1.0, genes), (cells, genes)).astype(np.int32))
 
 
-@pytest.mark.parametrize("geometry", [tiny(400), WIDE, UNEVEN], ids=["small", "oneDNN", "uneven"])
-@pytest.mark.parametrize("pad", [38, 128, 900], ids=["short", "long", "ragged"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("geometry", "pad"),
+    [
+        pytest.param(geometry, pad, id=f"{length}-{name}", marks=SLOW if geometry is WIDE and pad > 38 else ())
+        for name, geometry in (("small", tiny(400)), ("oneDNN", WIDE), ("uneven", UNEVEN))
+        for length, pad in (("short", 38), ("long", 128), ("ragged", 900))
+    ],
+)
 def test_a_cell_alone_has_the_vector_that_it_has_among_others(geometry: SeGeometry, pad: int) -> None:
     checkpoint = SeCheckpoint(geometry, random_names(geometry), random_tensors(geometry), "random", None, ())
     encoder = StateSeEncoder(checkpoint, checkpoint.names[:380], SeSettings(pad_length=pad))

@@ -80,6 +80,7 @@ def test_push_pull_and_predict(hub: HubServer, finished: Recipe, recipe: Path, t
         run("pull", REPO, "--to", tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_a_stranger_runs_the_code_of_the_card(hub: HubServer, finished: Recipe, recipe: Path, tmp_path: Path) -> None:
     run("push", recipe, "--repo", REPO, "--quiet")
     card = hub.files(REPO)["README.md"].decode()

@@ -67,6 +67,7 @@ def drug_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, str]:
     return recipe, out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_drug_in_patients_runs_to_a_table_that_names_what_is_undefined(drug_run):
     recipe, printed = drug_run
     table = read_table(recipe.run_folder / "scores.json")
@@ -85,6 +86,7 @@ def test_a_drug_in_patients_runs_to_a_table_that_names_what_is_undefined(drug_ru
     assert "No headline number can be given." in (recipe.run_folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_says_what_the_run_was_made_from_and_no_folder_of_this_machine(drug_run):
     recipe, layout = drug_run[0], Layout(drug_run[0])
     page = (recipe.run_folder / "report.html").read_text()

@@ -17,6 +17,15 @@ from vcc_fm.scoring.score import score, within
 from vcc_fm.scoring.table import Entry
 
 
+def test_rank_tests_are_compiled_once_a_machine(table):
+    from numba_mwu import mannwhitneyu_sparse
+
+    functions = [one for one in mannwhitneyu_sparse.__globals__.values() if hasattr(one, "stats")]
+    assert functions
+    assert all(one.stats.cache_path for one in functions)
+    assert any(one.stats.cache_hits or one.stats.cache_misses for one in functions)
+
+
 def test_equals_the_scorers_own_path_through_a_real_bundle(screen, table, tmp_path):
     from cell_eval2 import EvalConfig, aggregate_metrics_wide, build_generic_baseline, compute_metrics, score_metrics
     from cell_eval2.baseline import build_run_meta

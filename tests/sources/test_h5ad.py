@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from source_counts import counts_of
+from source_counts import combinations, counts_of
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.data import SourceConfig
@@ -251,9 +251,10 @@ def scaled_screen(cells=320, genes=80):
     return counts, np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
 
 
-@pytest.mark.parametrize("layout", sorted(STORED))
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("place", ["X", "raw", "layers/norm"])
+@pytest.mark.parametrize(
+    ("layout", "dtype", "place"),
+    combinations(sorted(STORED), [np.float32, np.float64], ["X", "raw", "layers/norm"], of=3),
+)
 def test_scaled_cells_come_back_and_unproved_ones_are_counted(
     h5ad_file, source_config, screen_obs, layout, dtype, place
 ):

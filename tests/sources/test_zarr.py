@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from source_counts import counts_of
+from source_counts import combinations, counts_of
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.run.layout import file_identity
@@ -61,9 +61,9 @@ def chunk_files(path: Path, array: str) -> list[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------- round trip
-@pytest.mark.parametrize("layout", sorted(STORED))
-@pytest.mark.parametrize("place", ["X", "raw", "layers/umi"])
-@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("zarr_format", "place", "layout"), combinations([2, 3], ["X", "raw", "layers/umi"], sorted(STORED), of=3)
+)
 def test_a_zarr_store_reads_as_the_h5ad_file_does(h5ad_file, source_config, screen_obs, layout, place, zarr_format):
     counts = np.random.default_rng(0).poisson(0.9, (24, 9)).astype(np.float32)
     stored = STORED[layout](counts)
@@ -81,8 +81,10 @@ def test_a_zarr_store_reads_as_the_h5ad_file_does(h5ad_file, source_config, scre
     assert everything(source_config(zipped(store), **keys)) == expected
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int64", "uint32", ">f4"])
-@pytest.mark.parametrize("layout", sorted(STORED))
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    combinations(sorted(STORED), ["float16", "float32", "float64", "int8", "int64", "uint32", ">f4"], of=3),
+)
 def test_every_type_of_value_and_small_chunks(h5ad_file, source_config, dtype, layout):
     counts = np.random.default_rng(0).integers(1, 9, (24, 9)) * (np.arange(9) < 7)
     h5ad = h5ad_file(np.asarray(counts.astype(np.float32)))
@@ -132,9 +134,10 @@ def test_shards_are_files_and_what_their_index_leaves_out_is_zero(h5ad_file, sou
 
 
 # -------------------------------------------------------------------------------------------------------------- damage
-@pytest.mark.parametrize("array", ["X/data", "X/indices", "X/indptr"])
-@pytest.mark.parametrize("zarr_format", [2, 3])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("array", "zarr_format", "packed"),
+    combinations(["X/data", "X/indices", "X/indptr"], [2, 3], [False, True], of=2),
+)
 def test_a_chunk_that_is_not_there_is_not_read_as_zeros(h5ad_file, source_config, array, zarr_format, packed):
     h5ad = h5ad_file(sp.csr_matrix(np.random.default_rng(0).integers(1, 5, (24, 6)).astype(np.float32)))
     store = as_zarr(h5ad, zarr_format, (10,))
@@ -199,15 +202,7 @@ def test_a_column_that_is_one_value_and_a_mask_of_nothing_need_no_chunk(h5ad_fil
     assert everything(source_config(store, **keys)) == everything(source_config(h5ad, **keys))
 
 
-@pytest.mark.parametrize(
-    ("layout", "zarr_format"),
-    # Every layout and both formats; all pairs of them in the slow set.
-    [
-        pytest.param(layout, number, marks=[] if number == 2 + place % 2 else [pytest.mark.slow])
-        for place, layout in enumerate(sorted(STORED))
-        for number in (2, 3)
-    ],
-)
+@pytest.mark.parametrize(("layout", "zarr_format"), combinations(sorted(STORED), [2, 3], of=2))
 def test_no_file_can_be_lost_or_cut_without_a_word(h5ad_file, source_config, layout, zarr_format):
     counts = np.random.default_rng(0).poisson(2.0, (24, 6)) + 1.0
     store = as_zarr(h5ad_file(STORED[layout](counts)), zarr_format)

@@ -152,10 +152,10 @@ def test_damage_with_checksums_that_agree_is_refused_or_read_within_bounds(store
         ({"contexts": []}, "the cells have contexts that store.json does not name"),
         ({"control": "other"}, "'other' is no perturbation of the store"),
         ({"batch_source": [0, 1, 0, 0]}, "does not name a source for each batch"),
-        ({"batch_source": None}, "batch_source Input should be a valid list"),
+        ({"batch_source": None}, "batch_source: Input should be a valid list"),
         ({"sources": [{"name": "s", "missing_genes": [6]}]}, "'s' misses a gene that is not on the gene axis"),
         ({"cells": 41}, "41 cells, but the files have 40"),
-        ({"shards": []}, "shards List should have at least 1 item"),
+        ({"shards": []}, "shards: List should have at least 1 item"),
     ],
 )
 def test_a_description_that_does_not_fit_its_cells_is_refused(tmp_path, changes, said):
@@ -170,10 +170,10 @@ def test_a_description_that_does_not_fit_its_cells_is_refused(tmp_path, changes,
     ("changes", "said"),
     [
         ({"missing": [30]}, "names a row that is not there"),
-        ({"missing": [-1]}, r"missing.0 Input should be greater"),
+        ({"missing": [-1]}, r"missing.0: Input should be greater"),
         ({"width": 5}, "has no column embedding as this program writes it"),
-        ({"width": 1 << 40}, "width Input should be less than"),
-        ({"key": "embedding"}, "key Input should be 'barcode' or 'symbol'"),
+        ({"width": 1 << 40}, "width: Input should be less than"),
+        ({"key": "embedding"}, "key: Input should be 'barcode' or 'symbol'"),
         ({"rows": 31}, "31 vectors, but the files have 30"),
     ],
 )

@@ -56,7 +56,7 @@ LABELS = [
     (listing(axis=["G1", "X", "G2"]), r"lacks 1 gene of .*gene_names.csv: X; put them on the axis \(data.genes: "),
     (listing(axis=["G1", "G1"]), "--genes=.*repeats 1 gene symbol"),
     (listing(axis=[]), "--genes=.*names no gene"),
-    (listing(targets="gene\nT1\n"), "no column target_gene or perturbation, found 'gene'"),
+    (listing(targets="gene\nT1\n"), "no column target_gene or perturbation or pert, found 'gene'"),
     (listing(targets="target_gene\n\n"), "names no perturbation in its column target_gene"),
     (listing(targets="target_gene\nT1\nT1\n"), "'T1' stands twice"),
     (listing(targets="target_gene,n_cells\nT1,4\nT2,0\n"), "n_cells of T2 is '0'"),

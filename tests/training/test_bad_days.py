@@ -121,8 +121,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe, data = tiny(*EVERY, validation=True)
     checkpoints = fresh(recipe)
     train_decoder(recipe, data, "pretrain")
@@ -130,13 +129,17 @@ def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny, monkeypatch: pytest.Mon
     checkpoints = fresh(recipe)
     stop_after(5, recipe, data, monkeypatch)
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000002", "step-00000004"]
-    DAMAGE[damage](checkpoints / "step-00000004")
-    said = Console(record=True, width=200)
-    train_decoder(recipe, data, "pretrain", said)
-    assert "step-00000004 is damaged and passed over" in said.export_text(clear=False)
-    assert "goes on after step 2" in said.export_text()
-    again = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors")
-    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    stopped = shutil.copytree(checkpoints.parent, tmp_path / "stopped")
+    for what, damage in DAMAGE.items():
+        fresh(recipe)
+        shutil.copytree(stopped, checkpoints.parent)
+        damage(checkpoints / "step-00000004")
+        said = Console(record=True, width=200)
+        train_decoder(recipe, data, "pretrain", said)
+        assert "step-00000004 is damaged and passed over" in said.export_text(clear=False), what
+        assert "goes on after step 2" in said.export_text(), what
+        again = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors")
+        assert all(torch.equal(value, again[name]) for name, value in whole.items()), what
 
 
 def test_a_flipped_bit_of_a_checkpoint_or_a_model_is_seen_wherever_it_is(

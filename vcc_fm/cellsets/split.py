@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, first_fault, reading
 from vcc_fm.ground.files import write_text
 
 Role = Literal["train", "validation", "test", "unused"]
@@ -123,9 +123,7 @@ class Split:
             except FileNotFoundError:
                 raise UserError(f"{path}: no such split") from None
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"]) or "the file"
-                raise UserError(f"{path}: not a split: {where}: {first['msg']}; make the split again") from None
+                raise UserError(f"{path}: not a split: {first_fault(error)}; make the split again") from None
         roles: Roles = {(entry.context, entry.perturbation): entry.role for entry in file.groups}
         cells = {(entry.context, entry.perturbation): entry.cells for entry in file.groups}
         split = cls(file.hold_out, file.fold, file.folds, file.seed, roles, cells, file.warnings)

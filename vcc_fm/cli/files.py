@@ -153,9 +153,12 @@ def export_obsm(
 @app.command()
 def submission(
     recipe: RecipePath,
-    challenge: Annotated[str, typer.Option(metavar="NAME", help="vcc2026 or vcc2025")],
+    challenge: Annotated[str, typer.Option(metavar="NAME", help="vcc2026, vcc2025 or myllia")],
     genes: Annotated[
-        Path, typer.Option(metavar="gene_names.csv", help="the challenge's gene axis", exists=True, dir_okay=False)
+        Path,
+        typer.Option(
+            metavar="gene_names.csv", help="the challenge's gene axis, or its sample", exists=True, dir_okay=False
+        ),
     ],
     perturbations: Annotated[
         Path,
@@ -163,7 +166,7 @@ def submission(
     ],
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.vcc", help="where it goes, if not beside the predictions")
+        Path | None, typer.Option(metavar="FILE", help="where it goes, if not beside the predictions")
     ] = None,
     predictor: Annotated[str, typer.Option(help="model, or a baseline of the recipe")] = "model",
     contexts: Annotated[

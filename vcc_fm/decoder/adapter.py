@@ -19,7 +19,7 @@ from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, unfit
 from vcc_fm.decoder.four_bit import require_bitsandbytes, round_to_4_bits
 from vcc_fm.decoder.load import base_config, compare, header, load_backbone, load_decoder, not_finite
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.ground.errors import UserError, reading
+from vcc_fm.ground.errors import UserError, first_fault, reading
 from vcc_fm.ground.files import read_json
 
 AROUND, ADAPTER, WEIGHTS = "around.safetensors", "adapter", "adapter_model.safetensors"
@@ -102,9 +102,7 @@ def _lora_config(path: Path) -> LoraConfig:
     try:
         told = _Lora.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: is no LoRA of this program: {where}: {first['msg']}; get it again") from None
+        raise UserError(f"{path}: is no LoRA of this program: {first_fault(error)}; get it again") from None
     return LoraConfig(
         r=told.r,
         lora_alpha=told.lora_alpha,

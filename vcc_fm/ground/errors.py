@@ -14,6 +14,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LINE = 160
 """Letters of a value, or of a library's reason, that a message shows."""
@@ -66,6 +70,13 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return _cut(str(error).strip().partition("\n")[0], _LINE) or type(error).__name__
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that pydantic finds wrong: where, and what."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 @contextmanager

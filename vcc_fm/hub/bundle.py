@@ -31,7 +31,7 @@ from vcc_fm.cellsets.expected_file import load_expected, save_expected
 from vcc_fm.decoder.adapter import ADAPTER, AROUND, WEIGHTS, load_adapter, save_around
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.model import PerturbationDecoder
-from vcc_fm.ground.errors import UserError, shown
+from vcc_fm.ground.errors import UserError, first_fault, shown
 from vcc_fm.ground.files import (
     read_json,
     read_sealed,
@@ -300,9 +300,7 @@ def read_bundle(folder: Path, cell_encoder: dict[str, Any] | None = None) -> Bun
         settings = CELLS(manifest.cell_encoder | (cell_encoder or {}))
         predict = PredictConfig.model_validate(manifest.predict)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{folder / MANIFEST}: {where}: {first['msg']}; {advice}") from None
+        raise UserError(f"{folder / MANIFEST}: {first_fault(error)}; {advice}") from None
     except ValueError as error:
         raise UserError(f"{folder / MANIFEST}: {error}") from None
     for path, file in manifest.files.items():

@@ -21,7 +21,7 @@ from vcc_fm.ground.paths import expand
 from vcc_fm.ground.words import listed, many
 from vcc_fm.recipe.predict import AskConfig, PredictConfig
 
-LABEL_COLUMNS = ("target_gene", "perturbation")
+LABEL_COLUMNS = ("target_gene", "perturbation", "pert")
 CELLS_COLUMN = "n_cells"
 
 SCORED: tuple[Role, ...] = ("test", "unused")
@@ -151,8 +151,8 @@ def read_perturbations(path: Path, control: str, key: str = "predict.ask.perturb
     """Perturbations of a CSV file with a header, and how many cells of each, where it says so.
 
     Args:
-        path: of the file: a column ``target_gene`` (as the Virtual Cell Challenge has it) or ``perturbation``, and
-            perhaps ``n_cells``. Other columns are not read, nor are rows without a name.
+        path: of the file: a column ``target_gene`` (as the Virtual Cell Challenge has it), ``perturbation`` or
+            ``pert``, and perhaps ``n_cells``. Other columns are not read, nor are rows without a name.
         control: label of control cells, whose row is left out.
         key: what messages call the file by.
 

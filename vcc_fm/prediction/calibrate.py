@@ -2,6 +2,11 @@
 
 A decoder trained by likelihood shrinks what it is unsure of; the scorer compares sets of significant genes, which a
 shrunken effect makes too small. The baselines are given the same chance. Nothing of the test groups is read.
+
+A scale moves from ``PRIOR`` as far as the validation perturbations bear it out. Let x be the log of a scale over
+``PRIOR``. A parabola a + b x + c x² goes through the scores, b has the standard deviation s over draws of the
+perturbations with replacement. The scale chosen is where a + b x + c x² - s x² / (2 SPREAD) is highest: a slope that
+is noise moves it by less than ``SPREAD``, one that is clear to the parabola's top or the end of the scales tried.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
@@ -20,45 +26,54 @@ from vcc_fm.prediction.asking import Asked
 from vcc_fm.prediction.emission import emit_groups, write_measured
 from vcc_fm.prediction.predict import make_predictor
 from vcc_fm.recipe.predict import PredictConfig
+from vcc_fm.scoring.compare import MEAN, RESAMPLES, UNLIMITED, panel_values
 from vcc_fm.scoring.score import score
 from vcc_fm.scoring.table import Entry, ScoreTable
 from vcc_fm.store.counts_file import CountsFile
 
 SCALES = (0.8, 1.0, 1.25, 1.6)
+PRIOR, SPREAD = 1.1, 0.3
+"""What simulated worlds ask for, between a model in size (1.05) and means over contexts (1.25); what noise moves."""
 
 
-def best_scale(means: dict[float, float]) -> float:
-    """The scale at the top of a parabola through the scores over log scale, within the scales that were tried.
+def best_scale(values: np.ndarray) -> float:
+    """The effect scale that validation asks for, as far as its size allows; see the head of this module.
 
-    A parabola, because single scores carry the noise of a few validation perturbations. Where it opens upwards, the
-    best of the scales tried.
+    Args:
+        values: [1 + R, S] scores at each of ``SCALES``, as measured and in R draws of the perturbations. ``PRIOR`` is
+            kept where one is not finite: there is nothing to choose by.
     """
-    scales, scores = np.array(list(means)), np.array(list(means.values()))
-    if not np.isfinite(scores).all():
-        return 1.0  # there is no scaled mean to choose by
-    bend, slope, _ = np.polyfit(np.log(scales), scores, 2)
-    if bend >= 0:
-        return float(scales[np.argmax(scores)])
-    return float(np.clip(np.exp(-slope / (2 * bend)), scales.min(), scales.max()))
+    if not np.isfinite(values).all():
+        return PRIOR
+    places = np.log(np.divide(SCALES, PRIOR))
+    bend, slope, _ = np.polyfit(places, values.T, 2)
+    fall = slope[1:].std() / (2 * SPREAD) - bend[0]
+    top = slope[0] / (2 * fall) if fall > 0 else np.sign(slope[0]) * np.inf
+    return float(PRIOR * np.exp(np.clip(top, places[0], places[-1])))
 
 
-def validation_scores(
-    data: Dataset,
-    decoder: Callable[[], Path],
-    names: Collection[str],
-    preset: str,
-    config: PredictConfig,
-    seed: int,
-    uns: dict[str, Any],
-    console: Console,
-) -> tuple[dict[str, dict[float, float]], str]:
-    """Scaled mean of the metrics on the validation groups, by predictor and effect scale; why there is none, or "".
+def best_scales(table: ScoreTable, names: Collection[str]) -> tuple[dict[str, float], pd.DataFrame]:
+    """The effect scale of each predictor, and what it is chosen by.
 
-    See :func:`validation_table`.
+    Args:
+        table: from :func:`validation_table`, of all of ``SCALES``.
+        names: predictors.
+
+    Returns:
+        Name -> scale; and a row for each predictor and scale: its scaled mean, that mean without limits (a capped
+        error can improve while the error itself grows), and the raw value of each metric, means over contexts.
     """
-    table = validation_table(data, decoder, names, SCALES, preset, config, seed, uns, console)
-    means = {name: {scale: table.mean(entry_of(name, scale)) for scale in SCALES} for name in names}
-    return means, table.no_headline()
+    best: dict[str, float] = {}
+    rows = []
+    raw = table.rows.groupby(["entry", "metric"], sort=False)["raw"].mean()
+    for name in names:
+        entries = [entry_of(name, scale) for scale in SCALES]
+        drawn = np.stack([panel_values(table, entry, RESAMPLES, 0)[:, -3:-1] for entry in entries])
+        best[name] = best_scale(drawn[:, :, 0].T)
+        for scale, entry, (mean, unlimited) in zip(SCALES, entries, drawn[:, 0], strict=True):
+            seen = {"predictor": name, "scale": scale, MEAN: mean, UNLIMITED: unlimited}
+            rows.append(seen | raw[entry].to_dict())
+    return best, pd.DataFrame(rows)
 
 
 def entry_of(name: str, scale: float) -> str:

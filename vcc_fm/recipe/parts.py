@@ -124,5 +124,6 @@ PRESETS = Parts(
         "vcc2025-today": "vcc_fm.scoring.presets.vcc2025_today:Vcc2025Today",
         "full": "vcc_fm.scoring.presets.full:Full",
         "delta": "vcc_fm.scoring.presets.delta:Delta",
+        "myllia": "vcc_fm.scoring.presets.myllia:Myllia",
     },
 )

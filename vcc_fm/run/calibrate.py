@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import json
 from functools import partial
 
 from rich.console import Console
 
 from vcc_fm.ground.files import write_json
-from vcc_fm.prediction.calibrate import best_scale, validation_scores
+from vcc_fm.prediction.calibrate import PRIOR, SCALES, best_scales, validation_table
 from vcc_fm.prediction.predict import scaled_predictors
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import describe_counts, load_dataset
 from vcc_fm.run.outputs import Output
+from vcc_fm.scoring.compare import MEAN
+from vcc_fm.scoring.table import number
 
 
 def calibrate(recipe: Recipe, output: Output, console: Console) -> None:
@@ -21,26 +23,25 @@ def calibrate(recipe: Recipe, output: Output, console: Console) -> None:
     fold = output.fold
     decoder, data = Layout(recipe).decoder(fold, "train"), load_dataset(recipe, fold)
     names, uns = scaled_predictors(recipe.score.baselines), describe_counts(recipe, data)
-    scores, unsure = validation_scores(
+    table = validation_table(
         data,
         partial(decoder.require, content=True),
         names,
+        SCALES,
         recipe.score.preset,
         recipe.predict,
         recipe.drawing_seed,
         uns,
         console,
     )
-    if unsure:
-        console.print(f"fold {fold}: effect scale 1, the validation groups cannot tell: {unsure}", markup=False)
-    best = {name: best_scale(means) for name, means in scores.items()}
-    by_scale = {
-        name: {f"{scale:g}": None if math.isnan(mean) else mean for scale, mean in means.items()}
-        for name, means in scores.items()
-    }
-    write_json(output.path, {"effect_scale": best, "scaled_means": by_scale})
-    for name, means in by_scale.items():
-        shown = "  ".join(f"{scale}: {'none' if mean is None else f'{mean:.3f}'}" for scale, mean in means.items())
+    if unsure := table.no_headline():
         console.print(
-            f"fold {fold}: {name}: effect scale {best[name]:.3g}; scores {shown}", highlight=False, soft_wrap=True
+            f"fold {fold}: effect scale {PRIOR:g}, the validation groups cannot tell: {unsure}", markup=False
+        )
+    best, tried = best_scales(table, names)
+    write_json(output.path, {"effect_scale": best, "tried": json.loads(tried.to_json(orient="records"))})
+    for name, part in tried.groupby("predictor", sort=False):
+        shown = "  ".join(f"{scale:g}: {number(mean)}" for scale, mean in zip(part["scale"], part[MEAN], strict=True))
+        console.print(
+            f"fold {fold}: {name}: effect scale {best[str(name)]:.3g}; scores {shown}", highlight=False, soft_wrap=True
         )

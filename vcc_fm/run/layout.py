@@ -25,6 +25,8 @@ SCHEMA = 4
 """Raised whenever the same recipe would give other numbers, so that older outputs are made again."""
 TRAINED = 2
 """The same of decoders alone, which are made again without the stores."""
+CALIBRATED = 2
+"""The same of effect scales alone."""
 
 SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
 
@@ -192,7 +194,9 @@ class Layout:
         # What is asked for, and a second mean, are no part of how a scale is chosen.
         predict = self.recipe.predict.model_dump(mode="json", exclude={"ask"})
         score = self.recipe.score.model_dump(mode="json", exclude={"members"})
-        made_from = fingerprint([self._training_fingerprint(fold, "train"), predict, score, self._versions])
+        made_from = fingerprint(
+            [CALIBRATED, self._training_fingerprint(fold, "train"), predict, score, self._versions]
+        )
         return Output("calibrate", self.fold(fold) / "calibration.json", made_from, fold=fold)
 
     @property

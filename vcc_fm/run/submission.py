@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.store.cells import CellStore
-from vcc_fm.submission.archive import Progress
-from vcc_fm.submission.challenge import Inputs, challenge_named
-from vcc_fm.submission.submit import GB, write_submission
+from vcc_fm.submission.challenge import Inputs, Progresses, challenge_named
+from vcc_fm.submission.submit import GB
 
 
 def write(
@@ -24,7 +22,7 @@ def write(
     contexts: list[str] | None,
     output: Path | None,
     memory_gb: float,
-    progress: Callable[[str], Progress],
+    progress: Progresses,
 ) -> dict[str, Any]:
     """Write the archive of a challenge from a run's predictions.
 
@@ -37,10 +35,10 @@ def write(
         contexts: that the archive must cover; None: as the challenge finds them.
         output: the archive; None: beside the predictions.
         memory_gb: that the challenge's own program may take.
-        progress: as :func:`write_submission` wants it.
+        progress: of the steps.
 
     Returns:
-        What :func:`write_submission` returns, and ``notes`` for the user, a line each.
+        What the challenge tells of its file, and ``notes`` for the user, a line each.
 
     Raises:
         UserError: there is no such challenge or predictor, the run has not made the predictions, or the platform would
@@ -53,13 +51,6 @@ def write(
     path = layout.prediction(predictor)
     inputs = Inputs(path, lambda: CellStore(layout.cells.require()), genes, perturbations, contexts)
     challenge = kind(inputs)
-    result = write_submission(challenge, output or path.with_suffix(f".{name}.vcc"), memory_gb * GB, progress)
-    verdict = "accepted" if result["accepted"] else "not asked"
-    notes = [
-        *challenge.notes,
-        f"{result['file']}: {result['cells']:,} cells x {result['genes']:,} genes, {result['bytes']:,} bytes, "
-        "read back and equal to the predictions",
-        f"{result['official']}: {verdict}: {result['said']}",
-        f"next: {challenge.next}",
-    ]
-    return result | {"notes": notes}
+    place = output or path.with_suffix(f".{name}{challenge.suffix}")
+    result = challenge.write(place, memory_gb * GB, progress)
+    return result | {"notes": [*challenge.notes, f"next: {challenge.next}"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -47,6 +49,7 @@ def score(
             there is no such preset.
     """
     started = time.perf_counter()
+    _keep_compiled()
     preset = preset_named(preset_name)
     measured, predicted, notes = _checked(truth, entries, control, preset)
     digest = sha256_file(truth)
@@ -80,6 +83,20 @@ def score(
         high=preset.high,
         ceiling=preset.ceiling,
     )
+
+
+def _keep_compiled() -> None:
+    """Let numba keep the rank tests of the scorers on disk; each process would compile them for eight seconds."""
+    import pdex  # noqa: F401  loads them
+    from numba.core.dispatcher import Dispatcher
+
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] != "numba_mwu":
+            continue
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher) and function.stats.cache_path is None:
+                with contextlib.suppress(RuntimeError):  # there is no folder to keep it in
+                    function.enable_caching()
 
 
 def _checked(

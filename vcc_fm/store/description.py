@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.errors import UserError, first_fault
 from vcc_fm.ground.files import read_json, unsealed, write_sealed
 
 NAME = "store.json"
@@ -124,10 +124,7 @@ def read_store_json(folder: Path, schema: int, kind: type[Description], stage: s
     try:
         kind.model_validate(meta)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        raise damaged(folder / NAME, f"{where} {reason}".strip()[:_MESSAGE]) from None
+        raise damaged(folder / NAME, first_fault(error)[:_MESSAGE]) from None
     return meta
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -21,13 +20,11 @@ from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.words import listed
 from vcc_fm.store.counts_file import CountsFile
 from vcc_fm.submission.cells import Block, in_order
-from vcc_fm.submission.challenge import PREDICTION, Challenge
+from vcc_fm.submission.challenge import PREDICTION, Challenge, Progress
 
 _BYTES = 1 << 22
 """Read at a time."""
 _DO = "it was taken away; make it again, on another disk if this happens again"
-
-Progress = Callable[[int, int], None]
 
 
 def write_cells(path: Path, challenge: Challenge, progress: Progress) -> int:

@@ -1,6 +1,7 @@
 """What a challenge asks for, and the table of challenges.
 
-A challenge of your own is one class and one line: ``CHALLENGES.register("mine", MyChallenge)``.
+A challenge of your own is one class and one line: ``CHALLENGES.register("mine", MyChallenge)``; a :class:`Challenge`
+where it takes an archive of cells, else a :class:`Submission`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,11 @@ from vcc_fm.submission.cells import Part, from_predictions, stored_values
 
 CHALLENGES = Parts(
     "challenge",
-    {"vcc2026": "vcc_fm.submission.vcc2026:Vcc2026", "vcc2025": "vcc_fm.submission.vcc2025:Vcc2025"},
+    {
+        "vcc2026": "vcc_fm.submission.vcc2026:Vcc2026",
+        "vcc2025": "vcc_fm.submission.vcc2025:Vcc2025",
+        "myllia": "vcc_fm.submission.myllia:Myllia",
+    },
 )
 
 PREDICTION = "pred.h5ad.zst"
@@ -69,15 +74,57 @@ class Official(NamedTuple):
     memory: int
 
 
-class Challenge(ABC):
-    """The cells of one submission, checked by their labels, and the rules for their values.
+Progress = Callable[[int, int], None]
+Progresses = Callable[[str], Progress]
+"""Gives, for the name of a step, what is told its progress in cells."""
+
+
+class Submission(ABC):
+    """What a challenge takes, made from predictions.
+
+    Attributes:
+        suffix: how the file's name ends.
+        next: what to do with the file.
+        notes: for the user, one sentence each.
+    """
+
+    suffix: str
+    next: str
+    notes: list[str]
+
+    @abstractmethod
+    def __init__(self, inputs: Inputs):
+        """Read labels and lists.
+
+        Raises:
+            UserError: a list is not readable, or the predictions do not hold exactly what it asks for.
+        """
+
+    @abstractmethod
+    def write(self, output: Path, memory: float, progress: Progresses) -> dict[str, Any]:
+        """Write the file, read it back, and note what came of it.
+
+        Args:
+            output: the file.
+            memory: bytes that an official program may take; it is not called where it needs more.
+            progress: of the steps.
+
+        Returns:
+            File, bytes, and what else is told of it.
+
+        Raises:
+            UserError: the platform would refuse it, or what was written reads back differently.
+        """
+
+
+class Challenge(Submission):
+    """An archive of cells, checked by their labels, and the rules for their values.
 
     Attributes:
         genes: [G] the platform's gene axis.
         targets: the perturbations, and how many cells of each are asked for in a context; None: any number.
         contexts: that the predictions are for.
         parts: the cells, in the order of the archive.
-        notes: for the user, one sentence each.
     """
 
     most_cells: int
@@ -85,15 +132,9 @@ class Challenge(ABC):
     """Values stored in the archive, explicit zeros included."""
     most_depth: int | None = None
     """Counts of a cell over the gene axis."""
-    next: str
-    """What to do with the archive."""
 
     def __init__(self, inputs: Inputs):
-        """Read labels and lists.
-
-        Raises:
-            UserError: a list is not readable, or the predictions do not hold exactly what it asks for.
-        """
+        """See :class:`Submission`."""
         self.inputs, self.notes = inputs, list[str]()
         self.genes = pd.Index(read_axis(inputs.genes, "--genes"))
         listed_cells = read_perturbations(inputs.perturbations, CONTROL, "--perturbations")
@@ -201,7 +242,7 @@ class Challenge(ABC):
         """How the challenge's own program checks an h5ad file with so many stored values."""
 
 
-def challenge_named(name: str) -> type[Challenge]:
+def challenge_named(name: str) -> type[Submission]:
     """The challenge of that name.
 
     Raises:
@@ -211,5 +252,5 @@ def challenge_named(name: str) -> type[Challenge]:
         CHALLENGES.check(name, "--challenge")
     except ValueError as error:
         raise UserError(str(error)) from None
-    found: type[Challenge] = CHALLENGES[name]
+    found: type[Submission] = CHALLENGES[name]
     return found

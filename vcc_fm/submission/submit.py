@@ -8,23 +8,37 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import empty_folder, whole_file
-from vcc_fm.submission.archive import Progress, compare, pack, unpack, write_cells
-from vcc_fm.submission.challenge import Challenge, Official
+from vcc_fm.submission.archive import compare, pack, unpack, write_cells
+from vcc_fm.submission.challenge import Challenge, Official, Progresses
 
 GB = 1_000_000_000
 BASE = GB
 """Bytes that an official program takes beside the cells: 0.2 and 0.4 GB were measured."""
 
 
-def write_submission(
-    challenge: Challenge, output: Path, memory: float, progress: Callable[[str], Progress]
-) -> dict[str, Any]:
+class Archived(Challenge):
+    """A challenge whose file is an archive of cells."""
+
+    suffix = ".vcc"
+
+    def write(self, output: Path, memory: float, progress: Progresses) -> dict[str, Any]:
+        """See :func:`write_submission`."""
+        result = write_submission(self, output, memory, progress)
+        verdict = "accepted" if result["accepted"] else "not asked"
+        self.notes += [
+            f"{result['file']}: {result['cells']:,} cells x {result['genes']:,} genes, {result['bytes']:,} bytes, "
+            "read back and equal to the predictions",
+            f"{result['official']}: {verdict}: {result['said']}",
+        ]
+        return result
+
+
+def write_submission(challenge: Challenge, output: Path, memory: float, progress: Progresses) -> dict[str, Any]:
     """Write the archive of a challenge; it has its name once it was read back and found right.
 
     Memory holds ``ROWS`` cells, and the labels and offsets of all. The disk of ``output`` needs room for the archive

@@ -23,10 +23,11 @@ from vcc_fm.ground.words import listed
 from vcc_fm.scoring.inputs import Labels
 from vcc_fm.sources.controls import contexts_with, require_controls
 from vcc_fm.submission.cells import Part, from_store
-from vcc_fm.submission.challenge import COLUMN, CONTROL, PREDICTION, Challenge, Official
+from vcc_fm.submission.challenge import COLUMN, CONTROL, PREDICTION, Official
+from vcc_fm.submission.submit import Archived
 
 
-class Vcc2025(Challenge):
+class Vcc2025(Archived):
     """See the module."""
 
     most_cells = 200_000

@@ -19,7 +19,8 @@ import scipy.sparse as sp
 
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.scoring.inputs import MAXIMUM_DEPTH, Labels
-from vcc_fm.submission.challenge import COLUMN, PREDICTION, Challenge, Inputs, Official
+from vcc_fm.submission.challenge import COLUMN, PREDICTION, Inputs, Official
+from vcc_fm.submission.submit import Archived
 
 CELLS = 400
 """Cells of each perturbation in each context, where the list has no ``n_cells``."""
@@ -27,7 +28,7 @@ FORMAT = {"schema": 1, "cli_version": "0.3.0"}
 """Of ``meta.json``: the version of vcc-cli by whose form the archive is written."""
 
 
-class Vcc2026(Challenge):
+class Vcc2026(Archived):
     """See the module."""
 
     most_cells = 400_000

@@ -11,6 +11,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from vcc_fm.scoring.table import MOST_COLUMNS, ScoreTable
@@ -32,12 +34,12 @@ def written(figure: Figure, folder: Path, name: str) -> str:
     with mpl.rc_context({"svg.hashsalt": "vcc-fm"}), warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        # Placed once, for both.
+        # Placed once, and drawn once for each file: savefig would draw it once more before.
         if (engine := figure.get_layout_engine()) is not None:
             engine.execute(figure)
             figure.set_layout_engine("none")
-        figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None})
-        figure.savefig(folder / f"{name}.png", format="png", dpi=150)
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
     return svg.read_text(encoding="utf-8")
 
 
@@ -51,7 +53,7 @@ def panels(number: int, columns: int, width: float, height: float) -> tuple[Figu
     """A figure with so many panels, of a size in inches each, left to right."""
     columns = min(columns, number)
     lines = -(-number // columns)
-    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * lines), dpi=150, layout="constrained")
     all_axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)

@@ -118,6 +118,8 @@ def cells(contexts: Sequence[Context]) -> Figure:
     for number, context in enumerate(contexts):
         _depth(all_axes[2 * number], context)
         _variance(all_axes[2 * number + 1], context)
+    handles = all_axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -133,18 +135,16 @@ def _depth(axes: Axes, context: Context) -> None:
         axes.hist(depths, list(edges), weights=share, histtype="step", linewidth=1.4, color=colour, label=name)
     axes.set(xlabel="log10 of UMI a cell", ylabel="share of cells")
     axes.set_title(f"{plain(context.name)}: depth", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
 
 
 def _variance(axes: Axes, context: Context) -> None:
-    for name, spread, colour in _looks(context):
+    for _, spread, colour in _looks(context):
         there = (spread.mean > 0) & (spread.variance > 0)
         mean, variance = spread.mean[there], spread.variance[there]
-        axes.scatter(mean, variance, s=4, alpha=0.4, color=colour, linewidth=0, rasterized=True, label=name)
+        axes.scatter(mean, variance, s=4, alpha=0.4, color=colour, linewidth=0, rasterized=True)
     axes.set(xscale="log", yscale="log", xlabel="mean, UMI a cell", ylabel="variance within groups")
     _plain_numbers(axes.xaxis, axes.yaxis)
     axes.set_title(f"{plain(context.name)}: genes", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, markerscale=2)
 
 
 def _plain_numbers(*all_axis: Axis) -> None:
