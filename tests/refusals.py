@@ -253,7 +253,7 @@ def panel(text: str) -> Edit:
 SPLIT, LOAD, SOURCES = "cellsets.hold_out.", "cellsets.cell_load_table.", "sources."
 ASKING = "prediction.asking."
 ESM2_, SE = "encoders.proteins.esm2_transformers.", "encoders.cells.state_se_weights."
-LOADED = "recipe.read.load_recipe"
+LOADED = "recipe.read.load_any"
 
 CASES = [
     # --------------------------------------------------------------------------------------------------- the recipe

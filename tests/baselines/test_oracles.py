@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("world")
     recipe = Recipe.model_validate({**TINY, **WORLD, "seed": 200, "output": str(folder)})
     for name in ("prepare", "embed proteins", "embed cells", "split"):
-        run_stage(stage_named(name), recipe, Console(quiet=True))
+        run_stage(stage_named(name, recipe), recipe, Console(quiet=True))
     return recipe
 
 

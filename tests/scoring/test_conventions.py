@@ -68,6 +68,8 @@ def found_of(preset):
     found = {"parameters": ours.parameters(), "pdex": defaults(pdex)}
     if preset == "vcc2025-today":
         return found | {"cell-eval": cell_eval()}
+    if preset == "myllia":
+        return {"parameters": found["parameters"]}
     if preset in ("full", "delta"):
         found["mean response"] = defaults(generic_response_profile) | defaults(build_baseline_prediction)
     if preset == "delta":

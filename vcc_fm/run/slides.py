@@ -13,7 +13,6 @@ from rich.table import Table
 from vcc_fm.ground.files import fingerprint, whole_file, whole_folder, write_json
 from vcc_fm.ground.hub import expanded
 from vcc_fm.ground.identity import file_identity, model_identity
-from vcc_fm.ground.processes import process_state
 from vcc_fm.recipe.recipe import SlideRecipe
 from vcc_fm.run.layout import SILENT_KEYS
 from vcc_fm.run.outputs import Output
@@ -69,6 +68,7 @@ def embed(recipe: SlideRecipe, output: Output, console: Console) -> None:
     """Write two vectors a nucleus."""
     from vcc_fm.encoders.images.embed import embed_images
     from vcc_fm.encoders.images.slide import open_slides
+    from vcc_fm.ground.processes import process_state
 
     slides = open_slides(recipe.slides)
     embed_images(output.path, slides, recipe.embed.images, output.fingerprint, process_state(), console)
@@ -94,6 +94,7 @@ def train(recipe: SlideRecipe, output: Output, console: Console) -> None:
 
 def predict(recipe: SlideRecipe, output: Output, console: Console) -> None:
     """Predict every held-out nucleus: a checked table for each sample."""
+    from vcc_fm.ground.processes import process_state
     from vcc_fm.slides.score import check_table
     from vcc_fm.slides.train import tables
 
@@ -113,6 +114,7 @@ def score(recipe: SlideRecipe, output: Output, console: Console) -> None:
     Beside the model: the regressions that it starts from, one on colours with its values as they are, and the mean of
     the training nuclei. All are rounded as a table is.
     """
+    from vcc_fm.ground.processes import process_state
     from vcc_fm.slides.model import PatchDecoder, fit_ridge, ordered
     from vcc_fm.slides.score import score as score_entry
     from vcc_fm.slides.train import colour_columns, start_of
