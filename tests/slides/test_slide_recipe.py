@@ -105,6 +105,7 @@ def test_no_training_patch_shows_a_validation_region(ran):
             assert (np.maximum(*away) >= 20 - 1e-6).all()
 
 
+@pytest.mark.slow
 def test_what_is_held_out_changes_no_prediction(ran, tmp_path):
     """Held-out samples with other counts: trained weights and predictions stay to the last bit."""
     found = []
