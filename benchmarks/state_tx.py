@@ -36,6 +36,7 @@ from vcc_fm.baselines.baseline import Baseline
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.split import Group, assert_no_leak
 from vcc_fm.decoder.load import load_decoder
+from vcc_fm.prediction.emission import write_measured
 from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.layout import Layout
@@ -123,9 +124,8 @@ def scored(folder: Path, seed: int, runs: dict[str, float], quick: bool, console
             total, _ = count_parameters(load_decoder(layout.decoder(0, "train").require()))
             say = f"ours {seconds:.0f} s of the processor ({clock:.0f} of the clock), {total:,} parameters"
             console.print(f"world {seed}: {say}", highlight=False, soft_wrap=True)
-            entries = beside(
-                load_dataset(recipe, 0), folder, {name: runs[name] or seconds for name in runs}, quick, console
-            )
+            budgets = {name: budget or seconds for name, budget in runs.items()}
+            entries = beside(load_dataset(recipe, 0), folder, budgets, quick, console)
     entries += [Entry(name, "baseline", layout.prediction(name)) for name in recipe.score.baselines]
     entries.insert(0, Entry("model", "model", layout.prediction("model")))
     control = load_dataset(recipe, 0).cells.control
@@ -145,55 +145,59 @@ def beside(data: Dataset, folder: Path, runs: dict[str, float], quick: bool, con
         say = f"{name} {ran.processor - few:.0f} s of the processor ({ran.seconds:.0f} of the clock with its start), "
         say += f"{steps:,} steps, {' '.join(ran.lines('trainable params'))}"
         console.print(say, highlight=False, soft_wrap=True)
-        cells = infer(data, folder, name)
-        group = [*zip(cells.obs["context"].astype(str), cells.obs["perturbation"].astype(str), strict=True)]
-        means = pd.DataFrame(cells.obsm["X_hvg"], pd.MultiIndex.from_tuples(group)).groupby(level=[0, 1]).mean()
-        # As scanpy takes a log fold change: of means of logarithms, brought back.
-        logs = np.log(np.expm1(means) + LEAST)
-        found = {key: (row - logs.loc[(key[0], control), :]).to_numpy(np.float32) for key, row in logs.iterrows()}
-        BASELINES[name].found.update(found)
+        cells = infer(folder, name, control)
+        BASELINES[name].found.update(log_ratios(cells, control))
         entries.append(Entry(f"{name}, own cells", "model", folder / f"{name}-cells.h5ad"))
-        test = cells[[data.split.roles.get(one) == "test" for one in group]]
-        shares = np.expm1(np.maximum(test.obsm["X_hvg"], 0.0))
-        counts = np.rint(shares / shares.sum(1, keepdims=True) * test.obs[["depth"]].to_numpy())
+        test = cells[cells.obs["perturbation"].isin([label for _, label in data.split.groups("test")])]
         with CountsFile(entries[-1].path, data.cells.genes, {"predictor": name}) as file:
-            file.append(sp.csr_matrix(counts.astype(np.int32)), test.obs[["context", "perturbation", "batch"]])
+            file.append(integers(test), test.obs[["context", "perturbation", "batch"]])
     return entries
 
 
+def log_ratios(cells: anndata.AnnData, control: str) -> dict[Group, np.ndarray]:
+    """Log ratio [G] of each group to the controls: of means of logarithms, brought back, as scanpy takes it."""
+    labels = pd.MultiIndex.from_frame(cells.obs[["context", "perturbation"]].astype(str))
+    means = pd.DataFrame(cells.obsm["X_hvg"], labels).groupby(level=[0, 1]).mean()
+    logs = np.log(np.expm1(means) + LEAST)
+    return {key: (row - logs.loc[(key[0], control), :]).to_numpy(np.float32) for key, row in logs.iterrows()}
+
+
+def integers(cells: anndata.AnnData) -> sp.csr_matrix:
+    """Counts [n, G] int32: shares of what is brought back from logarithms, times ``obs["depth"]``, rounded."""
+    values = np.expm1(np.maximum(cells.obsm["X_hvg"], 0.0))
+    counts = np.rint(values / values.sum(1, keepdims=True) * cells.obs[["depth"]].to_numpy())
+    return sp.csr_matrix(counts.astype(np.int32))
+
+
 def hand_over(data: Dataset, folder: Path) -> None:
-    """Write what State reads: training and validation cells, the split, vectors, and controls to predict from."""
-    cells, split = data.cells, data.split
-    validation, control = split.groups("validation"), cells.rows(perturbation=cells.control)
+    """Write what State reads: training and validation cells, the split, vectors, and controls to predict from.
+
+    Cells are log1p of counts at the median depth; ``obs["depth"]`` is their own.
+    """
+    cells, split, validation = data.cells, data.split, data.split.groups("validation")
     seen = split.groups("train") + validation
     assert_no_leak(split, seen, cells.control, "State's cells", ("train", "validation"))
-    write(folder / "seen.h5ad", data, np.concatenate([control, *(cells.rows(*group) for group in seen)]))
+    write_measured(folder / "seen.h5ad", cells, seen, {})
+    screen = anndata.read_h5ad(folder / "seen.h5ad")
+    screen.var.index.name = None  # under another name cell-load does not find the genes
+    counts = screen.X.toarray()
+    depth = screen.obs["depth"] = counts.sum(1)
+    screen.X = screen.obsm["X_hvg"] = np.log1p(counts * (np.median(depth) / depth)[:, None]).astype(np.float32)
+    screen.write_h5ad(folder / "seen.h5ad")
     (context,) = {context for context, _ in validation + split.groups("test")}
-    write(folder / "controls.h5ad", data, data.context_controls[context])
+    controls = (screen.obs["context"] == context) & (screen.obs["perturbation"] == cells.control)
+    screen[controls].write_h5ad(folder / "controls.h5ad")
+    asked = {label: split.cells[context, label] for _, label in validation + split.groups("test")}
+    pd.Series(asked, name="num_cells").rename_axis("perturbation").to_csv(folder / "asked.tsv", sep="\t")
     (folder / "split.toml").write_text(
         f'[datasets]\nscreen = "{folder}/seen.h5ad"\n[training]\nscreen = "train"\n[zeroshot]\n'
         f'[fewshot."screen.{context}"]\nval = {[label for _, label in validation]}\ntest = []\n'
     )
-    asked = {label: split.cells[context, label] for _, label in validation + split.groups("test")}
-    pd.Series(asked, name="num_cells").rename_axis("perturbation").to_csv(folder / "asked.tsv", sep="\t")
-    trained = np.array(sorted({label for _, label in split.groups("train")}))
-    hot = np.array(cells.labels)[:, None] == trained
+    hot = np.array(cells.labels)[:, None] == np.array(sorted({label for _, label in split.groups("train")}))
     proteins = data.protein_vectors.vectors[[data.protein_rows[label] for label in cells.labels]]
-    proteins = (proteins - proteins.mean(0)) / (proteins.std(0) * np.sqrt(proteins.shape[1]))
+    proteins = (proteins - proteins.mean(0)) / np.maximum(proteins.std(0), 1e-6) / np.sqrt(proteins.shape[1])
     vectors = torch.tensor(np.hstack([hot, proteins]), dtype=torch.float32)
     torch.save({label: row.clone() for label, row in zip(cells.labels, vectors, strict=True)}, folder / "vectors.pt")
-
-
-def write(path: Path, data: Dataset, rows: np.ndarray) -> None:
-    """Write ``rows`` [n] as State reads cells: log1p of counts, brought to the median depth of all cells."""
-    cells = data.cells
-    factor = np.median(cells.depth) / np.maximum(cells.depth[rows], 1)
-    values = np.log1p(cells.dense(rows) * factor[:, None].astype(np.float32))
-    names = {"context": cells.contexts, "perturbation": cells.perturbations, "batch": cells.batches}
-    codes = {"context": cells.context, "perturbation": cells.perturbation, "batch": cells.batch}
-    obs = {label: pd.Categorical(np.array(names[label])[codes[label][rows]]) for label in names}
-    obs = pd.DataFrame(obs | {"depth": cells.depth[rows]}, index=[f"cell{place}" for place in range(len(rows))])
-    anndata.AnnData(values, obs, pd.DataFrame(index=cells.genes), obsm={"X_hvg": values}).write_h5ad(path)
 
 
 def train(folder: Path, name: str, steps: int, control: str) -> state.Ran:
@@ -202,11 +206,11 @@ def train(folder: Path, name: str, steps: int, control: str) -> state.Ran:
     return state.train(folder, name, control, keys | {"data.kwargs.perturbation_features_file": folder / "vectors.pt"})
 
 
-def infer(data: Dataset, folder: Path, name: str) -> anndata.AnnData:
+def infer(folder: Path, name: str, control: str) -> anndata.AnnData:
     """What State makes of control cells, and of copies of them under the labels asked for."""
     run, output = folder / name, folder / f"{name}.h5ad"
     given = {"model-dir": run, "checkpoint": run / "checkpoints" / "best.ckpt", "output": output}
-    given |= {"adata": folder / "controls.h5ad", "tsv": folder / "asked.tsv", "control-pert": data.cells.control}
+    given |= {"adata": folder / "controls.h5ad", "tsv": folder / "asked.tsv", "control-pert": control}
     given |= {"pert-col": "perturbation", "celltype-col": "context", "embed-key": "X_hvg"}
     state.run("infer", [str(part) for key, value in given.items() for part in (f"--{key}", value)])
     return anndata.read_h5ad(output)
