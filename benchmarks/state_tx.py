@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     console, tables = Console(width=200), {}
     runs = dict([*RUNS.items()][: 1 if options.quick else None])
     if not state.INSTALLED:
-        console.print("skipped: state is not installed (pip install -e '.[peers]')")
+        console.print("skipped: state is not installed (pip install -e '.[peers]')", markup=False)
     for seed in range(FIRST, FIRST + (1 if options.quick else options.worlds)) if state.INSTALLED else []:
         with tempfile.TemporaryDirectory(prefix="state-") as folder:
             tables[str(seed)] = scored(Path(folder), seed, runs, options.quick, console)
