@@ -272,9 +272,9 @@ def test_state_trains_on_the_demo_and_both_its_answers_are_scored(tmp_path, monk
 
     assert state_tx.main(["--quick", "--json", str(tmp_path / "state.json")]) == 0
     said = capsys.readouterr().out
-    for entry in ("model", "mixed-model", "state-same-time", "state-same-time, own cells"):
+    for entry in ("model", "mixed-model", "state-4-steps", "state-4-steps, own cells"):
         assert re.search(rf"(^|; ){entry} -?\d\.\d{{3}}", said, re.MULTILINE), said
     result = json.loads((tmp_path / "state.json").read_text())
     assert result["versions"]["arc-state"] != "not installed"
-    assert len(result["claims"]) == 2
+    assert len(result["claims"]) == 3
     assert {claim["measured"] for claim in result["claims"]} == {None}, "one world tells nothing"
