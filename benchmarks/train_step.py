@@ -11,19 +11,18 @@ then a backbone of 100 M parameters in bfloat16 shows how much of the GPU's arit
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import _state as state
 import anndata
 import numpy as np
 import torch
 from _measure import Claim, Row, compare, finish, new_parser, rates
 from _screen import CONTROL, Screen, Size, write_screen
+from _state import PEER
 from rich.console import Console
 
 from vcc_fm.cellsets.batch import Batch
@@ -38,8 +37,6 @@ from vcc_fm.training.accelerator import count_parameters, forget_accelerator, ma
 from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.loop import Trainer, mean_loss
 
-PEER = "state tx train"
-PEER_INSTALLED = importlib.util.find_spec("state") is not None
 SET_SIZE = 64
 SETS, GPU_SETS, LARGE_SETS = 4, 16, 64
 CELLS, GPU_CELLS = 6_000, 40_000
@@ -70,13 +67,13 @@ def main(arguments: list[str]) -> int:
     if not gpu:
         torch.set_num_threads(1)
     console, rows, claims = Console(), [], []
-    if not PEER_INSTALLED:
+    if not state.INSTALLED:
         console.print("skipped: state is not installed (pip install arc-state)")
     for genes, nonzeros, target in ((18_080, 3_000, 2.0), (2_000, 600, 1.0)):
         with tempfile.TemporaryDirectory(prefix="train-step-") as name:
             folder = Path(name)
             screen = _screen(folder, genes, nonzeros, gpu, options.quick, console)
-            row = _beside(screen, folder, 2 if options.quick or gpu else 4, console) if PEER_INSTALLED else None
+            row = _beside(screen, folder, 2 if options.quick or gpu else 4, console) if state.INSTALLED else None
             rows += [row] if row else []
             claims.append(_faster(genes, target, gpu, row))
             if target > 1:
@@ -187,13 +184,13 @@ def _train(
 
 
 class State:
-    """`state tx train` on the same cells, from its command line."""
+    """`state tx train` on the same cells."""
 
     def __init__(self, screen: Screen, folder: Path, genes: int):
         self.train, self.folder = screen.recipe.train, folder
-        self.arguments = ["data.kwargs.embed_key=null", "data.kwargs.output_space=all"]
+        self.keys = {"data.kwargs.embed_key": "null", "data.kwargs.output_space": "all"}
         if genes == 2_000:
-            self.arguments = ["data.kwargs.embed_key=X_hvg", "data.kwargs.output_space=gene"]
+            self.keys = {"data.kwargs.embed_key": "X_hvg", "data.kwargs.output_space": "gene"}
             data = anndata.read_h5ad(screen.h5ad)
             data.obsm["X_hvg"] = np.log1p(data.X.toarray())
             data.write_h5ad(screen.h5ad)
@@ -210,36 +207,12 @@ class State:
 
     def _run(self, steps: int, console: Console | None) -> float:
         """Seconds of so many steps, of the processor where that computes."""
-        data = {"pert_col": "perturbation", "cell_type_key": "context", "batch_col": "batch", "control_pert": CONTROL}
-        command = [
-            sys.executable,
-            "-m",
-            "state",
-            "tx",
-            "train",
-            f"data.kwargs.toml_config_path={self.folder}/split.toml",
-        ]
-        command += self.arguments + [f"data.kwargs.{key}={value}" for key, value in data.items()]
-        gpu, quiet = torch.cuda.is_available(), {"WANDB_MODE": "disabled"}
-        if not gpu:
-            command += ["data.kwargs.num_workers=0", "data.kwargs.pin_memory=false"]
-            quiet |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        command += [f"training.max_steps={steps}", f"training.batch_size={self.train.batch_sets}"]
-        command += ["model=state_sm", f"model.kwargs.cell_set_len={SET_SIZE}"]
-        command += [f"training.{key}=1000000" for key in ("val_freq", "ckpt_every_n_steps")]
-        command += ["use_wandb=false", f"output_dir={self.folder}", "name=peer", "overwrite=true"]
-        before, begin = os.times(), time.perf_counter()
-        done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True)
-        after, seconds = os.times(), time.perf_counter() - begin
-        if done.returncode:
-            raise RuntimeError(f"{PEER}: {done.stderr[-2000:]}")
-        if console is not None:
-            for line in (done.stdout + done.stderr).splitlines():
-                if "params" in line.lower():
-                    console.print(f"{PEER}: {line.strip()}", highlight=False)
-        if gpu:
-            return seconds
-        return after.children_user + after.children_system - before.children_user - before.children_system
+        keys = self.keys | {"model": "state_sm", "model.kwargs.cell_set_len": SET_SIZE, "training.max_steps": steps}
+        keys |= {"training.batch_size": self.train.batch_sets, "training.val_freq": 1_000_000}
+        ran = state.train(self.folder, "peer", CONTROL, keys)
+        for line in ran.lines("params") if console is not None else []:
+            console.print(f"{PEER}: {line}", highlight=False)
+        return ran.seconds if torch.cuda.is_available() else ran.processor
 
 
 def _likelihood(screen: Screen, rounds: int) -> tuple[list[Row], float]:

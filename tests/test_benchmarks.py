@@ -5,15 +5,21 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
+
+from vcc_fm.run.load import load_dataset
 
 ROOT = Path(__file__).parents[1]
 NEEDS_STATE = "needs arc-state: pip install -e '.[peers]'"
@@ -200,3 +206,75 @@ def test_cells_for_se_express_as_many_genes_as_asked(monkeypatch):
     from _se import counts
 
     assert counts(100, 1000, 100).nnz / 100 == pytest.approx(100, rel=0.05)
+
+
+def test_state_sees_the_cells_of_our_split_and_no_other(tmp_path, tiny_run, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import state_tx
+
+    data = load_dataset(tiny_run, 0)
+    cells, split = data.cells, data.split
+    state_tx.hand_over(data, tmp_path)
+    seen = anndata.read_h5ad(tmp_path / "seen.h5ad")
+    groups = set(zip(seen.obs["context"], seen.obs["perturbation"], strict=True))
+    controls = {(context, cells.control) for context in cells.contexts}
+    assert groups == {*split.groups("train"), *split.groups("validation"), *controls}
+    assert split.groups("test")
+    assert split.groups("unused")
+    # Logarithms of counts that all have the median depth.
+    np.testing.assert_allclose(np.expm1(seen.X).sum(1), np.median(seen.obs["depth"]), rtol=1e-5)
+    table = tomllib.loads((tmp_path / "split.toml").read_text())
+    assert table["fewshot"] == {
+        "screen.gamma": {"val": [label for _, label in split.groups("validation")], "test": []}
+    }
+    only = anndata.read_h5ad(tmp_path / "controls.h5ad").obs
+    assert (set(only["context"]), set(only["perturbation"])) == ({"gamma"}, {cells.control})
+    asked = pd.read_csv(tmp_path / "asked.tsv", sep="\t").set_index("perturbation")["num_cells"].to_dict()
+    assert asked == {g[1]: split.cells[g] for role in ("validation", "test") for g in split.groups(role)}
+    # A perturbation that was trained nowhere has no place in the one-hot, its protein alone tells what it is.
+    vectors, trained = torch.load(tmp_path / "vectors.pt"), {label for _, label in split.groups("train")}
+    assert {label: float(row[: len(trained)].sum()) for label, row in vectors.items()} == {
+        label: float(label in trained) for label in cells.labels
+    }
+    assert trained < set(cells.labels)
+    assert len({tuple(row[len(trained) :].tolist()) for row in vectors.values()}) == len(cells.labels)
+
+
+def test_what_state_answers_becomes_log_ratios_and_integers(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import state_tx
+
+    values = np.log1p([[3.0, 1.0], [3.0, 1.0], [8.0, 0.0], [2.0, 0.0]])
+    obs = pd.DataFrame({"context": "x", "perturbation": ["none", "none", "a", "a"], "depth": [8, 10, 9, 5]})
+    cells = anndata.AnnData(None, obs.set_index(pd.Index(list("1234"))), obsm={"X_hvg": values})
+    found = state_tx.log_ratios(cells, "none")
+    # The mean of log 9 and log 3 is log 5.196...: 27 ** 0.5 - 1 after expm1.
+    expected = np.log([(27**0.5 - 0.95) / 3.05, 0.05 / 1.05])
+    np.testing.assert_allclose(found["x", "a"], expected, rtol=1e-5)
+    assert state_tx.integers(cells).toarray().tolist() == [[6, 2], [8, 2], [9, 0], [5, 0]]
+
+
+def test_without_state_nothing_is_said_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import state_tx
+
+    monkeypatch.setattr(state_tx.state, "INSTALLED", False)
+    assert state_tx.main(["--json", str(tmp_path / "state.json")]) == 0
+    assert "skipped: state is not installed (pip install -e '.[peers]')" in capsys.readouterr().out
+    assert {claim["measured"] for claim in json.loads((tmp_path / "state.json").read_text())["claims"]} == {None}
+
+
+@pytest.mark.slow
+def test_state_trains_on_the_demo_and_both_its_answers_are_scored(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("state", reason=NEEDS_STATE)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import state_tx
+
+    assert state_tx.main(["--quick", "--json", str(tmp_path / "state.json")]) == 0
+    said = capsys.readouterr().out
+    for entry in ("model", "mixed-model", "state-4-steps", "state-4-steps, own cells"):
+        assert re.search(rf"(^|; ){entry} -?\d\.\d{{3}}", said, re.MULTILINE), said
+    result = json.loads((tmp_path / "state.json").read_text())
+    assert result["versions"]["arc-state"] != "not installed"
+    assert len(result["claims"]) == 3
+    assert {claim["measured"] for claim in result["claims"]} == {None}, "one world tells nothing"
