@@ -241,7 +241,7 @@ def attack(reader: str, folder: Path, examples: int) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_damaged_file_is_read_or_refused_in_a_line(reader, tmp_path):
-    attack(reader, tmp_path, 60)
+    attack(reader, tmp_path, 25)
 
 
 @pytest.mark.slow

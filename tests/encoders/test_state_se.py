@@ -179,9 +179,9 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     [
         (64, 96, 200),
         (64, 80, 65),
-        (256, 256, 257),
         (512, 512, 200),
-        (512, 1024, 65),
+        pytest.param(256, 256, 257, marks=pytest.mark.slow),
+        pytest.param(512, 1024, 65, marks=pytest.mark.slow),
         pytest.param(1024, 1024, 129, marks=pytest.mark.slow),
     ],
 )

@@ -165,22 +165,22 @@ def test_a_matrix_without_values_has_no_chunks(h5ad_file, source_config):
         assert everything(source_config(as_zarr(h5ad))) == everything(source_config(h5ad))
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
-@pytest.mark.parametrize(
-    ("lost", "keys"),
-    [
-        ("obs/target/codes", {}),
-        ("obs/target/categories", {}),
-        ("obs/_index", {}),
-        ("var/_index", {}),
-        ("var/name", {"symbols": "name"}),
-        ("obs/gem", {"batch_column": "gem"}),
-        ("obs/umi/values", {"totals_column": "umi"}),
-        ("obs/good", {"keep": {"good": True}}),
-        ("obs/line/codes", {"context": None, "context_column": "line"}),
-    ],
-)
-def test_labels_that_lost_a_chunk(h5ad_file, source_config, screen_obs, lost, keys, zarr_format):
+ASKED_BY = {
+    "obs/target/codes": {},
+    "obs/target/categories": {},
+    "obs/_index": {},
+    "var/_index": {},
+    "var/name": {"symbols": "name"},
+    "obs/gem": {"batch_column": "gem"},
+    "obs/umi/values": {"totals_column": "umi"},
+    "obs/good": {"keep": {"good": True}},
+    "obs/line/codes": {"context": None, "context_column": "line"},
+}
+
+
+@pytest.mark.parametrize(("lost", "zarr_format"), combinations(ASKED_BY, [2, 3], of=2))
+def test_labels_that_lost_a_chunk(h5ad_file, source_config, screen_obs, lost, zarr_format):
+    keys = ASKED_BY[lost]
     obs = screen_obs(24).assign(good=np.arange(24) < 20, umi=pd.array([6] * 24, dtype="Int64"))
     h5ad = h5ad_file(np.ones((24, 6)), obs=obs, var=pd.DataFrame({"name": [*"ABCDEF"]}, index=[*"UVWXYZ"]))
     store = as_zarr(h5ad, zarr_format)
@@ -209,7 +209,7 @@ def test_no_file_can_be_lost_or_cut_without_a_word(h5ad_file, source_config, lay
     whole, refused = everything(source_config(store)), 0
     for file in [file for part in ("obs", "var", "X") for file in (store / part).rglob("*") if file.is_file()]:
         content = file.read_bytes()
-        for left in (None, len(content) // 2, len(content) - 1):
+        for left in (None, len(content) - 1):
             file.unlink()
             if left is not None:
                 file.write_bytes(content[:left])
@@ -220,7 +220,7 @@ def test_no_file_can_be_lost_or_cut_without_a_word(h5ad_file, source_config, lay
             else:
                 assert found == whole, f"{file} cut to {left}"
             file.write_bytes(content)
-    assert refused >= 15
+    assert refused >= 10
 
 
 # --------------------------------------------------------------------------------------------------------------- files

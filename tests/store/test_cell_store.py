@@ -44,7 +44,7 @@ def screens(draw: st.DrawFn, number: int) -> Screen:
     return screen(counts, draw(pick[0]), draw(pick[1]), [control, "A", *rest], genes, control=control)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=10, deadline=None, suppress_health_check=QUIET)
 @given(
     parts=st.tuples(screens(0), screens(1)),
     rule=st.sampled_from(["union", "intersection", "file"]),

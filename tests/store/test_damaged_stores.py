@@ -135,7 +135,7 @@ def test_damage_with_checksums_that_agree_is_refused_or_read_within_bounds(store
     data = path.read_bytes()
 
     def attack() -> None:
-        for flipped in flips(data, 600):
+        for flipped in flips(data, 250):
             path.write_bytes(flipped)
             resealed(store, meta)
             assert len(refusal(store) or "") < 800
