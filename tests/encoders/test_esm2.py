@@ -166,7 +166,8 @@ def test_token_dropout_scales_the_embedding_by_what_was_masked_in_training(tiny)
         np.testing.assert_allclose(encoder.encode(["MMM"])[0], token, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loader", ["transformers", pytest.param("fair-esm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["transformers", "fair-esm"])
 def test_bfloat16_points_where_float32_does(loader, tmp_path):
     # Long enough for positions that bfloat16 cannot count (257 and beyond), and attention sharp enough to heed them:
     # that of random weights is nearly even.

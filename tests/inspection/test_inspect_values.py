@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from inspections import GENES, only, opened, prepared, text_of
-from source_counts import counts_of
+from source_counts import combinations, counts_of
 
 from vcc_fm.inspection import values
 from vcc_fm.inspection.inspect import inspect_file
@@ -163,8 +163,14 @@ def test_all_says_how_far_it_is(screen, counts, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------- nearly counts
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"])
-@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+@pytest.mark.parametrize(
+    ("dtype", "form"),
+    combinations(
+        ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"],
+        [sp.csr_matrix, sp.csc_matrix, np.asarray],
+        of=3,
+    ),
+)
 def test_counts_of_any_integer_type(screen, counts, dtype, form):
     counts = np.minimum(counts, 100)
     found = inspect_file(screen(np.log1p(normalised(counts)), layers={"counts": form(counts.astype(dtype))}))

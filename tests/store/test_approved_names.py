@@ -140,7 +140,7 @@ def test_ensembl_ids_of_which_the_table_knows_none_are_refused(tmp_path, names):
         write_store(tmp_path / "store", [config], names=under_approved(names))
 
 
-@pytest.mark.parametrize("form", ["complete", "custom", "two columns"])
+@pytest.mark.parametrize("form", ["complete", pytest.param("custom", marks=pytest.mark.slow), "two columns"])
 def test_the_glioblastoma_file_by_its_ensembl_ids(tmp_path, real_data, form):
     path = real_data / "perturbation/zhao2021_glioblastoma_panobinostat_lemur_5000x300_counts.h5ad"
     file = anndata.read_h5ad(path, backed="r")
