@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from accelerate import PartialState
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from vcc_fm.encoders.images.slide import Slide
 from vcc_fm.encoders.shards import Shards
 from vcc_fm.ground.files import whole_folder
 from vcc_fm.recipe.slides import ImageEncoderSettings
-from vcc_fm.store.embeddings import write_embeddings
+from vcc_fm.store.embeddings import fixed_lists, write_embeddings
 
 AT_A_TIME = 2048
 """Nuclei whose patches are in memory together."""
@@ -27,33 +26,33 @@ AT_A_TIME = 2048
 
 @dataclass(frozen=True)
 class Strip:
-    """Nuclei of one strip of one slide: positions in the slide's table, and their pixels in the strip, int64."""
+    """Nuclei of strip ``number`` of one slide: rows of the slide's table, and their pixels in the strip, int64."""
 
-    slide: int
+    slide: Slide
+    image: Strips
     number: int
     nuclei: np.ndarray
     row: np.ndarray
     column: np.ndarray
 
-    def patches(self, images: Sequence[Strips], sizes: Sequence[int]) -> Iterator[list[np.ndarray]]:
+    def patches(self, sizes: Sequence[int]) -> Iterator[list[np.ndarray]]:
         """Patches [n, 3, size, size] uint8 of each size, some nuclei at a time."""
-        pixels = images[self.slide][self.number]
+        pixels = self.image[self.number]
         for start in range(0, len(self.nuclei), AT_A_TIME):
             here = slice(start, start + AT_A_TIME)
             yield [cut(pixels, self.row[here], self.column[here], size) for size in sizes]
 
 
-def strips_of(slides: Sequence[Slide], images: Sequence[Strips]) -> list[Strip]:
-    """The nuclei of all slides, strip by strip; those without a pixel are left out."""
-    found = []
-    for number, (slide, image) in enumerate(zip(slides, images, strict=True)):
+def strips_of(slides: Sequence[Slide], most: int) -> Iterator[Strip]:
+    """The nuclei of all slides, strip by strip, for patches of up to ``most`` pixels; none without a pixel."""
+    for slide in slides:
+        image = Strips(slide.image, -(-most // 2))
         there = np.flatnonzero(slide.nuclei["y"].notna())
-        y, x = (np.rint(slide.nuclei[axis].to_numpy()[there]).astype(np.int64) for axis in ("y", "x"))
-        for one in np.unique(y // image.step):
-            here = y // image.step == one
-            row, column = y[here] - one * image.step + image.margin, x[here] + image.margin
-            found.append(Strip(number, int(one), there[here], row, column))
-    return found
+        y, x = np.rint(slide.nuclei[["y", "x"]].to_numpy()[there].T).astype(np.int64)
+        for number in np.unique(y // image.step):
+            here = y // image.step == number
+            row = y[here] - number * image.step + image.margin
+            yield Strip(slide, image, int(number), there[here], row, x[here] + image.margin)
 
 
 def embed_images(
@@ -79,28 +78,22 @@ def embed_images(
     Raises:
         UserError: the model cannot be had.
     """
-    encoder = ImageEncoder(settings, state.device)
-    images = [slide.strips(-(-max(settings.near, settings.wide) // 2)) for slide in slides]
-    strips, work = strips_of(slides, images), Shards(final, fingerprint, state)
+    encoder, sizes = ImageEncoder(settings, state.device), (settings.near, settings.wide)
+    strips, work = list(strips_of(slides, max(sizes))), Shards(final, fingerprint, state)
 
     def encode(number: int, progress: Callable[[int], None]) -> np.ndarray:
         parts: list[np.ndarray] = []
-        for patches in strips[number].patches(images, (settings.near, settings.wide)):
+        for patches in strips[number].patches(sizes):
             parts.append(np.concatenate([encoder.encode(one) for one in patches], axis=1))
             progress(sum(map(len, parts)))
         return np.concatenate(parts)
 
     def chunks() -> Iterator[tuple[Any, ...]]:
         for number, strip in enumerate(strips):
-            nuclei = slides[strip.slide].nuclei.iloc[strip.nuclei]
+            nuclei = strip.slide.nuclei.iloc[strip.nuclei]
             near, wide = np.split(work.load(number), 2, axis=1)
-            further = [
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.ascontiguousarray(one, np.float32).ravel()), one.shape[1]
-                )
-                for one in (wide, nuclei[["y", "x"]].to_numpy())
-            ]
-            yield [f"{slides[strip.slide].sample}/{cell}" for cell in nuclei.index], near, *further
+            place = nuclei[["y", "x"]].to_numpy(np.float32)
+            yield [f"{strip.slide.sample}/{cell}" for cell in nuclei.index], near, fixed_lists(wide), fixed_lists(place)
 
     work.compute([len(strip.nuclei) for strip in strips], encode, "nuclei", "embed images", console)
     if state.is_main_process:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numba
+from functools import lru_cache
+
 import numpy as np
 import zarr
 
@@ -25,21 +26,17 @@ class Strips:
     def __init__(self, image: zarr.Array, margin: int):
         self._image, self.margin = image, margin
         rows = (image.shards or image.chunks)[1]
-        self.step = rows * -(-LEAST_ROWS // rows)
-        self._kept: dict[int, np.ndarray] = {}
+        self.step = step = rows * -(-LEAST_ROWS // rows)
+        touched = 1 + 2 * -(-margin // step)
+        self._rows = lru_cache(touched)(lambda number: np.asarray(image[:, number * step : (number + 1) * step]))
 
     def __getitem__(self, number: int) -> np.ndarray:
         """Strip ``number``, [3, rows + 2 margin, width + 2 margin], white beyond the image."""
         (channels, height, width), margin, step = self._image.shape, self.margin, self.step
         top, end = number * step - margin, min((number + 1) * step, height) + margin
-        needed = range(max(top, 0) // step, (min(end, height) - 1) // step + 1)
-        self._kept = {one: rows for one, rows in self._kept.items() if one in needed}
         strip = np.full((channels, end - top, width + 2 * margin), WHITE, np.uint8)
-        for one in needed:
-            start = one * step
-            if one not in self._kept:
-                self._kept[one] = np.asarray(self._image[:, start : start + step])
-            rows = self._kept[one]
+        for one in range(max(top, 0) // step, (min(end, height) - 1) // step + 1):
+            start, rows = one * step, self._rows(one)
             first, last = max(start, top), min(start + rows.shape[1], end)
             strip[:, first - top : last - top, margin : margin + width] = rows[:, first - start : last - start]
         return strip
@@ -59,20 +56,14 @@ def centroids(mask: zarr.Array, most: int) -> tuple[np.ndarray, np.ndarray]:
 
     NaN where a label has no pixel. Larger labels are passed over.
     """
-    sums, rows = np.zeros((most + 1, 3)), (mask.shards or mask.chunks)[-2]
-    for top in range(0, mask.shape[-2], rows):
-        _add(np.asarray(mask[..., top : top + rows, :]).reshape(-1, mask.shape[-1]), top, sums)
+    number, rows, columns = np.zeros((3, most + 1))
+    step = (mask.shards or mask.chunks)[-2]
+    for top in range(0, mask.shape[-2], step):
+        part = np.asarray(mask[..., top : top + step, :]).reshape(-1, mask.shape[-1])
+        y, x = np.nonzero((part > 0) & (part <= most))
+        labels = part[y, x].astype(np.int64)
+        number += np.bincount(labels, minlength=most + 1)
+        rows += np.bincount(labels, top + y, most + 1)
+        columns += np.bincount(labels, x, most + 1)
     with np.errstate(invalid="ignore"):
-        return sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
-
-
-@numba.njit(cache=True, nogil=True)
-def _add(part, top, sums):  # type: ignore[no-untyped-def]
-    """Add number, rows and columns of the pixels of each label to ``sums`` [labels, 3]."""
-    for y in range(part.shape[0]):
-        for x in range(part.shape[1]):
-            label = int(part[y, x])
-            if 0 < label < sums.shape[0]:
-                sums[label, 0] += 1
-                sums[label, 1] += top + y
-                sums[label, 2] += x
+        return rows / number, columns / number
