@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +43,6 @@ class PatchBatch(Fed):
     mask_BS: torch.Tensor
     target_BT: torch.Tensor | None
 
-    def __len__(self) -> int:
-        return len(self.wide_BF)
-
-    @property
-    def cells(self) -> torch.Tensor:  # type: ignore[override]
-        """See :class:`Fed`: those that are predicted."""
-        return torch.tensor(len(self), device=self.device)
-
     @property
     def tokens(self) -> int:  # type: ignore[override]
         """See :class:`Fed`."""
@@ -78,42 +71,33 @@ class PatchData:
     def __init__(self, folder: Path, slides: Sequence[Slide], split: RegionSplit | None, seed: int, size: int):
         self.store, self.size = EmbeddingStore(folder), size
         key = pd.Series(self.store.keys).astype(str).str.rsplit("/", n=1)
+        index = pd.MultiIndex.from_arrays([key.str[0], key.str[1].astype(np.int64)], names=["sample", "cell_id"])
+        group = pd.concat({slide.sample: slide.nuclei["group"] for slide in slides}, names=index.names)
         self._place = self.store.take(np.arange(len(key)), "place").astype(float)
-        columns = {"sample": key.str[0], "cell_id": key.str[1].astype(np.int64), "group": "none"}
-        self.nuclei = pd.DataFrame(columns | {"y": self._place[:, 0], "x": self._place[:, 1]})
-        measured = [slide.expression() for slide in slides]
-        self.genes, self._row, before = measured[0][1], np.full(len(key), -1), 0
-        for slide, (ids, genes, counts) in zip(slides, measured, strict=True):
-            if genes != self.genes:
-                raise UserError(f"{slide.sample}: other genes than {slides[0].sample}; give slides of one panel")
-            here = np.flatnonzero(self.nuclei["sample"] == slide.sample)
-            cells = pd.Index(self.nuclei["cell_id"].to_numpy()[here])
-            self.nuclei.loc[here, "group"] = slide.nuclei["group"].reindex(cells).to_numpy()
-            # A nucleus without transcripts has no expression to learn.
-            found = ids[counts.sum(axis=1).A1 > 0].get_indexer(cells), ids.get_indexer(cells)
-            self._row[here] = np.where(found[0] >= 0, found[1] + before, -1)
-            before += len(ids)
-        named, self.held_out = [] if split is None else split.test, dict[str, pd.Index]()
-        for slide in slides:
-            tested = slide.nuclei["group"].isin([] if named else ["validation", "test"]) | (slide.sample in named)
-            if tested.any():
-                self.held_out[slide.sample] = slide.nuclei.index[tested]
-        self._counts = sparse.vstack([counts for _, _, counts in measured], "csr")
+        self.nuclei = group.reindex(index).reset_index().assign(y=self._place[:, 0], x=self._place[:, 1])
+        ids, genes, counts = zip(*(slide.expression() for slide in slides), strict=True)
+        self.genes: list[str] = genes[0]
+        if others := [slide.sample for slide, panel in zip(slides, genes, strict=True) if panel != self.genes]:
+            raise UserError(f"{others[0]}: other genes than {slides[0].sample}; give slides of one panel")
+        samples = np.repeat([slide.sample for slide in slides], list(map(len, ids)))
+        self._counts = sparse.vstack(counts, "csr")
+        # A nucleus without transcripts has no expression to learn.
+        some = np.flatnonzero(self._counts.sum(axis=1).A1)
+        self._counts = self._counts[some]
+        self._row = pd.MultiIndex.from_arrays([samples[some], np.concatenate(ids)[some]]).get_indexer(index)
+        named = split.test if split else []
+        tested = group[group.isin([] if named else ["validation", "test"]) | group.index.isin(named, level="sample")]
+        self.held_out = {str(one): part.index.droplevel(0) for one, part in tested.groupby(level=0, sort=False)}
         self.nuclei["role"], self.nuclei["region"] = roles(self.nuclei, split, seed)
         self.nuclei.loc[self.nuclei["role"].isin(["train", "validation"]) & (self._row < 0), "role"] = "none"
         for role in ("train", "validation") if split else ():
             if not len(self.rows(role)):
                 raise UserError(f"split: no nucleus is left for {role}; hold out less, or set region smaller")
-        self._nearest()
-
-    def _nearest(self) -> None:
-        """The nearest nuclei of each, of any group: images are known wherever expression is held out."""
-        sample = self.nuclei["sample"].to_numpy()
-        self._near = np.repeat(np.arange(len(sample))[:, None], self.size, axis=1)
+        # The nearest nuclei of each, of any group: images are known wherever expression is held out.
+        self._near = np.repeat(np.arange(len(key))[:, None], size, axis=1)
         self._there = np.zeros(self._near.shape, bool)
-        for one in np.unique(sample):
-            rows = np.flatnonzero(sample == one)
-            most = min(self.size, len(rows))
+        for rows in self.nuclei.groupby("sample").indices.values():
+            most = min(size, len(rows))
             _, found = cKDTree(self._place[rows]).query(self._place[rows], np.arange(most) + 1)
             self._near[rows[:, None], np.arange(1, most)] = rows[found[:, 1:]]
             self._there[rows, :most] = True
@@ -162,17 +146,15 @@ class NucleusStream:
     """An endless, addressable stream of rows: each once an epoch, in an order that seed and epoch alone decide."""
 
     def __init__(self, rows: np.ndarray, seed: int):
-        self._rows, self._seed, self._drawn = rows, seed, (-1, rows)
+        self._rows = rows
+        self._order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, len(self._rows))
-        drawn = self._drawn  # threads may ask at the same time
-        if drawn[0] != epoch:
-            drawn = self._drawn = (epoch, np.random.default_rng([self._seed, epoch]).permutation(self._rows))
-        return int(drawn[1][place])
+        return int(self._order(epoch)[place])
 
     def step(self, step: int, batch_sets: int, share: slice) -> list[int]:
         """The nuclei of an optimiser step that fall to one device."""

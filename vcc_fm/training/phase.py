@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,28 @@ def train_phase(
         UserError: there is nothing to train on, or the settings do not fit the data or the processes.
     """
     config, name = phase.config, phase.name
-    accelerator = make_accelerator(config, work, name)
-    claim(work, phase.fingerprint, accelerator)
+    with begun(config, work, name, phase.fingerprint, f"{phase.run}-{name}") as accelerator:
+        trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
+        weights = trainer.run()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            trained = finished(weights)
+            trust = _trust(phase, trainer, _inner(trained))
+            _save(phase, data, trainer.selection, trust, trained, final, console)
+
+
+@contextmanager
+def begun(config: TrainConfig, work: Path, phase: str, fingerprint: str, run: str) -> Iterator[Accelerator]:
+    """An accelerator for one phase, with trackers that call it ``run``; what is in ``work`` of another is thrown away.
+
+    Raises:
+        UserError: as :func:`make_accelerator`.
+    """
+    accelerator = make_accelerator(config, work, phase)
+    _claim(work, fingerprint, accelerator)
     if config.tracker != "none":
-        accelerator.init_trackers(f"{phase.run}-{name}")
-    trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
-    weights = trainer.run()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        trained = finished(weights)
-        trust = _trust(phase, trainer, _inner(trained))
-        _save(phase, data, trainer.selection, trust, trained, final, console)
+        accelerator.init_trackers(run)
+    yield accelerator
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
     for tracker in accelerator.trackers:
@@ -227,7 +239,7 @@ def _save(
         save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
 
 
-def claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
+def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
     """Throw away checkpoints and log lines of another recipe."""
     owner = folder / "owner.json"
     if accelerator.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
