@@ -15,10 +15,9 @@ from rich.console import Console
 sys.path.append(str(Path(__file__).parents[1] / "slides"))
 from slides_kit import GENES, slide
 
-from vcc_fm.encoders.images.embed import embed_images, strips_of
+from vcc_fm.encoders.images.embed import Strips, cut, embed_images, strips_of
 from vcc_fm.encoders.images.encoder import COLOURS, ImageEncoder, colours
-from vcc_fm.encoders.images.patches import Strips, centroids, cut
-from vcc_fm.encoders.images.slide import Slide, open_slides
+from vcc_fm.encoders.images.slide import Slide, centroids, open_slides
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.slides import ImageEncoderSettings, SlidesConfig
 from vcc_fm.store.embeddings import EmbeddingStore

@@ -25,6 +25,7 @@ from vcc_fm.slides.data import NucleusStream, roles
 from vcc_fm.slides.model import PatchDecoder, build, ordered
 from vcc_fm.slides.ridge import fit, start_of
 from vcc_fm.slides.train import predict
+from vcc_fm.training.phase import Phase
 
 BACKBONE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 2, "vocab_size": 1}  # fmt: skip
@@ -135,7 +136,8 @@ def test_an_untrained_decoder_is_its_regressions(ran):
     recipe, _ = ran
     data = load(recipe)
     start = start_of(data)
-    model = build(data, recipe, start)
+    phase = Phase("train", recipe.train, recipe.decoder, "scratch", 0, "tiny", {}, "", "")
+    model = build(phase, data, start)
     rows = data.rows("test")[:9]
     expected = start.predict(data.patches(rows))
     np.testing.assert_allclose(predict(model, data, rows), ordered(expected), rtol=1e-4, atol=1e-5)

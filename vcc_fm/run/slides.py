@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Raised whenever the same recipe would give other numbers."""
+VECTORS = 1
+"""The same of vectors of patches."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class SlideLayout:
     @cached_property
     def patches(self) -> Output:
         """The embedding store of patches."""
-        from vcc_fm.encoders.images.encoder import identity
         from vcc_fm.encoders.images.slide import slide_files
 
-        slides = self.recipe.slides
+        slides, images = self.recipe.slides, self.recipe.embed.images
         files = [[path.name, file_identity(str(path))] for path in slide_files(slides)]
         keys = slides.model_dump(mode="json", exclude={"path", "get"})
-        made_from = fingerprint([SCHEMA, files, keys, identity(self.recipe.embed.images)])
+        encoder = images.model_dump(mode="json", exclude={"batch", "model"}), model_identity(images.model)
+        made_from = fingerprint([SCHEMA, files, keys, ["images", VECTORS, *encoder]])
         return Output("embed images", self.recipe.embeddings_folder / "patches", made_from)
 
     @cached_property
@@ -86,9 +88,20 @@ def load(recipe: SlideRecipe, held_out: bool = True) -> PatchData:
 def train(recipe: SlideRecipe, output: Output, console: Console) -> None:
     """Train the decoder; goes on from its newest checkpoint."""
     from vcc_fm.slides.train import train_slides
+    from vcc_fm.training.phase import Phase
 
-    work = recipe.run_folder / "training" / "train"
-    train_slides(load(recipe), recipe, output.fingerprint, work, output.path, console)
+    phase = Phase(
+        "train",
+        recipe.train,
+        recipe.decoder,
+        expanded(recipe.decoder.base),
+        recipe.drawing_seed,
+        recipe.name,
+        recipe.public(),
+        recipe.fingerprint(),
+        output.fingerprint,
+    )
+    train_slides(phase, load(recipe), recipe.run_folder / "training" / "train", output.path, console)
 
 
 def predict(recipe: SlideRecipe, output: Output, console: Console) -> None:

@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
 from vcc_fm.cellsets.batch import Fed
+from vcc_fm.cellsets.sampler import Sets
 from vcc_fm.encoders.images.slide import Slide, log_share
 from vcc_fm.ground.errors import UserError, shown
 from vcc_fm.recipe.slides import RegionSplit
@@ -135,14 +136,14 @@ class PatchData:
         # A unit that does not depend on which slides there are: one slide is predicted as among others.
         unit = self.store.meta["parameters"]["wide"]
         offset = ((self._place[near] - self._place[rows][:, None]) / unit).astype(np.float32)
-        known = len(self.measured(rows)) == len(rows) and not (self.nuclei["role"].to_numpy()[rows] == "test").any()
+        known = np.isin(self.nuclei["role"].to_numpy()[rows], ["train", "validation"]).all()
         target = np.concatenate([self.values(rows), self.ranks(rows)], axis=1) if known else None
         vectors = self.store.take(near.ravel()).reshape(*near.shape, -1), self.store.take(rows, "wide")
         near_, wide, place, there = map(torch.from_numpy, (*vectors, offset, self._there[rows]))
         return PatchBatch(near_, wide, place, there, None if target is None else torch.from_numpy(target))
 
 
-class NucleusStream:
+class NucleusStream(Sets):
     """An endless, addressable stream of rows: each once an epoch, in an order that seed and epoch alone decide."""
 
     def __init__(self, rows: np.ndarray, seed: int):
@@ -155,10 +156,6 @@ class NucleusStream:
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, len(self._rows))
         return int(self._order(epoch)[place])
-
-    def step(self, step: int, batch_sets: int, share: slice) -> list[int]:
-        """The nuclei of an optimiser step that fall to one device."""
-        return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
 
 
 def roles(nuclei: pd.DataFrame, split: RegionSplit | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,10 +184,8 @@ def roles(nuclei: pd.DataFrame, split: RegionSplit | None, seed: int) -> tuple[n
     role[np.isin(sample, split.test)] = "test"
 
     def square(down: int, right: int) -> np.ndarray:
-        at = [
-            ((nuclei[axis] + by) // split.region).astype(int).astype(str) for axis, by in (("y", down), ("x", right))
-        ]
-        return (nuclei["sample"] + "/" + at[0] + "-" + at[1]).to_numpy(str)
+        at = ((nuclei[["y", "x"]] + [down, right]) // split.region).astype(int).astype(str)
+        return (nuclei["sample"] + "/" + at["y"] + "-" + at["x"]).to_numpy(str)
 
     own = square(0, 0)
     if isinstance(split.validation, list):

@@ -15,10 +15,10 @@ from vcc_fm.decoder.load import base_config, load_backbone
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import SetDecoder
 from vcc_fm.ground.errors import UserError, asked_by
-from vcc_fm.ground.hub import expanded
-from vcc_fm.recipe.recipe import SlideRecipe
+from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.slides.data import PatchBatch, PatchData
 from vcc_fm.slides.ridge import Ridge
+from vcc_fm.training.phase import Phase
 
 
 class PatchDecoderConfig(PerturbationDecoderConfig):
@@ -89,20 +89,20 @@ def ordered(predicted: np.ndarray) -> np.ndarray:
     return np.take_along_axis(np.sort(values.clip(min=0), axis=1), place, axis=1)
 
 
-def build(data: PatchData, recipe: SlideRecipe, start: Ridge) -> PatchDecoder | PeftModel:
+def build(phase: Phase[BackboneSettings], data: PatchData, start: Ridge) -> PatchDecoder | PeftModel:
     """What trains: the decoder itself, or adapters on a base around it.
 
     Args:
+        phase: what trains, and from what.
         data: gives genes and encoder.
-        recipe: says the rest.
         start: what the untrained decoder predicts.
 
     Raises:
         UserError: the base cannot be loaded or does not fit.
     """
-    settings, base = recipe.decoder, expanded(recipe.decoder.base)
+    settings, base = phase.decoder, phase.base
     backbone, loaded = dict[str, Any](settings.backbone), None
-    torch.manual_seed(recipe.drawing_seed)
+    torch.manual_seed(phase.seed)
     if base == "pretrain":
         raise UserError("decoder.base=pretrain: a recipe on slides makes no base; name one, or take scratch")
     if base == "scratch":
@@ -117,7 +117,7 @@ def build(data: PatchData, recipe: SlideRecipe, start: Ridge) -> PatchDecoder | 
         decoder = PatchDecoder(config)
     except UNFIT as error:
         raise unfit(backbone, error) from None
-    decoder.bf16_backbone = recipe.train.precision == "bf16"
+    decoder.bf16_backbone = phase.config.precision == "bf16"
     for name, values in start._asdict().items():
         decoder.get_buffer(name).copy_(torch.from_numpy(values))
     if loaded is None:

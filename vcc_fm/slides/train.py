@@ -14,28 +14,25 @@ from rich.console import Console
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import whole_folder
 from vcc_fm.ground.processes import process_state
-from vcc_fm.recipe.recipe import SlideRecipe
+from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.slides.data import NucleusStream, PatchData
 from vcc_fm.slides.model import ExpressionError, PatchDecoder, build, ordered
 from vcc_fm.slides.ridge import start_of
 from vcc_fm.slides.score import check_table, long_table
 from vcc_fm.training.checkpoint import load_trained, save_decoder
 from vcc_fm.training.loop import Trainer
-from vcc_fm.training.phase import begun
+from vcc_fm.training.phase import Phase, begun
 
 AT_A_TIME = 256
 """Nuclei that are predicted together."""
 
 
-def train_slides(
-    data: PatchData, recipe: SlideRecipe, fingerprint: str, work: Path, final: Path, console: Console
-) -> None:
+def train_slides(phase: Phase[BackboneSettings], data: PatchData, work: Path, final: Path, console: Console) -> None:
     """Train, resuming where an earlier run stopped, and save the decoder of the best step.
 
     Args:
+        phase: what trains, and how.
         data: the nuclei.
-        recipe: says how; it is saved beside the decoder.
-        fingerprint: of everything that the decoder depends on; checkpoints of another are thrown away.
         work: folder of checkpoints and log.
         final: folder of the decoder; it appears when it is whole.
         console: where progress goes.
@@ -43,26 +40,25 @@ def train_slides(
     Raises:
         UserError: the settings do not fit the data or the processes.
     """
-    config = recipe.train
+    name, config = phase.name, phase.config
     if config.select != "loss":
         raise UserError(f"train.select={config.select}: a recipe on slides chooses by loss; its ranks are what scores")
-    with begun(config, work, "train", fingerprint, "train") as accelerator:
+    with begun(phase, work) as accelerator:
         start, rows, held = start_of(data), data.rows("train"), data.rows("validation")
-        console.print(
-            f"train: {len(rows):,} nuclei, {len(held):,} to validate, {len(data.genes)} genes", soft_wrap=True
-        )
-        streams, model = (NucleusStream(rows, recipe.drawing_seed), NucleusStream(held, 0)), build(data, recipe, start)
-        trainer = Trainer("train", config, model, ExpressionError(), *streams, data, work, accelerator, console)
+        said = f"{len(rows):,} nuclei, {len(held):,} to validate, {len(data.genes)} genes"
+        console.print(f"{name}: {said}", soft_wrap=True)
+        streams, model = (NucleusStream(rows, phase.seed), NucleusStream(held, 0)), build(phase, data, start)
+        trainer = Trainer(name, config, model, ExpressionError(), *streams, data, work, accelerator, console)
         weights = trainer.run()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             assert trainer.selection is not None
-            console.print(f"train: validation {trainer.selection}", highlight=False, soft_wrap=True)
-            trained = build(data, recipe, start)
+            console.print(f"{name}: validation {trainer.selection}", highlight=False, soft_wrap=True)
+            trained = build(phase, data, start)
             load_trained(trained, weights)
-            record = {"fingerprint": fingerprint, "validation": asdict(trainer.selection)}
+            record = {"fingerprint": phase.fingerprint, "validation": asdict(trainer.selection)}
             with whole_folder(final) as partial:
-                save_decoder(trained, partial, {"recipe.json": recipe.public(), "training.json": record})
+                save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
 
 
 @torch.inference_mode()

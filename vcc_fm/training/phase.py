@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -24,16 +24,18 @@ from vcc_fm.decoder.four_bit import is_4_bit
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
-from vcc_fm.recipe.decoder import DecoderSettings
+from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.accelerator import count_parameters, engine_of, forget_accelerator, make_accelerator
 from vcc_fm.training.checkpoint import load_trained, save_decoder
 from vcc_fm.training.loop import Selection, Trainer
 from vcc_fm.training.trust import Trust, choose_trust
 
+Settings = TypeVar("Settings", bound=BackboneSettings, covariant=True)
+
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(Generic[Settings]):
     """A training phase: what trains, and from what.
 
     Attributes:
@@ -51,7 +53,7 @@ class Phase:
 
     name: str
     config: TrainConfig
-    decoder: DecoderSettings
+    decoder: Settings
     base: str
     seed: int
     run: str
@@ -82,8 +84,7 @@ def train_phase(
     Raises:
         UserError: there is nothing to train on, or the settings do not fit the data or the processes.
     """
-    config, name = phase.config, phase.name
-    with begun(config, work, name, phase.fingerprint, f"{phase.run}-{name}") as accelerator:
+    with begun(phase, work) as accelerator:
         trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
         weights = trainer.run()
         accelerator.wait_for_everyone()
@@ -94,16 +95,16 @@ def train_phase(
 
 
 @contextmanager
-def begun(config: TrainConfig, work: Path, phase: str, fingerprint: str, run: str) -> Iterator[Accelerator]:
-    """An accelerator for one phase, with trackers that call it ``run``; what is in ``work`` of another is thrown away.
+def begun(phase: Phase, work: Path) -> Iterator[Accelerator]:
+    """What a phase computes with; checkpoints of another in ``work`` are thrown away.
 
     Raises:
         UserError: as :func:`make_accelerator`.
     """
-    accelerator = make_accelerator(config, work, phase)
-    _claim(work, fingerprint, accelerator)
-    if config.tracker != "none":
-        accelerator.init_trackers(run)
+    accelerator = make_accelerator(phase.config, work, phase.name)
+    _claim(work, phase.fingerprint, accelerator)
+    if phase.config.tracker != "none":
+        accelerator.init_trackers(f"{phase.run}-{phase.name}")
     yield accelerator
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.

@@ -17,7 +17,6 @@ import zarr
 from anndata.io import read_elem
 from scipy import sparse
 
-from vcc_fm.encoders.images.patches import centroids
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.slides import SlidesConfig
@@ -98,6 +97,24 @@ class Slide:
         if not np.allclose(first, log_share(counts[:1000].toarray()), atol=0.01):
             raise UserError(f"{self._path}: {name}/X is not log1p(100 x / total) of layers/counts; mend the table")
         return ids, genes, counts
+
+
+def centroids(mask: zarr.Array, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean row and column of the pixels of each label 0 … ``most`` of ``mask`` [(1,) height, width], in float64.
+
+    NaN where a label has no pixel. Larger labels are passed over.
+    """
+    number, rows, columns = np.zeros((3, most + 1))
+    step = (mask.shards or mask.chunks)[-2]
+    for top in range(0, mask.shape[-2], step):
+        part = np.asarray(mask[..., top : top + step, :]).reshape(-1, mask.shape[-1])
+        y, x = np.nonzero((part > 0) & (part <= most))
+        labels = part[y, x].astype(np.int64)
+        number += np.bincount(labels, minlength=most + 1)
+        rows += np.bincount(labels, top + y, most + 1)
+        columns += np.bincount(labels, x, most + 1)
+    with np.errstate(invalid="ignore"):
+        return rows / number, columns / number
 
 
 def log_share(counts: np.ndarray) -> np.ndarray:
