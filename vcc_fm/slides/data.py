@@ -24,6 +24,7 @@ from vcc_fm.encoders.images.slide import Slide, log_share
 from vcc_fm.ground.errors import UserError, shown
 from vcc_fm.recipe.slides import RegionSplit
 from vcc_fm.store.embeddings import EmbeddingStore
+from vcc_fm.training.loop import Assembles
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PatchBatch(Fed):
         return len(self) * (2 + self.mask_BS.shape[1])
 
 
-class PatchData:
+class PatchData(Assembles):
     """The nuclei of a store, in its order.
 
     Attributes:
@@ -123,11 +124,6 @@ class PatchData:
     def patches(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of nuclei and of their neighbourhoods, colours included, [n, 2 F] float32."""
         return np.concatenate([self.store.take(rows), self.store.take(rows, "wide")], axis=1)
-
-    # ------------------------------------------------------------------------------------------------------- batches
-    def buffer(self, sets: int) -> np.ndarray | None:
-        """None: batches are small."""
-        return None
 
     def assemble(self, sets: list[int], buffer: np.ndarray | None = None) -> PatchBatch:
         """Read and stack nuclei, given by their rows, with what is learned of them unless one is held out."""

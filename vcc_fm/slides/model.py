@@ -90,12 +90,7 @@ def ordered(predicted: np.ndarray) -> np.ndarray:
 
 
 def build(phase: Phase[BackboneSettings], data: PatchData, start: Ridge) -> PatchDecoder | PeftModel:
-    """What trains: the decoder itself, or adapters on a base around it.
-
-    Args:
-        phase: what trains, and from what.
-        data: gives genes and encoder.
-        start: what the untrained decoder predicts.
+    """What trains: the decoder itself, or adapters on a base around it; untrained it predicts what ``start`` does.
 
     Raises:
         UserError: the base cannot be loaded or does not fit.

@@ -40,14 +40,7 @@ def fit(
 ) -> tuple[float, Ridge]:
     """Fit on ``x`` [n, F] and ``y`` [n, G]; the penalty has the least squared error on what is held out.
 
-    slope = Q (Λ + penalty n)^-1 Q'X'Y with X'X = Q Λ Q', of standardised features.
-
-    Args:
-        x: training features.
-        y: training targets.
-        held_x: validation features.
-        held_y: validation targets.
-        columns: bool [F], which features have a slope.
+    slope = Q (Λ + penalty n)^-1 Q'X'Y with X'X = Q Λ Q', of standardised features; of ``columns``, bool [F], alone.
 
     Returns:
         That error, summed over nuclei and genes, and the regression.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +11,22 @@ import torch
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import whole_folder
 from vcc_fm.ground.processes import process_state
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.slides.data import NucleusStream, PatchData
 from vcc_fm.slides.model import ExpressionError, PatchDecoder, build, ordered
 from vcc_fm.slides.ridge import start_of
 from vcc_fm.slides.score import check_table, long_table
-from vcc_fm.training.checkpoint import load_trained, save_decoder
+from vcc_fm.training.checkpoint import load_trained
 from vcc_fm.training.loop import Trainer
-from vcc_fm.training.phase import Phase, begun
+from vcc_fm.training.phase import Phase, begun, save
 
 AT_A_TIME = 256
 """Nuclei that are predicted together."""
 
 
 def train_slides(phase: Phase[BackboneSettings], data: PatchData, work: Path, final: Path, console: Console) -> None:
-    """Train, resuming where an earlier run stopped, and save the decoder of the best step.
-
-    Args:
-        phase: what trains, and how.
-        data: the nuclei.
-        work: folder of checkpoints and log.
-        final: folder of the decoder; it appears when it is whole.
-        console: where progress goes.
+    """Train, resuming where an earlier run stopped, and save the decoder of the best step, as :func:`train_phase`.
 
     Raises:
         UserError: the settings do not fit the data or the processes.
@@ -52,13 +43,9 @@ def train_slides(phase: Phase[BackboneSettings], data: PatchData, work: Path, fi
         weights = trainer.run()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            assert trainer.selection is not None
-            console.print(f"{name}: validation {trainer.selection}", highlight=False, soft_wrap=True)
             trained = build(phase, data, start)
             load_trained(trained, weights)
-            record = {"fingerprint": phase.fingerprint, "validation": asdict(trainer.selection)}
-            with whole_folder(final) as partial:
-                save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
+            save(phase, trained, trainer.selection, final, console)
 
 
 @torch.inference_mode()

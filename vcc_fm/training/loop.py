@@ -93,6 +93,7 @@ class Assembles(Protocol):
 
     def buffer(self, sets: int) -> np.ndarray | None:
         """Memory that ``assemble`` may write ``sets`` sets into; None where it needs none."""
+        return None
 
     def assemble(self, sets: list[Any], buffer: np.ndarray | None = None) -> Any:
         """Read and stack ``sets``."""

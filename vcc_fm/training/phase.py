@@ -22,7 +22,7 @@ from vcc_fm.cellsets.split import Group
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.four_bit import is_4_bit
 from vcc_fm.decoder.losses import SetLosses
-from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.decoder.model import PerturbationDecoder, SetDecoder
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
@@ -91,7 +91,7 @@ def train_phase(
         if accelerator.is_main_process:
             trained = finished(weights)
             trust = _trust(phase, trainer, _inner(trained))
-            _save(phase, data, trainer.selection, trust, trained, final, console)
+            save(phase, trained, trainer.selection, final, console, trust, data.cells.meta["simulated"])
 
 
 @contextmanager
@@ -211,21 +211,21 @@ def _trust(phase: Phase, trainer: Trainer, decoder: PerturbationDecoder) -> Trus
     return found
 
 
-def _save(
+def save(
     phase: Phase,
-    data: Dataset,
+    trained: SetDecoder | PeftModel,
     selection: Selection | None,
-    trust: Trust | None,
-    trained: PerturbationDecoder | PeftModel,
     final: Path,
     console: Console,
+    trust: Trust | None = None,
+    simulated: bool = False,
 ) -> None:
     """Save the decoder with its recipe and its record, and say how it compares with its start."""
     record: dict[str, Any] = {
         "phase": phase.name,
         "fingerprint": phase.fingerprint,
         "base": phase.base,
-        "simulated": data.cells.meta["simulated"],
+        "simulated": simulated,
     }
     if selection is not None:
         console.print(f"{phase.name}: validation {selection}", highlight=False, soft_wrap=True)

@@ -109,17 +109,9 @@ def embed_images(
     state: PartialState,
     console: Console,
 ) -> None:
-    """Write the vectors of all nuclei into ``final``; all processes of ``state`` call it.
+    """Write the vectors of all nuclei into the store ``final``, as :func:`embed_cells` does those of cells.
 
     The key is SAMPLE/CELL_ID. Beside ``embedding``, of the near patch, are ``wide`` and ``place`` (y and x, pixels).
-
-    Args:
-        final: folder of the store; it appears when it is whole.
-        slides: where the nuclei are.
-        settings: of the encoder.
-        fingerprint: of everything the vectors depend on.
-        state: who takes part.
-        console: where progress goes.
 
     Raises:
         UserError: the model cannot be had.
