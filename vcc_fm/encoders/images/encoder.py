@@ -55,17 +55,14 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def _batch(self, patches: np.ndarray) -> np.ndarray:
-        pixels = self._processor(list(patches), input_data_format="channels_first", return_tensors="pt")[
-            "pixel_values"
-        ]
-        states = self._model(pixel_values=pixels.to(self._device)).last_hidden_state
+        shown = self._processor(list(patches), input_data_format="channels_first", return_tensors="pt")
+        states = self._model(pixel_values=shown["pixel_values"].to(self._device)).last_hidden_state
         return (states[:, 0] if self._settings.pool == "cls" else states.mean(dim=1)).float().cpu().numpy()
 
 
 def _untrained(settings: ImageEncoderSettings) -> tuple[Any, Any]:
-    options = dict(settings.config)
     with reading("embed.images.config", "a transformers config of a vision model", "correct it"):
-        config = AutoConfig.for_model(str(options.pop("model_type", "vit")), **options)
+        config = AutoConfig.for_model(**({"model_type": "vit"} | settings.config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = AutoModel.from_config(config)
