@@ -107,9 +107,9 @@ def centroids(mask: zarr.Array, most: int) -> tuple[np.ndarray, np.ndarray]:
     number, rows, columns = np.zeros((3, most + 1))
     step = (mask.shards or mask.chunks)[-2]
     for top in range(0, mask.shape[-2], step):
-        part = np.asarray(mask[..., top : top + step, :]).reshape(-1, mask.shape[-1])
-        y, x = np.nonzero((part > 0) & (part <= most))
-        labels = part[y, x].astype(np.int64)
+        part = np.asarray(mask[..., top : top + step, :]).ravel()
+        place = np.flatnonzero((part > 0) & (part <= most))
+        labels, (y, x) = part[place].astype(np.int64), np.divmod(place, mask.shape[-1])
         number += np.bincount(labels, minlength=most + 1)
         rows += np.bincount(labels, top + y, most + 1)
         columns += np.bincount(labels, x, most + 1)
