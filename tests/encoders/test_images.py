@@ -15,10 +15,9 @@ from rich.console import Console
 sys.path.append(str(Path(__file__).parents[1] / "slides"))
 from slides_kit import GENES, slide
 
-from vcc_fm.encoders.images.embed import embed_images, strips_of
+from vcc_fm.encoders.images.embed import Strips, cut, embed_images, strips_of
 from vcc_fm.encoders.images.encoder import COLOURS, ImageEncoder, colours
-from vcc_fm.encoders.images.patches import Strips, centroids, cut
-from vcc_fm.encoders.images.slide import Slide, open_slides
+from vcc_fm.encoders.images.slide import Slide, centroids, open_slides
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.slides import ImageEncoderSettings, SlidesConfig
 from vcc_fm.store.embeddings import EmbeddingStore
@@ -136,7 +135,7 @@ def test_vectors_are_those_of_each_patch_alone(tmp_path):
     assert len(store.keys) == len(nuclei) == 300
     assert store.width == 8 + COLOURS
     encoder, by_id = ImageEncoder(settings, torch.device("cpu")), nuclei.set_index("cell_id")
-    pixels = np.pad(slides[0].strips(0)[0], ((0, 0), (40, 40), (40, 40)), constant_values=255)
+    pixels = np.pad(Strips(slides[0].image, 0)[0], ((0, 0), (40, 40), (40, 40)), constant_values=255)
     for row in (0, 17, 299):
         cell = by_id.loc[int(store.keys[row].split("/")[1])]
         np.testing.assert_allclose(store.take(np.array([row]), "place")[0], [cell["y"], cell["x"]])
@@ -195,7 +194,7 @@ def test_a_slide_that_spatialdata_writes_is_read_alike(tmp_path, version):
     data.write(tmp_path / "theirs.zarr", sdata_formats=container)
     theirs = Slide(tmp_path / "theirs.zarr", SlidesConfig(path=""))
     pd.testing.assert_frame_equal(theirs.nuclei, own.nuclei)
-    np.testing.assert_array_equal(theirs.strips(20)[0], own.strips(20)[0])
+    np.testing.assert_array_equal(Strips(theirs.image, 20)[0], Strips(own.image, 20)[0])
     np.testing.assert_array_equal(theirs.expression()[2].toarray(), own.expression()[2].toarray())
     again = spatialdata.read_zarr(tmp_path / "own.zarr")
     np.testing.assert_array_equal(again["HE_original"].to_numpy(), root["images/HE_original/0"][:])
@@ -209,6 +208,6 @@ def test_nuclei_without_a_pixel_are_left_out(tmp_path):
     lost = int(nuclei["cell_id"].iloc[0])
     mask[:] = np.where(values == lost, 0, values)
     slides = open_slides(SlidesConfig(path=f"{tmp_path}/*.zarr"))
-    (strip,) = strips_of(slides, [one.strips(8) for one in slides])
+    (strip,) = strips_of(slides, 16)
     assert len(strip.nuclei) == 299
     assert lost not in slides[0].nuclei.index[strip.nuclei]

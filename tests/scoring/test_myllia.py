@@ -64,9 +64,8 @@ def test_gate_cap_and_sign_by_hand():
 
 def test_moderation_is_limmas():
     first, second = VALUES[:, :3], VALUES[:, 3:]
-    t, p = moderated_t(
-        (first.mean(axis=1), second.mean(axis=1)), (3 * first.var(axis=1), 5 * second.var(axis=1)), (3, 5)
-    )
+    means = np.array([first.mean(axis=1), second.mean(axis=1)])
+    t, p = moderated_t(means, np.array([3 * first.var(axis=1), 5 * second.var(axis=1)]), np.array([3, 5]))
     np.testing.assert_allclose(t, LIMMA_T, atol=1e-6)
     np.testing.assert_allclose(p, LIMMA_P, atol=1e-6)
     variance = (3 * first.var(axis=1) + 5 * second.var(axis=1)) / 6
@@ -79,7 +78,7 @@ def test_the_ends_of_moderation():
         assert np.sum(1 / (x + np.arange(200_000)) ** 2) + 1 / (x + 200_000) == pytest.approx(value, rel=1e-4)
     assert prior_of(np.full(50, 2.0), 10) == (np.inf, 2.0)
     assert prior_of(np.array([0.0, 3.0, 0.0]), 10) == (0.0, 0.0)
-    t, p = moderated_t((np.ones(3), np.zeros(3)), (np.zeros(3), np.zeros(3)), (4, 4))
+    t, p = moderated_t(np.array([np.ones(3), np.zeros(3)]), np.zeros((2, 3)), np.array([4, 4]))
     assert t.tolist() == [0, 0, 0]
     assert p.tolist() == [1, 1, 1]
 

@@ -22,9 +22,10 @@ from vcc_fm.run.crunch1 import infer, train
 from vcc_fm.run.slides import SlideLayout, load
 from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.slides.data import NucleusStream, roles
-from vcc_fm.slides.model import PatchDecoder, ordered
-from vcc_fm.slides.ridge import fit
-from vcc_fm.slides.train import predict, start_of
+from vcc_fm.slides.model import PatchDecoder, build, ordered
+from vcc_fm.slides.ridge import fit, start_of
+from vcc_fm.slides.train import predict
+from vcc_fm.training.phase import Phase
 
 BACKBONE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 2, "vocab_size": 1}  # fmt: skip
@@ -132,12 +133,11 @@ def test_what_is_held_out_changes_no_prediction(ran, tmp_path):
 
 
 def test_an_untrained_decoder_is_its_regressions(ran):
-    from vcc_fm.slides.model import PatchDecoderConfig, build
-
     recipe, _ = ran
     data = load(recipe)
     start = start_of(data)
-    model, _ = build(recipe.decoder, PatchDecoderConfig(genes=data.genes, cell_width=data.store.width), start, 0)
+    phase = Phase("train", recipe.train, recipe.decoder, "scratch", 0, "tiny", {}, "", "")
+    model = build(phase, data, start)
     rows = data.rows("test")[:9]
     expected = start.predict(data.patches(rows))
     np.testing.assert_allclose(predict(model, data, rows), ordered(expected), rtol=1e-4, atol=1e-5)
@@ -204,17 +204,17 @@ def test_ridge_is_the_closed_form_and_knows_when_nothing_helps():
     )
     weights = rng.normal(size=(3, 4))
     y, held_y = x @ weights + rng.normal(size=(200, 4)), held @ weights
-    found = fit(x, y, held, held_y, np.ones(3, bool))
+    least, found = fit(x, y, held, held_y, np.ones(3, bool))
     errors = []
     for penalty in np.logspace(-4, 2, 13):
         peer = Ridge(alpha=penalty * 200).fit((x - x.mean(0)) / x.std(0), y)
         errors.append((((peer.predict((held - x.mean(0)) / x.std(0)) - held_y) ** 2).sum(), peer))
     error, best = min(errors, key=lambda one: one[0])
     np.testing.assert_allclose(found.predict(held), best.predict((held - x.mean(0)) / x.std(0)), rtol=1e-3, atol=1e-3)
-    assert found.error == pytest.approx(error, rel=1e-4)
-    alone = fit(x, y, held, held_y, np.array([True, False, False]))
+    assert least == pytest.approx(error, rel=1e-4)
+    _, alone = fit(x, y, held, held_y, np.array([True, False, False]))
     assert (alone.slope[1:] == 0).all()
-    noise = fit(x, y - x @ weights, held, np.zeros((50, 4)) + (y - x @ weights).mean(0), np.ones(3, bool))
+    _, noise = fit(x, y - x @ weights, held, np.zeros((50, 4)) + (y - x @ weights).mean(0), np.ones(3, bool))
     assert (noise.slope == 0).all()
 
 

@@ -43,21 +43,24 @@ class SparseCounts:
 
 
 class Fed:
-    """What the training loop asks of a batch: a frozen dataclass of tensors, that also counts cells and tokens."""
+    """What the training loop asks of a batch: a frozen dataclass of tensors, the first [B, …], that counts tokens."""
 
-    cells: torch.Tensor
-    """Number of real cells, a scalar."""
     tokens: int
     """Number of tokens that the backbone sees, padding included."""
 
     def __len__(self) -> int:
         """Number of sets."""
-        raise NotImplementedError
+        return len(next(iter(vars(self).values())))
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return next(value.device for value in vars(self).values() if isinstance(value, torch.Tensor))
+        return next(iter(vars(self).values())).device
+
+    @property
+    def cells(self) -> torch.Tensor:
+        """Number of cells to learn from or to predict, a scalar."""
+        return torch.tensor(len(self), device=self.device)
 
     def to(self, device: torch.device) -> Any:
         """The batch on another device; copies overlap with computation where memory is pinned."""
@@ -141,11 +144,8 @@ class Batch(Fed):
         values = {name: getattr(self, name) for name in plain} | {"log_share_BSG": self.log_share_BSG.exp()}
         return [name for name, value in values.items() if not torch.isfinite(value).all()]
 
-    def __len__(self) -> int:
-        return len(self.context_code_B)
-
     @property
-    def cells(self) -> torch.Tensor:  # type: ignore[override]
+    def cells(self) -> torch.Tensor:
         """See :class:`Fed`."""
         return self.cell_mask_BS.sum()
 

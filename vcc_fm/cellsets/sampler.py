@@ -9,8 +9,10 @@ ones before it.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -228,7 +230,23 @@ class Assembler:
         return torch.empty(shape, dtype=kind, pin_memory=self._pinned).numpy()
 
 
-class SetSampler:
+class Sets(ABC):
+    """An addressable, endless stream of sets; ``str`` of a set says for people which it is."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Sets in an epoch."""
+
+    @abstractmethod
+    def __getitem__(self, position: int) -> Any:
+        """The set at ``position`` of the stream; threads may ask at the same time."""
+
+    def step(self, step: int, batch_sets: int, share: slice) -> list[Any]:
+        """The sets of optimiser step ``step`` that fall to one device: ``share`` of its ``batch_sets`` sets."""
+        return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
+
+
+class SetSampler(Sets):
     """An endless, addressable stream of cell sets over the measured cells of some groups.
 
     Position ``i`` of the stream is set ``i % len(self)`` of epoch ``i // len(self)``. Each group goes through its
@@ -275,7 +293,6 @@ class SetSampler:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Sets in an epoch."""
         return len(self._sets)
 
     def _begin(self, epoch: int) -> None:
@@ -300,7 +317,6 @@ class SetSampler:
         return self._passes[key]
 
     def __getitem__(self, position: int) -> CellSet:
-        """The set at ``position`` of the stream; threads may ask at the same time."""
         with self._lock:  # of what is drawn for one epoch at a time
             return self._set(*divmod(position, len(self._sets)))
 
@@ -346,10 +362,6 @@ class SetSampler:
                 most[int(batch)] = max(most.get(int(batch), 0), min(int(number), self.set_size))
         own = {batch: len(self.data.control_rows[batch]) for batch in most if batch in self.data.control_rows}
         return {cells.batches[batch]: number for batch, number in own.items() if number < most[batch]}
-
-    def step(self, step: int, batch_sets: int, share: slice) -> list[CellSet]:
-        """The sets of optimiser step ``step`` that fall to one device: ``share`` of its ``batch_sets`` sets."""
-        return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
 
 
 def control_sets(

@@ -42,15 +42,16 @@ def decoder_config(
         learned_targets=sorted({*data.learned_targets, *known}),
         cell_width=data.cell_vectors.width,
         protein_width=data.protein_vectors.width,
-        cell_encoder=_encoder(data.cell_vectors.meta),
-        protein_encoder=_encoder(data.protein_vectors.meta),
+        cell_encoder=encoder_of(data.cell_vectors.meta),
+        protein_encoder=encoder_of(data.protein_vectors.meta),
         gene_rank=settings.gene_rank,
         response=settings.response,
         simulated=data.cells.meta["simulated"],
     )
 
 
-def _encoder(meta: dict[str, Any]) -> dict[str, Any]:
+def encoder_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a decoder keeps of the encoder whose store ``meta`` describes."""
     return {key: meta[key] for key in ("encoder", "parameters", "licence", "citation", "fingerprint")}
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from vcc_fm.recipe.read import load_any
 from vcc_fm.recipe.recipe import SlideRecipe
-from vcc_fm.run.slides import SLIDE_STAGES, SlideLayout
+from vcc_fm.run.slides import SLIDE_STAGES, load
 from vcc_fm.run.stages import run_stage
 
 
@@ -37,19 +37,13 @@ def infer(data_file_path: str, model_directory_path: str) -> pd.DataFrame:
         data_file_path: of the slide; its name is the sample's.
         model_directory_path: as ``train`` left it.
     """
-    from vcc_fm.encoders.images.slide import open_slides
-    from vcc_fm.slides.data import PatchData
-    from vcc_fm.slides.score import check_table
     from vcc_fm.slides.train import tables
 
     model = _recipe(data_file_path, model_directory_path, model_directory_path).run_folder / "model"
     with tempfile.TemporaryDirectory() as folder:
         recipe = _recipe(data_file_path, model_directory_path, folder)
         run_stage(SLIDE_STAGES[0], recipe, Console())
-        slides, store = open_slides(recipe.slides), SlideLayout(recipe).patches.require()
-        data = PatchData(store, slides, None, recipe.seed, recipe.train.set_size)
-        ((sample, table, cells),) = tables(model, data)
-        check_table(table, sample, cells, data.genes)
+        ((_, table),) = tables(model, load(recipe, held_out=False))
         return table
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Raised whenever the same recipe would give other numbers."""
+VECTORS = 1
+"""The same of vectors of patches."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class SlideLayout:
     @cached_property
     def patches(self) -> Output:
         """The embedding store of patches."""
-        from vcc_fm.encoders.images.encoder import identity
         from vcc_fm.encoders.images.slide import slide_files
 
-        slides = self.recipe.slides
+        slides, images = self.recipe.slides, self.recipe.embed.images
         files = [[path.name, file_identity(str(path))] for path in slide_files(slides)]
         keys = slides.model_dump(mode="json", exclude={"path", "get"})
-        made_from = fingerprint([SCHEMA, files, keys, identity(self.recipe.embed.images)])
+        encoder = images.model_dump(mode="json", exclude={"batch", "model"}), model_identity(images.model)
+        made_from = fingerprint([SCHEMA, files, keys, ["images", VECTORS, *encoder]])
         return Output("embed images", self.recipe.embeddings_folder / "patches", made_from)
 
     @cached_property
@@ -74,38 +76,47 @@ def embed(recipe: SlideRecipe, output: Output, console: Console) -> None:
     embed_images(output.path, slides, recipe.embed.images, output.fingerprint, process_state(), console)
 
 
-def load(recipe: SlideRecipe) -> PatchData:
-    """The nuclei, what each is for, and what was measured in them."""
+def load(recipe: SlideRecipe, held_out: bool = True) -> PatchData:
+    """The nuclei, what each is for, and what was measured in them; all to be predicted unless some are held out."""
     from vcc_fm.encoders.images.slide import open_slides
     from vcc_fm.slides.data import PatchData
 
-    store = SlideLayout(recipe).patches.require()
-    return PatchData(store, open_slides(recipe.slides), recipe.split, recipe.seed, recipe.train.set_size)
+    store, split = SlideLayout(recipe).patches.require(), recipe.split if held_out else None
+    return PatchData(store, open_slides(recipe.slides), split, recipe.seed, recipe.train.set_size)
 
 
 def train(recipe: SlideRecipe, output: Output, console: Console) -> None:
     """Train the decoder; goes on from its newest checkpoint."""
     from vcc_fm.slides.train import train_slides
+    from vcc_fm.training.phase import Phase
 
-    work, data = recipe.run_folder / "training" / "train", load(recipe)
-    keys = recipe.decoder, recipe.train, recipe.drawing_seed, output.fingerprint, recipe.public()
-    train_slides(data, *keys, work, output.path, console)
+    phase = Phase(
+        "train",
+        recipe.train,
+        recipe.decoder,
+        expanded(recipe.decoder.base),
+        recipe.drawing_seed,
+        recipe.name,
+        recipe.public(),
+        recipe.fingerprint(),
+        output.fingerprint,
+    )
+    train_slides(phase, load(recipe), recipe.run_folder / "training" / "train", output.path, console)
 
 
 def predict(recipe: SlideRecipe, output: Output, console: Console) -> None:
     """Predict every held-out nucleus: a checked table for each sample."""
     from vcc_fm.ground.processes import process_state
-    from vcc_fm.slides.score import check_table
     from vcc_fm.slides.train import tables
 
     if not process_state().is_main_process:
         return
     data, folder = load(recipe), SlideLayout(recipe).model.require(content=True)
     with whole_folder(output.path) as partial:
-        for sample, table, cells in tables(folder, data):
-            check_table(table, sample, cells, data.genes)
+        for sample, table in tables(folder, data):
             table.to_parquet(partial / f"{sample}.parquet", index=False)
-            console.print(f"predict: {sample}: {len(cells):,} nuclei x {len(data.genes)} genes", highlight=False)
+            said = f"{len(data.held_out[sample]):,} nuclei x {len(data.genes)} genes"
+            console.print(f"predict: {sample}: {said}", highlight=False)
 
 
 def score(recipe: SlideRecipe, output: Output, console: Console) -> None:
@@ -115,9 +126,9 @@ def score(recipe: SlideRecipe, output: Output, console: Console) -> None:
     the training nuclei. All are rounded as a table is.
     """
     from vcc_fm.ground.processes import process_state
-    from vcc_fm.slides.model import PatchDecoder, fit_ridge, ordered
+    from vcc_fm.slides.model import PatchDecoder, ordered
+    from vcc_fm.slides.ridge import colour_columns, fit_patches, start_of
     from vcc_fm.slides.score import score as score_entry
-    from vcc_fm.slides.train import colour_columns, start_of
     from vcc_fm.slides.train import predict as predict_nuclei
 
     if not process_state().is_main_process:
@@ -130,7 +141,7 @@ def score(recipe: SlideRecipe, output: Output, console: Console) -> None:
     predicted = {
         "model": predict_nuclei(model, data, rows),
         "start": ordered(start_of(data).predict(features)),
-        "colour-ridge": fit_ridge(data, colour_columns(data)).predict(features)[:, :genes],
+        "colour-ridge": fit_patches(data, colour_columns(data)).predict(features)[:, :genes],
         "mean": np.repeat(data.values(data.rows("train")).mean(axis=0)[None], len(rows), axis=0),
     }
     where, measured = data.nuclei.iloc[rows], data.values(rows)

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 
 
-def moderated_t(
-    means: tuple[np.ndarray, np.ndarray], squares: tuple[np.ndarray, np.ndarray], cells: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def moderated_t(means: np.ndarray, squares: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The moderated t of the first group's mean less the second's and its two-sided p, float64 [G] each.
 
     Args:
-        means: of the two groups, [G] each.
-        squares: sums of squared distances from the group's mean, [G] each.
-        cells: of the two groups, three or more together.
+        means: of the two groups, [2, G].
+        squares: sums of squared distances from the group's mean, [2, G].
+        cells: of the two groups, three or more together, [2].
     """
-    freedom = sum(cells) - 2
-    variance = (squares[0] + squares[1]) / freedom
+    freedom = int(cells.sum()) - 2
+    variance = squares.sum(axis=0) / freedom
     prior, typical = prior_of(variance, freedom)
     # A gene without variance has the prior's share alone; where nothing varies, nothing can be told.
     posterior = typical if np.isinf(prior) else (prior * typical + freedom * variance) / (prior + freedom)
-    error = np.sqrt(posterior * (1 / cells[0] + 1 / cells[1]))
+    error = np.sqrt(posterior * (1 / cells).sum())
     difference = means[0] - means[1]
     t = np.divide(difference, error, out=np.zeros_like(difference), where=error > 0)
     # No more degrees than all genes have together, as limma has it.
@@ -52,14 +51,6 @@ def prior_of(variance: np.ndarray, freedom: float) -> tuple[float, float]:
 
 
 def trigamma_inverse(value: float) -> float:
-    """The x > 0 whose trigamma is ``value`` > 0, by Newton's steps on its reciprocal, which is nearly straight.
-
-    The paper's appendix has the start and shows that the steps rise to the root.
-    """
-    x = 0.5 + 1 / value
-    while True:
-        trigamma = float(polygamma(1, x))
-        step = trigamma * (1 - trigamma / value) / float(polygamma(2, x))
-        x += step
-        if -step <= 1e-10 * x:
-            return x
+    """The x > 0 whose trigamma is ``value`` > 0. Trigamma falls, and is between 1 / x and 1 / x + 1 / x²."""
+    low, high = 1 / value, 1 / value + 1 / np.sqrt(value)
+    return float(brentq(lambda x: polygamma(1, x) - value, low, high, xtol=1e-300, rtol=1e-12))

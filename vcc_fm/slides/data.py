@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
 from vcc_fm.cellsets.batch import Fed
+from vcc_fm.cellsets.sampler import Sets
 from vcc_fm.encoders.images.slide import Slide, log_share
 from vcc_fm.ground.errors import UserError, shown
 from vcc_fm.recipe.slides import RegionSplit
 from vcc_fm.store.embeddings import EmbeddingStore
+from vcc_fm.training.loop import Assembles
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,13 @@ class PatchBatch(Fed):
     mask_BS: torch.Tensor
     target_BT: torch.Tensor | None
 
-    def __len__(self) -> int:
-        return len(self.wide_BF)
-
-    @property
-    def cells(self) -> torch.Tensor:  # type: ignore[override]
-        """See :class:`Fed`: those that are predicted."""
-        return torch.tensor(len(self), device=self.device)
-
     @property
     def tokens(self) -> int:  # type: ignore[override]
         """See :class:`Fed`."""
         return len(self) * (2 + self.mask_BS.shape[1])
 
 
-class PatchData:
+class PatchData(Assembles):
     """The nuclei of a store, in its order.
 
     Attributes:
@@ -78,42 +73,33 @@ class PatchData:
     def __init__(self, folder: Path, slides: Sequence[Slide], split: RegionSplit | None, seed: int, size: int):
         self.store, self.size = EmbeddingStore(folder), size
         key = pd.Series(self.store.keys).astype(str).str.rsplit("/", n=1)
+        index = pd.MultiIndex.from_arrays([key.str[0], key.str[1].astype(np.int64)], names=["sample", "cell_id"])
+        group = pd.concat({slide.sample: slide.nuclei["group"] for slide in slides}, names=index.names)
         self._place = self.store.take(np.arange(len(key)), "place").astype(float)
-        columns = {"sample": key.str[0], "cell_id": key.str[1].astype(np.int64), "group": "none"}
-        self.nuclei = pd.DataFrame(columns | {"y": self._place[:, 0], "x": self._place[:, 1]})
-        measured = [slide.expression() for slide in slides]
-        self.genes, self._row, before = measured[0][1], np.full(len(key), -1), 0
-        for slide, (ids, genes, counts) in zip(slides, measured, strict=True):
-            if genes != self.genes:
-                raise UserError(f"{slide.sample}: other genes than {slides[0].sample}; give slides of one panel")
-            here = np.flatnonzero(self.nuclei["sample"] == slide.sample)
-            cells = pd.Index(self.nuclei["cell_id"].to_numpy()[here])
-            self.nuclei.loc[here, "group"] = slide.nuclei["group"].reindex(cells).to_numpy()
-            # A nucleus without transcripts has no expression to learn.
-            found = ids[counts.sum(axis=1).A1 > 0].get_indexer(cells), ids.get_indexer(cells)
-            self._row[here] = np.where(found[0] >= 0, found[1] + before, -1)
-            before += len(ids)
-        named, self.held_out = [] if split is None else split.test, dict[str, pd.Index]()
-        for slide in slides:
-            tested = slide.nuclei["group"].isin([] if named else ["validation", "test"]) | (slide.sample in named)
-            if tested.any():
-                self.held_out[slide.sample] = slide.nuclei.index[tested]
-        self._counts = sparse.vstack([counts for _, _, counts in measured], "csr")
+        self.nuclei = group.reindex(index).reset_index().assign(y=self._place[:, 0], x=self._place[:, 1])
+        ids, genes, counts = zip(*(slide.expression() for slide in slides), strict=True)
+        self.genes: list[str] = genes[0]
+        if others := [slide.sample for slide, panel in zip(slides, genes, strict=True) if panel != self.genes]:
+            raise UserError(f"{others[0]}: other genes than {slides[0].sample}; give slides of one panel")
+        samples = np.repeat([slide.sample for slide in slides], list(map(len, ids)))
+        self._counts = sparse.vstack(counts, "csr")
+        # A nucleus without transcripts has no expression to learn.
+        some = np.flatnonzero(self._counts.sum(axis=1).A1)
+        self._counts = self._counts[some]
+        self._row = pd.MultiIndex.from_arrays([samples[some], np.concatenate(ids)[some]]).get_indexer(index)
+        named = split.test if split else []
+        tested = group[group.isin([] if named else ["validation", "test"]) | group.index.isin(named, level="sample")]
+        self.held_out = {str(one): part.index.droplevel(0) for one, part in tested.groupby(level=0, sort=False)}
         self.nuclei["role"], self.nuclei["region"] = roles(self.nuclei, split, seed)
         self.nuclei.loc[self.nuclei["role"].isin(["train", "validation"]) & (self._row < 0), "role"] = "none"
         for role in ("train", "validation") if split else ():
             if not len(self.rows(role)):
                 raise UserError(f"split: no nucleus is left for {role}; hold out less, or set region smaller")
-        self._nearest()
-
-    def _nearest(self) -> None:
-        """The nearest nuclei of each, of any group: images are known wherever expression is held out."""
-        sample = self.nuclei["sample"].to_numpy()
-        self._near = np.repeat(np.arange(len(sample))[:, None], self.size, axis=1)
+        # The nearest nuclei of each, of any group: images are known wherever expression is held out.
+        self._near = np.repeat(np.arange(len(key))[:, None], size, axis=1)
         self._there = np.zeros(self._near.shape, bool)
-        for one in np.unique(sample):
-            rows = np.flatnonzero(sample == one)
-            most = min(self.size, len(rows))
+        for rows in self.nuclei.groupby("sample").indices.values():
+            most = min(size, len(rows))
             _, found = cKDTree(self._place[rows]).query(self._place[rows], np.arange(most) + 1)
             self._near[rows[:, None], np.arange(1, most)] = rows[found[:, 1:]]
             self._there[rows, :most] = True
@@ -139,11 +125,6 @@ class PatchData:
         """Vectors of nuclei and of their neighbourhoods, colours included, [n, 2 F] float32."""
         return np.concatenate([self.store.take(rows), self.store.take(rows, "wide")], axis=1)
 
-    # ------------------------------------------------------------------------------------------------------- batches
-    def buffer(self, sets: int) -> np.ndarray | None:
-        """None: batches are small."""
-        return None
-
     def assemble(self, sets: list[int], buffer: np.ndarray | None = None) -> PatchBatch:
         """Read and stack nuclei, given by their rows, with what is learned of them unless one is held out."""
         rows = np.array(sets)
@@ -151,32 +132,26 @@ class PatchData:
         # A unit that does not depend on which slides there are: one slide is predicted as among others.
         unit = self.store.meta["parameters"]["wide"]
         offset = ((self._place[near] - self._place[rows][:, None]) / unit).astype(np.float32)
-        known = len(self.measured(rows)) == len(rows) and not (self.nuclei["role"].to_numpy()[rows] == "test").any()
+        known = np.isin(self.nuclei["role"].to_numpy()[rows], ["train", "validation"]).all()
         target = np.concatenate([self.values(rows), self.ranks(rows)], axis=1) if known else None
         vectors = self.store.take(near.ravel()).reshape(*near.shape, -1), self.store.take(rows, "wide")
         near_, wide, place, there = map(torch.from_numpy, (*vectors, offset, self._there[rows]))
         return PatchBatch(near_, wide, place, there, None if target is None else torch.from_numpy(target))
 
 
-class NucleusStream:
+class NucleusStream(Sets):
     """An endless, addressable stream of rows: each once an epoch, in an order that seed and epoch alone decide."""
 
     def __init__(self, rows: np.ndarray, seed: int):
-        self._rows, self._seed, self._drawn = rows, seed, (-1, rows)
+        self._rows = rows
+        self._order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, len(self._rows))
-        drawn = self._drawn  # threads may ask at the same time
-        if drawn[0] != epoch:
-            drawn = self._drawn = (epoch, np.random.default_rng([self._seed, epoch]).permutation(self._rows))
-        return int(drawn[1][place])
-
-    def step(self, step: int, batch_sets: int, share: slice) -> list[int]:
-        """The nuclei of an optimiser step that fall to one device."""
-        return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
+        return int(self._order(epoch)[place])
 
 
 def roles(nuclei: pd.DataFrame, split: RegionSplit | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,10 +180,8 @@ def roles(nuclei: pd.DataFrame, split: RegionSplit | None, seed: int) -> tuple[n
     role[np.isin(sample, split.test)] = "test"
 
     def square(down: int, right: int) -> np.ndarray:
-        at = [
-            ((nuclei[axis] + by) // split.region).astype(int).astype(str) for axis, by in (("y", down), ("x", right))
-        ]
-        return (nuclei["sample"] + "/" + at[0] + "-" + at[1]).to_numpy(str)
+        at = ((nuclei[["y", "x"]] + [down, right]) // split.region).astype(int).astype(str)
+        return (nuclei["sample"] + "/" + at["y"] + "-" + at["x"]).to_numpy(str)
 
     own = square(0, 0)
     if isinstance(split.validation, list):

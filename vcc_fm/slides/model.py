@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
 
+from vcc_fm.decoder.build import encoder_of
 from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone, unfit
 from vcc_fm.decoder.load import base_config, load_backbone
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.model import SetDecoder
 from vcc_fm.ground.errors import UserError, asked_by
-from vcc_fm.ground.hub import expanded
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.slides.data import PatchBatch, PatchData
-from vcc_fm.slides.ridge import Ridge, fit
-
-AT_MOST = 20_000
-"""Training, and validation, nuclei that a regression is fitted on."""
+from vcc_fm.slides.ridge import Ridge
+from vcc_fm.training.phase import Phase
 
 
 class PatchDecoderConfig(PerturbationDecoderConfig):
@@ -89,48 +89,33 @@ def ordered(predicted: np.ndarray) -> np.ndarray:
     return np.take_along_axis(np.sort(values.clip(min=0), axis=1), place, axis=1)
 
 
-def fit_ridge(data: PatchData, *columns: np.ndarray) -> Ridge:
-    """Regressions of values and ranks [T] on the patches of training nuclei.
-
-    Args:
-        data: the nuclei; penalties are chosen on those that validate.
-        columns: sets of features, bool [2 F]; each is tried, and the best on the validation nuclei taken.
-    """
-    train, held = (rows[:: -(-len(rows) // AT_MOST)] for rows in map(data.rows, ("train", "validation")))
-    x, held_x, both = data.patches(train), data.patches(held), []
-    for of in (data.values, data.ranks):
-        y, held_y = of(train), of(held)
-        both.append(min((fit(x, y, held_x, held_y, one) for one in columns), key=lambda one: one.error))
-    slope, mean = np.concatenate([one.slope for one in both], axis=1), np.concatenate([one.mean for one in both])
-    return Ridge(both[0].centre, both[0].size, slope, mean, both[1].error)
-
-
-def build(
-    settings: BackboneSettings, config: PatchDecoderConfig, start: Ridge, seed: int
-) -> tuple[PatchDecoder, PatchDecoder | PeftModel]:
-    """The decoder, and what trains: itself, or adapters on a base around it.
+def build(phase: Phase[BackboneSettings], data: PatchData, start: Ridge) -> PatchDecoder | PeftModel:
+    """What trains: the decoder itself, or adapters on a base around it; untrained it predicts what ``start`` does.
 
     Raises:
         UserError: the base cannot be loaded or does not fit.
     """
-    torch.manual_seed(seed)
-    base, loaded = expanded(settings.base), None
+    settings, base = phase.decoder, phase.base
+    backbone, loaded = dict[str, Any](settings.backbone), None
+    torch.manual_seed(phase.seed)
     if base == "pretrain":
         raise UserError("decoder.base=pretrain: a recipe on slides makes no base; name one, or take scratch")
     if base == "scratch":
-        check_backbone(settings.backbone)
-        config.backbone = dict(settings.backbone)
+        check_backbone(backbone)
     else:
         with asked_by("decoder.base"):
-            config.backbone = base_config(base, settings.revision).to_dict()
+            backbone = base_config(base, settings.revision).to_dict()
             loaded = load_backbone(base, settings.revision)
+    encoder = encoder_of(data.store.meta)
+    config = PatchDecoderConfig(backbone=backbone, genes=data.genes, cell_width=data.store.width, cell_encoder=encoder)
     try:
         decoder = PatchDecoder(config)
     except UNFIT as error:
-        raise unfit(config.backbone, error) from None
-    for name in ("centre", "size", "slope", "mean"):
-        decoder.get_buffer(name).copy_(torch.from_numpy(getattr(start, name)))
+        raise unfit(backbone, error) from None
+    decoder.bf16_backbone = phase.config.precision == "bf16"
+    for name, values in start._asdict().items():
+        decoder.get_buffer(name).copy_(torch.from_numpy(values))
     if loaded is None:
-        return decoder, decoder
+        return decoder
     decoder.backbone.load_state_dict(loaded.state_dict())
-    return decoder, add_adapters(decoder, settings.lora, base)
+    return add_adapters(decoder, settings.lora, base)

@@ -7,7 +7,7 @@ in all; an entry whose MSE reaches the limit is invalid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,7 @@ MOST_ERROR = 0.2
 COLUMNS = ["sample", "cell_id", "gene", "prediction"]
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """Of one entry.
 
     Attributes:

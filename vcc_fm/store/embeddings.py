@@ -59,8 +59,7 @@ def write_embeddings(
         for keys, vectors, *columns in chunks:
             missing.extend((rows + np.flatnonzero(np.isnan(vectors[:, 0]))).tolist())
             rows += len(keys)
-            flat = pa.array(np.ascontiguousarray(vectors, dtype).ravel())
-            first = [pa.array(keys, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
+            first = [pa.array(keys, pa.string()), fixed_lists(vectors.astype(dtype, copy=False))]
             yield pa.RecordBatch.from_arrays([*first, *columns], schema=features.arrow_schema)
 
     shard = write_shard(folder / DATA_FILE, features, batches())
@@ -74,6 +73,11 @@ def write_embeddings(
         "missing": missing,
     }
     write_store_json(folder, described | {"fingerprint": fingerprint} | meta)
+
+
+def fixed_lists(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """Vectors [n, width] as a column of Arrow."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
 
 
 def is_dataset_file(name: str) -> bool:

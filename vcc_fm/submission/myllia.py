@@ -48,9 +48,8 @@ class Myllia(Submission):
         ):
             if lost:
                 raise UserError(f"{labels.path}: lacks {many(len(lost), what)} of {key}: {listed(lost)}; predict them")
-        chosen = (labels.cells["context"] == contexts[0]) & labels.cells["perturbation"].isin(self.names)
-        rows = np.flatnonzero(chosen)
-        self._predicted = from_predictions(labels, rows, labels.cells.iloc[rows])
+        chosen = labels.cells[(labels.cells["context"] == contexts[0]) & labels.cells["perturbation"].isin(self.names)]
+        self._predicted = from_predictions(labels, chosen.index.to_numpy(), chosen)
         cells = inputs.cells()
         require_controls(contexts, contexts_with(cells.control, cells.group_cells), cells.control, str(cells.folder))
         control = cells.rows(contexts[0], cells.control)
@@ -58,9 +57,8 @@ class Myllia(Submission):
 
     def write(self, output: Path, memory: float, progress: Progresses) -> dict[str, Any]:
         """See :class:`Submission`."""
-        control = mean_logs(self._control).iloc[0]
-        means = mean_logs(self._predicted)
-        responses = (means.loc[self.names, self.genes] - control[self.genes]).set_axis(self.names.index)
+        means = mean_logs(self._predicted) - mean_logs(self._control).iloc[0]
+        responses = means.loc[self.names, self.genes].set_axis(self.names.index)
         with whole_file(output) as partial:
             responses.to_csv(partial, index_label=ID)
             written = pd.read_csv(partial, dtype={ID: str}, float_precision="round_trip")
@@ -75,15 +73,11 @@ class Myllia(Submission):
 def mean_logs(part: Part) -> pd.DataFrame:
     """Mean over cells of log2(1 + 1e4 count / depth) by perturbation, float64 [perturbations, genes]."""
     codes, names = pd.factorize(part.labels["perturbation"].astype(str))
-    sums, done = np.zeros((len(names), len(part.genes))), 0
+    sums, rest = np.zeros((len(names), len(part.genes))), codes
     for block in part.blocks(part.genes):
-        share = np.repeat(TOTAL / np.maximum(block.depth, 1), np.diff(block.counts.indptr))
-        logs = sp.csr_matrix(
-            (np.log2(1 + block.counts.data * share), block.counts.indices, block.counts.indptr), block.counts.shape
-        )
-        rows = codes[done : done + len(block.depth)]
-        sums += sp.csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(names), len(rows))) @ logs
-        done += len(rows)
+        logs = (sp.diags(TOTAL / np.maximum(block.depth, 1)) @ block.counts).log1p() / np.log(2)
+        here, rest = np.split(rest, [len(block.depth)])
+        sums += sp.csr_matrix((np.ones(len(here)), (here, np.arange(len(here)))), (len(names), len(here))) @ logs
     return pd.DataFrame(sums / np.bincount(codes)[:, None], index=names, columns=part.genes)
 
 
@@ -97,6 +91,6 @@ def _table(path: Path, columns: list[str]) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if lost := [name for name in columns if name not in table]:
         raise UserError(f"{path}: no column {lost[0]}; give the platform's file")
-    if table[ID].duplicated().any():
-        raise UserError(f"{path}: {table[ID][table[ID].duplicated()].iloc[0]} stands twice in its column {ID}")
+    if len(again := table[ID][table[ID].duplicated()]):
+        raise UserError(f"{path}: {again.iloc[0]} stands twice in its column {ID}")
     return table

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from vcc_fm.cellsets.batch import Fed
+from vcc_fm.cellsets.sampler import Sets
 from vcc_fm.ground.errors import TryAgain, UserError
 from vcc_fm.ground.processes import stop_requests
 from vcc_fm.recipe.train import TrainConfig
@@ -87,22 +88,12 @@ class Losses(Protocol):
         """The terms of each set, [B] each, unweighted."""
 
 
-class Sets(Protocol):
-    """An addressable, endless stream of sets; ``str`` of a set says for people which it is."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> Any: ...
-
-    def step(self, step: int, batch_sets: int, share: slice) -> list[Any]:
-        """The sets of an optimiser step that fall to one device: ``share`` of its ``batch_sets`` sets."""
-
-
 class Assembles(Protocol):
     """Turns sets into batches."""
 
     def buffer(self, sets: int) -> np.ndarray | None:
         """Memory that ``assemble`` may write ``sets`` sets into; None where it needs none."""
+        return None
 
     def assemble(self, sets: list[Any], buffer: np.ndarray | None = None) -> Any:
         """Read and stack ``sets``."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,18 +22,20 @@ from vcc_fm.cellsets.split import Group
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.four_bit import is_4_bit
 from vcc_fm.decoder.losses import SetLosses
-from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.decoder.model import PerturbationDecoder, SetDecoder
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
-from vcc_fm.recipe.decoder import DecoderSettings
+from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.accelerator import count_parameters, engine_of, forget_accelerator, make_accelerator
 from vcc_fm.training.checkpoint import load_trained, save_decoder
 from vcc_fm.training.loop import Selection, Trainer
 from vcc_fm.training.trust import Trust, choose_trust
 
+Settings = TypeVar("Settings", bound=BackboneSettings, covariant=True)
+
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(Generic[Settings]):
     """A training phase: what trains, and from what.
 
     Attributes:
@@ -50,7 +53,7 @@ class Phase:
 
     name: str
     config: TrainConfig
-    decoder: DecoderSettings
+    decoder: Settings
     base: str
     seed: int
     run: str
@@ -81,18 +84,28 @@ def train_phase(
     Raises:
         UserError: there is nothing to train on, or the settings do not fit the data or the processes.
     """
-    config, name = phase.config, phase.name
-    accelerator = make_accelerator(config, work, name)
-    claim(work, phase.fingerprint, accelerator)
-    if config.tracker != "none":
-        accelerator.init_trackers(f"{phase.run}-{name}")
-    trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
-    weights = trainer.run()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        trained = finished(weights)
-        trust = _trust(phase, trainer, _inner(trained))
-        _save(phase, data, trainer.selection, trust, trained, final, console)
+    with begun(phase, work) as accelerator:
+        trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
+        weights = trainer.run()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            trained = finished(weights)
+            trust = _trust(phase, trainer, _inner(trained))
+            save(phase, trained, trainer.selection, final, console, trust, data.cells.meta["simulated"])
+
+
+@contextmanager
+def begun(phase: Phase, work: Path) -> Iterator[Accelerator]:
+    """What a phase computes with; checkpoints of another in ``work`` are thrown away.
+
+    Raises:
+        UserError: as :func:`make_accelerator`.
+    """
+    accelerator = make_accelerator(phase.config, work, phase.name)
+    _claim(work, phase.fingerprint, accelerator)
+    if phase.config.tracker != "none":
+        accelerator.init_trackers(f"{phase.run}-{phase.name}")
+    yield accelerator
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
     for tracker in accelerator.trackers:
@@ -198,21 +211,21 @@ def _trust(phase: Phase, trainer: Trainer, decoder: PerturbationDecoder) -> Trus
     return found
 
 
-def _save(
+def save(
     phase: Phase,
-    data: Dataset,
+    trained: SetDecoder | PeftModel,
     selection: Selection | None,
-    trust: Trust | None,
-    trained: PerturbationDecoder | PeftModel,
     final: Path,
     console: Console,
+    trust: Trust | None = None,
+    simulated: bool = False,
 ) -> None:
     """Save the decoder with its recipe and its record, and say how it compares with its start."""
     record: dict[str, Any] = {
         "phase": phase.name,
         "fingerprint": phase.fingerprint,
         "base": phase.base,
-        "simulated": data.cells.meta["simulated"],
+        "simulated": simulated,
     }
     if selection is not None:
         console.print(f"{phase.name}: validation {selection}", highlight=False, soft_wrap=True)
@@ -227,7 +240,7 @@ def _save(
         save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
 
 
-def claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
+def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
     """Throw away checkpoints and log lines of another recipe."""
     owner = folder / "owner.json"
     if accelerator.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):

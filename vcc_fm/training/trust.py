@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vcc_fm.cellsets.sampler import Sets
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.words import many
-from vcc_fm.training.loop import Assembles, Losses, Sets
+from vcc_fm.training.loop import Assembles, Losses
 
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
 CLEAR = 2.0

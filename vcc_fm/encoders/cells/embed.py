@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from accelerate import PartialState
 from rich.console import Console
 
@@ -20,7 +19,7 @@ from vcc_fm.ground.files import read_json, whole_folder
 from vcc_fm.ground.paths import without_folders
 from vcc_fm.recipe.embed import CellEncoderSettings
 from vcc_fm.store.cells import CellStore
-from vcc_fm.store.embeddings import write_embeddings
+from vcc_fm.store.embeddings import fixed_lists, write_embeddings
 
 SHARD = 1024
 """Cells of a shard, which is what a process computes and keeps."""
@@ -114,11 +113,7 @@ def _without_folders(settings: CellEncoderSettings) -> dict[str, Any]:
 
 def _chunks(cells: CellStore, work: Shards, encoder: CellEncoder) -> Iterator[tuple[Any, ...]]:
     """Barcodes, vectors and further vectors, a shard at a time."""
+    ends = np.cumsum([encoder.width, *encoder.further.values()])[:-1]
     for number, start in enumerate(range(0, len(cells), SHARD)):
-        vectors, end = work.load(number), encoder.width
-        columns = []
-        for width in encoder.further.values():
-            flat = np.ascontiguousarray(vectors[:, end : end + width]).ravel()
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), width))
-            end += width
-        yield cells.barcodes[start : start + SHARD], vectors[:, : encoder.width], *columns
+        vectors, *further = np.split(work.load(number), ends, axis=1)
+        yield cells.barcodes[start : start + SHARD], vectors, *map(fixed_lists, further)

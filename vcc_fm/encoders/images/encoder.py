@@ -11,13 +11,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTImageProc
 from vcc_fm.encoders.parallel import each_on_one_core
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.hub import address_of, pull
-from vcc_fm.ground.identity import model_identity
 from vcc_fm.ground.paths import expand, without_folders
 from vcc_fm.recipe.slides import ImageEncoderSettings
 
 UNTRAINED = "untrained"
-VERSION = 1
-"""Raised whenever the same settings would give other vectors."""
 COLOURS = 9
 """Numbers that tell the colours of a patch; the last ones of its vector."""
 _DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
@@ -58,23 +55,14 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def _batch(self, patches: np.ndarray) -> np.ndarray:
-        pixels = self._processor(list(patches), input_data_format="channels_first", return_tensors="pt")[
-            "pixel_values"
-        ]
-        states = self._model(pixel_values=pixels.to(self._device)).last_hidden_state
+        shown = self._processor(list(patches), input_data_format="channels_first", return_tensors="pt")
+        states = self._model(pixel_values=shown["pixel_values"].to(self._device)).last_hidden_state
         return (states[:, 0] if self._settings.pool == "cls" else states.mean(dim=1)).float().cpu().numpy()
 
 
-def identity(settings: ImageEncoderSettings) -> list[Any]:
-    """All that a vector depends on, beside the patch."""
-    model = settings.model if settings.model == UNTRAINED else model_identity(settings.model)
-    return ["images", VERSION, settings.model_dump(mode="json", exclude={"batch", "model"}), model]
-
-
 def _untrained(settings: ImageEncoderSettings) -> tuple[Any, Any]:
-    options = dict(settings.config)
     with reading("embed.images.config", "a transformers config of a vision model", "correct it"):
-        config = AutoConfig.for_model(str(options.pop("model_type", "vit")), **options)
+        config = AutoConfig.for_model(**({"model_type": "vit"} | settings.config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = AutoModel.from_config(config)

@@ -17,7 +17,6 @@ import zarr
 from anndata.io import read_elem
 from scipy import sparse
 
-from vcc_fm.encoders.images.patches import Strips, centroids
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.slides import SlidesConfig
@@ -33,6 +32,7 @@ class Slide:
 
     Attributes:
         sample: its name, that of the store.
+        image: [3, height, width] uint8.
         nuclei: index cell_id; group (train, validation, test, none), y and x (pixels; NaN without a pixel).
 
     Raises:
@@ -40,22 +40,23 @@ class Slide:
     """
 
     def __init__(self, path: Path, settings: SlidesConfig):
-        self._path, self._settings, self.sample = path, settings, path.name.removesuffix(".zarr")
+        self._path, self._expression, self.sample = path, settings.expression, path.name.removesuffix(".zarr")
         with reading(path, "a SpatialData store"):
             self._root = zarr.open_group(path, mode="r", use_consolidated=False)
-        self._image, mask = self._raster(settings.image), self._raster(settings.nuclei)
-        for name, image, fits in (
-            (settings.image, self._image, self._image.shape[:-2] == (3,) and self._image.dtype == np.uint8),
-            (settings.nuclei, mask, mask.dtype.kind in "iu" and mask.shape[-2:] == self._image.shape[-2:]),
+        self.image = image = self._raster(settings.image)
+        mask = self._raster(settings.nuclei)
+        for name, found, fits in (
+            (settings.image, image, image.shape[:-2] == (3,) and image.dtype == np.uint8),
+            (settings.nuclei, mask, mask.dtype.kind in "iu" and mask.shape[-2:] == image.shape[-2:]),
         ):
             if not fits:
-                found = f"{list(image.shape)} {image.dtype}"
-                raise UserError(f"{path}: {name} is {found}, no RGB image, or no mask of its size; name another")
-        obs = self._table(settings.groups, "obs")
-        ids, where = pd.Index(self._column(obs, settings.groups, "cell_id")), f"{path}: {settings.groups}"
+                kind = f"{list(found.shape)} {found.dtype}"
+                raise UserError(f"{path}: {name} is {kind}, no RGB image, or no mask of its size; name another")
+        ids, group = (self._column(settings.groups, name) for name in ("cell_id", "group"))
+        where = f"{path}: {settings.groups}"
         if ids.dtype.kind not in "iu" or ids.has_duplicates or (ids <= 0).any():
             raise UserError(f"{where}: cell_id must be positive integers, each once; mend the table")
-        group = self._column(obs, settings.groups, "group").astype(str).str.lower().replace(GROUPS).to_numpy()
+        group = group.astype(str).str.lower().map(lambda one: GROUPS.get(one, one))
         if unknown := set(group) - set(GROUPS.values()):
             raise UserError(f"{where}: group {shown(min(unknown))} is unknown; there are {', '.join(GROUPS)}")
         y, x = centroids(mask, int(ids.max()))
@@ -63,9 +64,7 @@ class Slide:
 
     def _raster(self, name: str) -> zarr.Array:
         """The element of that name, in full resolution; images and labels of any zarr and OME-NGFF version."""
-        found: Any = next(
-            (self._root[f"{k}/{name}"] for k in ("images", "labels") if f"{k}/{name}" in self._root), None
-        )
+        found: Any = next((self._root[at] for k in ("images", "labels") if (at := f"{k}/{name}") in self._root), None)
         if found is None:
             raise UserError(f"{self._path}: no image {shown(name)}; name one of its images or labels")
         with reading(f"{self._path}: {name}", "an OME-NGFF image"):
@@ -79,10 +78,11 @@ class Slide:
         with reading(f"{self._path}: tables/{name}/{part}", "a table", "name another table"):
             return read_elem(self._root[f"tables/{name}/{part}"])
 
-    def _column(self, obs: pd.DataFrame, table: str, name: str) -> pd.Series:
+    def _column(self, table: str, name: str) -> pd.Index:
+        obs = self._table(table, "obs")
         if name not in obs:
             raise UserError(f"{self._path}: {table} has no column {name}; found {', '.join(obs.columns)}")
-        return obs[name]
+        return pd.Index(obs[name])
 
     def expression(self) -> tuple[pd.Index, list[str], sparse.csr_matrix]:
         """cell_id of the measured nuclei, genes, and raw counts [n, genes] float32.
@@ -90,17 +90,31 @@ class Slide:
         Raises:
             UserError: there are no counts, or the table's own values are not log1p(100 x / total) of them.
         """
-        name = self._settings.expression
-        ids, var = self._column(self._table(name, "obs"), name, "cell_id"), self._table(name, "var")
+        name = self._expression
+        ids, genes = self._column(name, "cell_id"), list(map(str, self._table(name, "var").index))
         counts = sparse.csr_matrix(self._table(name, "layers/counts"), dtype=np.float32)
         first = sparse.csr_matrix(self._table(name, "X"))[:1000].toarray()
         if not np.allclose(first, log_share(counts[:1000].toarray()), atol=0.01):
             raise UserError(f"{self._path}: {name}/X is not log1p(100 x / total) of layers/counts; mend the table")
-        return pd.Index(ids), list(map(str, var.index)), counts
+        return ids, genes, counts
 
-    def strips(self, margin: int) -> Strips:
-        """The image, for patches of ``2 * margin`` pixels."""
-        return Strips(self._image, margin)
+
+def centroids(mask: zarr.Array, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean row and column of the pixels of each label 0 … ``most`` of ``mask`` [(1,) height, width], in float64.
+
+    NaN where a label has no pixel. Larger labels are passed over.
+    """
+    number, rows, columns = np.zeros((3, most + 1))
+    step = (mask.shards or mask.chunks)[-2]
+    for top in range(0, mask.shape[-2], step):
+        part = np.asarray(mask[..., top : top + step, :]).ravel()
+        place = np.flatnonzero((part > 0) & (part <= most))
+        labels, (y, x) = part[place].astype(np.int64), np.divmod(place, mask.shape[-1])
+        number += np.bincount(labels, minlength=most + 1)
+        rows += np.bincount(labels, top + y, most + 1)
+        columns += np.bincount(labels, x, most + 1)
+    with np.errstate(invalid="ignore"):
+        return rows / number, columns / number
 
 
 def log_share(counts: np.ndarray) -> np.ndarray:
@@ -121,7 +135,6 @@ def open_slides(settings: SlidesConfig) -> list[Slide]:
         UserError: there are none, or one is refused.
     """
     if not (paths := slide_files(settings)):
-        raise UserError(
-            f"slides.path={settings.path}: no such store; get them: {settings.get or 'or correct the path'}"
-        )
+        get = settings.get or "or correct the path"
+        raise UserError(f"slides.path={settings.path}: no such store; get them: {get}")
     return [Slide(path, settings) for path in paths]

@@ -4,8 +4,8 @@ A response is the mean over cells of log2(1 + 1e4 count / depth), less that of c
 genes with true responses t, predicted ones x and weights w whose rows sum to G:
 
 - error of a row: the mean over genes of w |t - x|; its gain: log2 of the baseline's error over it, at most 5;
-- cosine over all rows and genes: each product counts g², g = u²(3 - 2u), u = (max(|t|, |x|) - left) / (right - left)
-  within 0 and 1, so that what both call small says nothing;
+- cosine over all rows and genes: each product counts g², g = u²(3 - 2u), u = max(|t|, |x|) / right, at most 1, so that
+  what both call small says little;
 - score: the sum of the gains times the cosine, or 0 where that is negative.
 
 The platform's own rows have a table (:func:`score_table`), with weights and the baseline's error. For other cells both
@@ -16,8 +16,6 @@ training responses; beside measured cells alone it is the mean of theirs, which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -51,12 +49,7 @@ class Score(NamedTuple):
 
 
 def score_responses(
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    weights: np.ndarray,
-    baseline: np.ndarray,
-    left: float = 0.0,
-    right: float = 0.2,
+    truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray, baseline: np.ndarray, right: float = 0.2
 ) -> Score:
     """Score predicted responses.
 
@@ -65,59 +58,54 @@ def score_responses(
         predicted: [L, G].
         weights: [L, G].
         baseline: the baseline's error of each row, [L].
-        left: size up to which a response says nothing in the cosine.
-        right: size from which it says all; 0.2 in the platform's code, 0.3 in its text.
+        right: size from which a response says all in the cosine; 0.2 in the platform's code, 0.3 in its text.
     """
     error = np.mean(weights * np.abs(truth - predicted), axis=1)
     gains = np.minimum(MOST_GAIN, np.log2(np.maximum(baseline, TINY) / np.maximum(error, TINY)))
-    u = np.clip((np.maximum(np.abs(truth), np.abs(predicted)) - left) / (right - left), 0, 1)
+    u = np.minimum(np.maximum(np.abs(truth), np.abs(predicted)) / right, 1)
     gate = np.square(np.square(u) * (3 - 2 * u))
     length = np.sqrt(np.sum(gate * truth**2) * np.sum(gate * predicted**2))
     cosine = float(np.sum(gate * truth * predicted) / length) if length >= TINY else 0.0
     return Score(float(gains.sum()) * max(0.0, cosine), gains, cosine)
 
 
-def score_table(solution: pd.DataFrame, submission: pd.DataFrame, left: float = 0.0, right: float = 0.2) -> float:
+def score_table(solution: pd.DataFrame, submission: pd.DataFrame) -> float:
     """The platform's score of a submission, to its five decimals.
 
     Args:
         solution: columns ``pert_id``, a column a gene, ``w_GENE`` for each, ``baseline_wmae``
             (``training_data_ground_truth_table.csv`` has this form).
         submission: ``pert_id`` and the same genes, rows and columns in any order.
-        left: see :func:`score_responses`.
-        right: see there.
 
     Raises:
         UserError: ids or genes differ or repeat, a value is not finite, or weights do not sum to the number of genes.
     """
     genes = [name for name in solution.columns if name not in (ID, BASELINE) and f"{WEIGHT}{name}" in solution]
-    found = {"solution": solution.set_index(ID), "submission": checked(submission, genes, solution[ID].tolist())}
-    truth = found["solution"][genes].to_numpy(float)
-    weights = found["solution"][[f"{WEIGHT}{gene}" for gene in genes]].to_numpy(float)
+    truth, found = solution.set_index(ID), checked(submission, genes, solution[ID].tolist())
+    weights = truth[[f"{WEIGHT}{gene}" for gene in genes]]
     if (worst := np.abs(weights.sum(axis=1) - len(genes)).max()) > 1e-6:
         raise UserError(f"solution: weights of a row sum to {len(genes)} but for {worst:.2g}; get the table again")
-    predicted = found["submission"].loc[found["solution"].index, genes].to_numpy(float)
-    baseline = found["solution"][BASELINE].to_numpy(float)
-    return round(score_responses(truth, predicted, weights, baseline, left, right).total, 5)
+    predicted, baseline = found.loc[truth.index].to_numpy(float), truth[BASELINE].to_numpy(float)
+    return round(score_responses(truth[genes].to_numpy(float), predicted, weights.to_numpy(float), baseline).total, 5)
 
 
 def checked(submission: pd.DataFrame, genes: list[str], ids: list[Any]) -> pd.DataFrame:
-    """A submission as the platform takes it, indexed by id.
+    """A submission as the platform takes it: genes, indexed by id.
 
     Raises:
         UserError: ids or genes are not those asked for, or a value is no finite number.
     """
-    columns = submission.columns.drop(ID, errors="ignore")
-    asked = {"genes": (pd.Index(genes), columns), "ids": (pd.Index(ids), pd.Index(submission.get(ID, [])))}
-    for what, (wanted, there) in asked.items():
-        if there.has_duplicates:
-            again = there[there.duplicated()].unique()
-            raise UserError(f"submission: {what} repeat: {listed(list(map(str, again)))}")
-        for kind, lost in (("lacks", wanted.difference(there)), ("has unknown", there.difference(wanted))):
-            if len(lost):
-                raise UserError(f"submission: {kind} {what}: {listed(list(map(str, lost)))}")
-    table = submission.set_index(ID)
-    values = table[genes].apply(pd.to_numeric, errors="coerce")
+    there = {"genes": submission.columns.drop(ID, errors="ignore"), "ids": pd.Index(submission.get(ID, []))}
+    for what, wanted in {"genes": pd.Index(genes), "ids": pd.Index(ids)}.items():
+        faults = {
+            f"{what} repeat": there[what][there[what].duplicated()].unique(),
+            f"lacks {what}": wanted.difference(there[what]),
+            f"has unknown {what}": there[what].difference(wanted),
+        }
+        for said, names in faults.items():
+            if len(names):
+                raise UserError(f"submission: {said}: {listed(list(map(str, names)))}")
+    values = submission.set_index(ID)[genes].apply(pd.to_numeric, errors="coerce")
     if wrong := int((~np.isfinite(values.to_numpy(float))).sum()):
         raise UserError(f"submission: {many(wrong, 'value')} not finite numbers; a response is a number")
     return values
@@ -127,11 +115,7 @@ class Myllia(Preset):
     """Gain over the mean response, gated cosine, and their product."""
 
     scorer = "scipy"
-    metrics: ClassVar[dict[str, Metric]] = {
-        "score": Metric("score"),
-        "gain": Metric("gain"),
-        "cosine": Metric("cosine"),
-    }
+    metrics: ClassVar[dict[str, Metric]] = {name: Metric(name) for name in ("score", "gain", "cosine")}
     needed = 1
     low = "the mean response of the truth"
     high = "a replicate (split halves)"
@@ -149,11 +133,11 @@ class Myllia(Preset):
 
     def open(self, real: ad.AnnData, context: str, control: str, cache: Path, digest: str) -> ContextScorer:
         """See :class:`Preset`."""
-        truth = _Truth.of(real, control)
+        truth = _Truth(real, control)
 
         def measure() -> Anchors:
-            ceiling = replicate(real, lambda half, other, _: _Truth.of(other, control).measure_own(half))
-            low = truth.measured(np.tile(truth.responses.mean(axis=0), (len(truth.labels), 1)))
+            ceiling = replicate(real, lambda half, other, _: _Truth(other, control).measure(half))
+            low = truth.measured(np.broadcast_to(truth.responses.mean(axis=0), truth.responses.shape))
             scales = {
                 name: Scale(low[name].value, ceiling[name].value)
                 if name in ceiling and ceiling[name].value > low[name].value
@@ -162,86 +146,56 @@ class Myllia(Preset):
             }
             return Anchors(scales, low, ceiling, truth.significant)
 
-        return _Context(truth, load_anchors(anchors_folder(cache, digest, context, control, self), measure))
+        anchors = load_anchors(anchors_folder(cache, digest, context, control, self), measure)
+        truth.scales, truth.low, truth.ceiling = anchors.scales, anchors.low, anchors.ceiling
+        return truth
 
 
-class _Context(ContextScorer):
-    def __init__(self, truth: _Truth, anchors: Anchors):
-        self.scales, self.low, self.ceiling = anchors.scales, anchors.low, anchors.ceiling
-        self.significant, self.notes = anchors.significant, []
-        self._truth = truth
+class _Truth(ContextScorer):
+    """Measured cells of one context, with controls, raw counts: ``responses`` [L, G]."""
 
-    def measure(self, predicted: ad.AnnData) -> Mapping[str, Measured]:
-        """Against the truth's control cells."""
-        means = label_means(log_normalized(predicted, TOTAL)) / np.log(2)
-        return self._truth.measured(means.loc[self._truth.labels].to_numpy() - self._truth.control)
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """Measured responses of one context.
-
-    Attributes:
-        labels: perturbations [L].
-        responses: [L, G].
-        control: mean of the control cells, [G].
-        label: theirs.
-        weights: [L, G].
-        baseline: error of the mean response, [L].
-        significant: perturbation -> genes with a false discovery rate below 0.05, the target left out.
-    """
-
-    labels: list[str]
-    responses: np.ndarray
-    control: np.ndarray
-    label: str
-    weights: np.ndarray
-    baseline: np.ndarray
-    significant: dict[str, int]
-
-    @classmethod
-    def of(cls, cells: ad.AnnData, control: str) -> _Truth:
-        """Of measured cells with controls, raw counts."""
+    def __init__(self, cells: ad.AnnData, control: str):
         log = log_normalized(cells, TOTAL)
-        log.X = log.X / np.float32(np.log(2))
-        means = label_means(log)
-        second = log.copy()
-        second.X = log.X.power(2)
-        number = cells.obs["perturbation"].astype(str).value_counts()
-        squares = (label_means(second) - means**2).mul(number.reindex(means.index), axis=0).clip(lower=0)
-        labels = means.index.drop(control).tolist()
-        tests = [
-            moderated_t(
-                (means.loc[label].to_numpy(), means.loc[control].to_numpy()),
-                (squares.loc[label].to_numpy(), squares.loc[control].to_numpy()),
-                (int(number[label]), int(number[control])),
-            )
-            for label in labels
-        ]
-        targets = np.array(labels)[:, None] == cells.var_names.to_numpy(str)
-        weights = weights_of(np.stack([t for t, _ in tests]), targets)
-        responses = means.loc[labels].to_numpy() - means.loc[control].to_numpy()
-        baseline = np.mean(weights * np.abs(responses - responses.mean(axis=0)), axis=1)
-        significant = {
-            label: int(np.sum(false_discovery_control(p[~target]) < 0.05))
-            for label, (_, p), target in zip(labels, tests, targets, strict=True)
+        squared = log.copy()
+        squared.X = log.X.power(2)
+        means, number = label_means(log), cells.obs["perturbation"].astype(str).value_counts()
+        squares = (label_means(squared) - means**2).mul(number.reindex(means.index), axis=0).clip(lower=0)
+        self._labels = means.index.drop(control).tolist()
+        self._control, self._means, self.notes = control, means, []
+        t, p = np.stack(
+            [
+                moderated_t(*(of.loc[[label, control]].to_numpy() for of in (means, squares, number)))
+                for label in self._labels
+            ],
+            axis=1,
+        )
+        targets = np.array(self._labels)[:, None] == cells.var_names.to_numpy(str)
+        # A false discovery rate below 0.05, the target left out.
+        self.significant: dict[str, int] = {
+            label: int(np.sum(false_discovery_control(one[~target]) < 0.05))
+            for label, one, target in zip(self._labels, p, targets, strict=True)
         }
-        return cls(labels, responses, means.loc[control].to_numpy(), control, weights, baseline, significant)
+        self.responses = self._responses(means)
+        self._weights = weights_of(t, targets)
+        self._baseline = np.mean(self._weights * np.abs(self.responses - self.responses.mean(axis=0)), axis=1)
+
+    def _responses(self, means: pd.DataFrame) -> np.ndarray:
+        """Of mean cells; against their own control cells, or else those measured."""
+        control = (means if self._control in means.index else self._means).loc[self._control]
+        return (means.loc[self._labels] - control).to_numpy() / np.log(2)
+
+    def measure(self, predicted: ad.AnnData) -> dict[str, Measured]:
+        """See :class:`ContextScorer`; cells with controls of their own are compared with these."""
+        return self.measured(self._responses(label_means(log_normalized(predicted, TOTAL))))
 
     def measured(self, predicted: np.ndarray) -> dict[str, Measured]:
         """Metrics of predicted responses [L, G]; score and cosine are one number for all rows."""
-        found = score_responses(self.responses, predicted, self.weights, self.baseline)
-        rows = len(self.labels)
+        found = score_responses(self.responses, predicted, self._weights, self._baseline)
         return {
-            "score": Measured(found.total, rows),
-            "gain": Measured.mean(dict(zip(self.labels, found.gains, strict=True))),
-            "cosine": Measured(found.cosine, rows),
+            "score": Measured(found.total, len(self._labels)),
+            "gain": Measured.mean(dict(zip(self._labels, found.gains, strict=True))),
+            "cosine": Measured(found.cosine, len(self._labels)),
         }
-
-    def measure_own(self, half: ad.AnnData) -> dict[str, Measured]:
-        """Of cells with control cells of their own."""
-        means = label_means(log_normalized(half, TOTAL)) / np.log(2)
-        return self.measured((means.loc[self.labels] - means.loc[self.label]).to_numpy())
 
 
 def weights_of(t: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -253,5 +207,4 @@ def weights_of(t: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     size = np.where(targets, 0.0, np.minimum(np.abs(t) + LEAST, MOST))
     squared = np.square(size / size.max(axis=1, keepdims=True))
-    weights: np.ndarray = t.shape[1] * squared / squared.sum(axis=1, keepdims=True)
-    return weights
+    return np.asarray(t.shape[1] * squared / squared.sum(axis=1, keepdims=True))
