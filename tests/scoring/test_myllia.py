@@ -56,6 +56,9 @@ def test_gate_cap_and_sign_by_hand():
     assert found.total == pytest.approx(8 * cosine)
     wide = score_responses(truth, predicted, weights, np.array([0.2, 0.1]), right=0.3)
     assert wide.cosine != pytest.approx(cosine, abs=1e-4)
+    some = score_responses(truth, predicted, weights, np.array([0.2, 0.1]), left=0.1)
+    gates = np.array([0, 1, 0, 0])  # the first is 0.1, the last 0.05
+    assert some.cosine == pytest.approx((gates * t * x).sum() / np.sqrt((gates * t * t).sum() * (gates * x * x).sum()))
     # No response is no cosine, a wrong sign counts as none, and losses of a good cosine stay losses.
     assert score_responses(truth, 0 * truth, weights, np.ones(2)).total == 0
     assert score_responses(truth, -truth, weights, np.ones(2)).total == 0

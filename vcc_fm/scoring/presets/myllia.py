@@ -4,8 +4,8 @@ A response is the mean over cells of log2(1 + 1e4 count / depth), less that of c
 genes with true responses t, predicted ones x and weights w whose rows sum to G:
 
 - error of a row: the mean over genes of w |t - x|; its gain: log2 of the baseline's error over it, at most 5;
-- cosine over all rows and genes: each product counts g², g = u²(3 - 2u), u = max(|t|, |x|) / right, at most 1, so that
-  what both call small says little;
+- cosine over all rows and genes: each product counts g², g = u²(3 - 2u), u = (max(|t|, |x|) - left) / (right - left)
+  within 0 and 1, so that what both call small says nothing;
 - score: the sum of the gains times the cosine, or 0 where that is negative.
 
 The platform's own rows have a table (:func:`score_table`), with weights and the baseline's error. For other cells both
@@ -49,7 +49,12 @@ class Score(NamedTuple):
 
 
 def score_responses(
-    truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray, baseline: np.ndarray, right: float = 0.2
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    weights: np.ndarray,
+    baseline: np.ndarray,
+    left: float = 0.0,
+    right: float = 0.2,
 ) -> Score:
     """Score predicted responses.
 
@@ -58,24 +63,27 @@ def score_responses(
         predicted: [L, G].
         weights: [L, G].
         baseline: the baseline's error of each row, [L].
-        right: size from which a response says all in the cosine; 0.2 in the platform's code, 0.3 in its text.
+        left: size up to which a response says nothing in the cosine.
+        right: size from which it says all; 0.2 in the platform's code, 0.3 in its text.
     """
     error = np.mean(weights * np.abs(truth - predicted), axis=1)
     gains = np.minimum(MOST_GAIN, np.log2(np.maximum(baseline, TINY) / np.maximum(error, TINY)))
-    u = np.minimum(np.maximum(np.abs(truth), np.abs(predicted)) / right, 1)
+    u = np.clip((np.maximum(np.abs(truth), np.abs(predicted)) - left) / (right - left), 0, 1)
     gate = np.square(np.square(u) * (3 - 2 * u))
     length = np.sqrt(np.sum(gate * truth**2) * np.sum(gate * predicted**2))
     cosine = float(np.sum(gate * truth * predicted) / length) if length >= TINY else 0.0
     return Score(float(gains.sum()) * max(0.0, cosine), gains, cosine)
 
 
-def score_table(solution: pd.DataFrame, submission: pd.DataFrame) -> float:
+def score_table(solution: pd.DataFrame, submission: pd.DataFrame, left: float = 0.0, right: float = 0.2) -> float:
     """The platform's score of a submission, to its five decimals.
 
     Args:
         solution: columns ``pert_id``, a column a gene, ``w_GENE`` for each, ``baseline_wmae``
             (``training_data_ground_truth_table.csv`` has this form).
         submission: ``pert_id`` and the same genes, rows and columns in any order.
+        left: see :func:`score_responses`.
+        right: see there.
 
     Raises:
         UserError: ids or genes differ or repeat, a value is not finite, or weights do not sum to the number of genes.
@@ -86,7 +94,8 @@ def score_table(solution: pd.DataFrame, submission: pd.DataFrame) -> float:
     if (worst := np.abs(weights.sum(axis=1) - len(genes)).max()) > 1e-6:
         raise UserError(f"solution: weights of a row sum to {len(genes)} but for {worst:.2g}; get the table again")
     predicted, baseline = found.loc[truth.index].to_numpy(float), truth[BASELINE].to_numpy(float)
-    return round(score_responses(truth[genes].to_numpy(float), predicted, weights.to_numpy(float), baseline).total, 5)
+    true, weight = truth[genes].to_numpy(float), weights.to_numpy(float)
+    return round(score_responses(true, predicted, weight, baseline, left, right).total, 5)
 
 
 def checked(submission: pd.DataFrame, genes: list[str], ids: list[Any]) -> pd.DataFrame:
