@@ -51,7 +51,7 @@ def measure(task: str, vectors: np.ndarray, cells: pd.DataFrame) -> pd.DataFrame
     from czbenchmarks import tasks
 
     name, representation, given = _asked(task, vectors, cells)
-    with _quiet_and_seeded():
+    with quiet_and_seeded():
         asked = vars(tasks)[f"{name}TaskInput"](**given)
         try:
             results = vars(tasks)[f"{name}Task"]().run(representation, asked)
@@ -99,12 +99,12 @@ def baselines(counts: sp.csr_matrix) -> dict[str, np.ndarray]:
 
     dense = counts.astype(np.float32).toarray()
     components = min(PCABaselineInput().n_pcs, *(size - 1 for size in dense.shape))
-    with _quiet_and_seeded():
+    with quiet_and_seeded():
         return {"PCA": ClusteringTask().compute_baseline(dense, PCABaselineInput(n_pcs=components)), "counts": dense}
 
 
 @contextmanager
-def _quiet_and_seeded() -> Iterator[None]:
+def quiet_and_seeded() -> Iterator[None]:
     """No notes of the package or the libraries under it; numpy's global generator seeded, and left as it was."""
     from czbenchmarks.constants import RANDOM_SEED
 

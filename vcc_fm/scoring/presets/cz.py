@@ -15,17 +15,15 @@ have the largest signed score: all are up-regulated.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from vcc_fm.scoring.anchors import Anchors, anchors_folder, load_anchors
+from vcc_fm.scoring.cz import SCORER, quiet_and_seeded
 from vcc_fm.scoring.preset import NO_VALUE, ContextScorer, Measured, Metric, Preset, Scale
 from vcc_fm.scoring.presets.delta import correlation
 from vcc_fm.scoring.profiles import label_means, log_normalized
@@ -39,7 +37,7 @@ SUBSETS = {"": None, "_top20": 20, "_top100": 100}
 class Cz(Preset):
     """Spearman's rho of log fold changes, and the metrics of the package's first task."""
 
-    scorer = "cz-benchmarks"
+    scorer = SCORER
     metrics: ClassVar[dict[str, Metric]] = {"spearman": Metric("Spearman")} | {
         f"{name}{suffix}": Metric(f"{label} {number or ''}".strip(), low_is_good=name == "mse")
         for suffix, number in SUBSETS.items()
@@ -70,8 +68,9 @@ class Cz(Preset):
         return truth
 
 
+@quiet_and_seeded()
 def ranked(log: ad.AnnData, control: str) -> dict[str, pd.DataFrame]:
-    """The table of genes (names, scores, logfoldchanges, pvals_adj) of each perturbation of two cells or more.
+    """Genes from best to worst (names, scores, logfoldchanges, pvals_adj) of each perturbation of two cells or more.
 
     Args:
         log: log-normalised cells with controls, obs ``perturbation``.
@@ -82,9 +81,7 @@ def ranked(log: ad.AnnData, control: str) -> dict[str, pd.DataFrame]:
     cells = ad.AnnData(log.X, obs=log.obs[["perturbation"]].astype("category"), var=log.var[[]])
     number = cells.obs["perturbation"].value_counts()
     labels = [label for label in sorted(number.index[number > 1]) if label != control]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fold changes of genes without counts
-        sc.tl.rank_genes_groups(cells, "perturbation", groups=labels, reference=control, method="wilcoxon")
+    sc.tl.rank_genes_groups(cells, "perturbation", groups=labels, reference=control, method="wilcoxon")
     tables = {label: sc.get.rank_genes_groups_df(cells, label) for label in labels}
     return {label: table.sort_values("scores", ascending=False) for label, table in tables.items()}
 
@@ -127,12 +124,8 @@ class _Truth(ContextScorer):
         return self._compare(*self._split(log_normalized(cells, TOTAL)))
 
     def of_mean_control(self) -> dict[str, Measured]:
-        """Of the first task's baseline: each cell is the mean control cell, and there are as many as control cells."""
-        mean, controls = self._means[self._control], self._controls
-        same = ad.AnnData(sp.csr_matrix(np.tile(mean, (controls.n_obs, 1)), dtype=np.float32), var=controls.var)
-        same.obs["perturbation"] = "same"
-        table = ranked(ad.concat([same, controls], index_unique="-"), self._control)["same"]
-        low = self._first(dict.fromkeys(self._tables, (mean, table["names"].tolist())))
+        """Of the mean control cell for every perturbation: no gene changes, and none is best."""
+        low = self._first(dict.fromkeys(self._tables, (self._means[self._control], [])))
         return low | {"spearman": Measured.mean(dict.fromkeys(self._targets()[1], 0.0))}
 
     def _split(self, log: ad.AnnData) -> tuple[ad.AnnData, ad.AnnData]:
@@ -143,47 +136,44 @@ class _Truth(ContextScorer):
         cells = ad.concat([predicted, controls], index_unique="-")
         means, tables = label_means(cells).T, ranked(cells, self._control)
         first = self._first({label: (means[label], one["names"].tolist()) for label, one in tables.items()})
-        return first | {"spearman": self._spearman(predicted, controls)}
+        return first | {"spearman": self._spearman(cells)}
 
     def _first(self, found: dict[str, tuple[pd.Series, list[str]]]) -> dict[str, Measured]:
         values = {}
-        for label in self._tables.keys() & found.keys():
+        for label in sorted(self._tables.keys() & found.keys()):
             truth = self._means[label], self._tables[label]["names"].tolist()
             values[label] = first_metrics(truth, found[label], self._means[self._control])
         names = [name for name in Cz.metrics if name != "spearman"]
-        return {name: Measured.mean({label: values[label][name] for label in sorted(values)}) for name in names}
+        return {name: Measured.mean({label: one[name] for label, one in values.items()}) for name in names}
 
+    @quiet_and_seeded()
     def _targets(self) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-        """The package's choice of tests, and of genes of each perturbation."""
+        """The tests that pass the package's limits, and its draw of each perturbation's genes."""
         from czbenchmarks.datasets import Organism, SingleCellPerturbationDataset
         from czbenchmarks.datasets.single_cell_perturbation import sample_de_genes
 
-        logging.getLogger("czbenchmarks").setLevel(logging.ERROR)
+        # For its limits alone: it wants a file that is there, and reads none.
+        data = SingleCellPerturbationDataset(Path(__file__), Organism.HUMAN)
         names = {"names": "gene_id", "logfoldchanges": "logfoldchange", "pvals_adj": "pval_adj"}
         tests = pd.concat([one.assign(condition=label) for label, one in self._tables.items()]).rename(columns=names)
-        # Any file that is there: it is not read, the tests are at hand.
-        data = SingleCellPerturbationDataset(Path(__file__), Organism.HUMAN)
-        data.adata = ad.AnnData(uns={"de_results_wilcoxon": tests})
-        try:
-            tests = data.load_and_filter_deg_results()
-        except ValueError:  # no gene is left
-            tests = tests[:0]
+        large = tests["logfoldchange"].abs() >= data.min_logfoldchange
+        tests = tests[large & (tests["pval_adj"] < data.pval_threshold)]
         chosen = data.percent_genes_to_mask, data.min_de_genes_to_mask
         return tests, sample_de_genes(tests, *chosen, "condition", "gene_id", data.random_seed)
 
-    def _spearman(self, predicted: ad.AnnData, controls: ad.AnnData) -> Measured:
+    @quiet_and_seeded()
+    def _spearman(self, log: ad.AnnData) -> Measured:
+        """Of log-normalised cells with controls."""
         from czbenchmarks.constants import RANDOM_SEED
         from czbenchmarks.tasks import PerturbationExpressionPredictionTask as Task
         from czbenchmarks.tasks import PerturbationExpressionPredictionTaskInput as Input
 
         tests, targets = self._targets()
-        number, labels = predicted.n_obs, predicted.obs["perturbation"].to_numpy(str)
-        cells = pd.Index([f"cell{row}" for row in range(number + controls.n_obs)])
-        drawn = cells[number + np.random.default_rng(RANDOM_SEED).permutation(controls.n_obs)]
-        own = {label: cells[:number][labels == label] for label in targets}
+        of_label = log.obs.groupby("perturbation").groups
+        drawn = np.random.default_rng(RANDOM_SEED).permutation(of_label[self._control])
+        own = {label: of_label.get(label, []) for label in targets}
         pairs = {label: dict(zip(mine, np.resize(drawn, len(mine)), strict=True)) for label, mine in own.items()}
         given = {"de_results": tests, "target_conditions_dict": targets, "control_cells_map": pairs, "config": {}}
-        data = ad.AnnData(obs=pd.DataFrame(index=cells), var=predicted.var[[]], uns=given)
-        values = sp.vstack([predicted.X, controls.X], format="csr").expm1()
-        results = Task().run(values, Input(adata=data, gene_index=data.var_names, cell_index=cells))
+        data = ad.AnnData(obs=log.obs[[]], var=log.var[[]], uns=given)
+        results = Task().run(log.X.expm1(), Input(adata=data, gene_index=log.var_names, cell_index=log.obs_names))
         return Measured.mean({one.params["condition"]: float(one.value) for one in results})
