@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +15,16 @@ import scipy.sparse as sp
 import yaml
 from encoders.state_se_checkpoints import random_names, random_tensors, tiny, write_folder
 from rich.console import Console
+from test_challenge_recipe import SMALL
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.recipe.data import SimulateConfig
 from vcc_fm.recipe.read import load_any, load_recipe
 from vcc_fm.recipe.recipe import CzRecipe
 from vcc_fm.run.cz import CzLayout, read_labels
+from vcc_fm.run.plan import make_plan
 from vcc_fm.run.stages import run_stage, stages_of
+from vcc_fm.sources.simulate import simulate
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 
@@ -144,13 +147,68 @@ def test_a_recipe_runs_to_scores_of_each_encoder_that_are_the_packages(tmp_path)
     assert run(load_any(path, ["cz.tasks=[embedding]"])) == [False, False, True]
 
 
-def test_counts_of_the_blood_cells_are_made_as_the_recipe_says(tmp_path):
-    lines = re.findall("^#   py: (.*)$", (CZ / "pbmc68k.yaml").read_text(), re.MULTILINE)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", "\n".join(lines)], cwd=tmp_path, check=True)
+@pytest.mark.slow
+def test_counts_of_the_blood_cells_are_made_by_the_script_beside_the_recipe(tmp_path):
+    pytest.importorskip("scanpy", reason=NEEDS)
+    subprocess.run([sys.executable, "-W", "ignore", CZ / "pbmc68k.py"], cwd=tmp_path, check=True)
     cells = ad.read_h5ad(tmp_path / "pbmc68k.h5ad")
     assert cells.shape == (700, 765)
     assert (cells.X.sum(axis=1) <= cells.obs["n_counts"]).all()
     assert cells.X.max() == 259
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tasks"), [("tabula-sapiens", 4), ("spermatogenesis", 2)])
+def test_a_recipe_on_published_atlases_runs_to_scores(tmp_path, monkeypatch, name, tasks):
+    """On files of the published form: Ensembl identifiers, symbols in var.feature_name, donors and types in obs."""
+    pytest.importorskip("czbenchmarks", reason=NEEDS)
+    geometry = tiny(GENES)
+    names, rng = random_names(geometry), np.random.default_rng(1)
+    model = write_folder(tmp_path / "se", random_tensors(geometry), names)
+    monkeypatch.setenv("CZ_DATA", str(tmp_path))
+    recipe = load_any(CZ / f"{name}.yaml", [f"encoders.1.cells.model={model}", f"output={tmp_path}"])
+    rates = rng.gamma(1, 2, (3, GENES)) + 0.1
+    var = pd.DataFrame({"feature_name": names}, index=[f"ENSG{row:011d}" for row in range(GENES)])
+    for source in recipe.data.sources:
+        kinds = np.arange(75) % 3
+        obs = pd.DataFrame(
+            {"cell_type": np.array(["spermatid", "spermatocyte", "Sertoli cell"])[kinds], "donor_id": "TSP1"},
+            index=[f"cell{row}" for row in range(75)],
+        )
+        obs.loc[obs.index[40:], "donor_id"] = "TSP2"
+        counts = sp.csr_matrix(rng.poisson(rates[kinds]).astype(np.float32))
+        ad.AnnData(counts, obs=obs, var=var).write_h5ad(tmp_path / Path(source.path).name)
+    run(recipe)
+    scores = pd.read_csv(recipe.run_folder / "scores.csv")
+    assert scores["task"].nunique() == tasks
+    assert {"expression-50", "SE-600M", "cz-benchmarks PCA"} <= set(scores["entry"])
+    assert np.isfinite(scores["value"]).all()
+
+
+@pytest.mark.slow
+def test_a_recipe_on_perturbations_runs_to_both_kinds_of_scores(tmp_path, monkeypatch):
+    """On a file of the published form: labels ctrl, GENE+ctrl, ctrl+GENE and A+B, symbols in var.gene_name."""
+    pytest.importorskip("czbenchmarks", reason=NEEDS)
+    config = SimulateConfig(contexts=["K562"], perturbations=12, combinations=8, genes=120, cells=24, controls=60)
+    simulate(config, 0, tmp_path)
+    cells = ad.read_h5ad(tmp_path / "K562.h5ad")
+    labels = cells.obs["perturbation"].astype(str).replace("non-targeting", "ctrl")
+    single = ~labels.str.contains("+", regex=False) & (labels != "ctrl")
+    labels[single] = np.where(labels[single] < "M", labels[single] + "+ctrl", "ctrl+" + labels[single])
+    var = pd.DataFrame({"gene_name": cells.var_names}, index=[f"ENSG{row:011d}" for row in range(cells.n_vars)])
+    obs = pd.DataFrame({"condition": labels, "split": "train"})
+    ad.AnnData(cells.X, obs=obs, var=var).write_h5ad(tmp_path / "norman_perturbation.h5ad")
+    monkeypatch.setenv("CZ_DATA", str(tmp_path))
+    protein = (
+        f"embed.proteins={{encoder: composition, kmer: 1, fasta: {tmp_path / 'proteins.fasta'}, missing: learned}}"
+    )
+    recipe = load_recipe(CZ / "norman.yaml", [*SMALL, protein, "predict.effect_scale=1.0", f"output={tmp_path}"])
+    assert make_plan(recipe, 1)["problems"] == []
+    run(recipe)
+    scores = pd.read_csv(recipe.run_folder / "scores.csv")
+    wanted = {"model", *recipe.score.baselines}
+    assert wanted <= set(scores["entry"])
+    assert {"spearman", "mse", "mse_top20", "pearson", "pearson_top20", "jaccard_top20"} <= set(scores["metric"])
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Writes pbmc68k.h5ad: the 700 blood cells that come with scanpy, as counts.
 
-Their file holds none: X is z-scored, and raw is ln(1 + 10,000 count / depth) rounded to three decimals, too few to prove
-counts by. It also holds each cell's depth (obs.n_counts), which gives them back.
+Their file holds none: X is z-scored, and raw is ln(1 + 10,000 count / depth) rounded to three decimals, too few to
+prove counts by. It also holds each cell's depth (obs.n_counts), which gives them back.
 """
 
 import numpy as np

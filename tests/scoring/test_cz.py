@@ -62,6 +62,7 @@ def profiles(log):
 
 
 def test_the_first_task_is_that_of_the_package_when_it_began():
+    pytest.importorskip("czbenchmarks", reason=NEEDS)
     real, predicted = (log_normalized(cells, TOTAL) for cells in first_cells())
     controls = real[(real.obs["perturbation"] == "ctrl").to_numpy()]
     truth, found = profiles(real), profiles(ad.concat([predicted, controls], index_unique="-"))
@@ -93,6 +94,7 @@ def test_a_preset_without_its_package_says_what_to_install(monkeypatch):
         cz.scorer_version()
 
 
+@pytest.mark.slow
 def test_the_preset_is_the_packages_task_on_genes_and_controls_that_are_said(tmp_path):
     pytest.importorskip("czbenchmarks", reason=NEEDS)
     real, predicted = (make_screen(0, contexts=("alpha",), draw=draw) for draw in (0, 1))
@@ -153,6 +155,7 @@ def values(task, vectors, cells):
     return {(row.metric, row.of) if row.of else row.metric: row.value for row in found.itertuples()}
 
 
+@pytest.mark.slow
 def test_clusters_are_scanpys_and_their_scores_scikit_learns(embedded):
     import scanpy as sc
 
@@ -209,6 +212,7 @@ def test_labels_are_predicted_in_five_folds_by_three_classifiers(embedded):
     assert found["mean_fold_accuracy", "MEAN(knn,lr,rf)"] == pytest.approx(np.mean(each), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_labels_are_carried_from_one_species_to_the_other(embedded):
     vectors, cells = embedded
     found = values("cross-species-labels", vectors, cells)
