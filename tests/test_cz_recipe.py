@@ -63,10 +63,10 @@ def written(folder: Path, **changes) -> Path:
                 for name in ("human", "mouse")
             ]
         },
-        "encoders": [
-            {"name": "PCA", "cells": {"encoder": "expression", "width": 5}},
-            {"name": "SE", "cells": {"encoder": "state-se", "model": str(checkpoint), "pad_length": 64}},
-        ],
+        "encoders": {
+            "PCA": {"cells": {"encoder": "expression", "width": 5}},
+            "SE": {"cells": {"encoder": "state-se", "model": str(checkpoint), "pad_length": 64}},
+        },
         "cz": {"tasks": ["clustering", "embedding"], "labels": "cell_type"},
     }  # fmt: skip
     path = folder / "recipe.yaml"
@@ -93,8 +93,9 @@ def test_a_command_for_runs_refuses_it_and_a_key_is_found_by_its_section(tmp_pat
         load_recipe(CZ / "baron.yaml")
     for override, said in {
         "cz.label=x": "unknown key cz.label .did you mean labels",
-        "encoders.0.cells.widht=3": "unknown key encoders.0.cells.widht .did you mean width",
-        "encoders.1.name=expression-32": "two have one name",
+        "encoders.expression-32.cells.widht=3": "unknown key encoders.expression-32.cells.widht .did you mean width",
+        "encoders.a/b.cells.width=3": "should match pattern",
+        "encoders={}": "at least 1 item",
         "cz.time=day": "sequential and cz.time belong together",
         "cz.tasks=[sequential]": "sequential and cz.time belong together",
         "data={store: x}": "data.sources names none",
@@ -125,6 +126,7 @@ def test_without_the_scorer_nothing_is_made(tmp_path, monkeypatch):
     assert not (tmp_path / "embeddings").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_to_scores_of_each_encoder_that_are_the_packages(tmp_path):
     pytest.importorskip("czbenchmarks", reason=NEEDS)
     from czbenchmarks.tasks import EmbeddingTask, EmbeddingTaskInput
@@ -166,7 +168,7 @@ def test_a_recipe_on_published_atlases_runs_to_scores(tmp_path, monkeypatch, nam
     names, rng = random_names(geometry), np.random.default_rng(1)
     model = write_folder(tmp_path / "se", random_tensors(geometry), names)
     monkeypatch.setenv("CZ_DATA", str(tmp_path))
-    recipe = load_any(CZ / f"{name}.yaml", [f"encoders.1.cells.model={model}", f"output={tmp_path}"])
+    recipe = load_any(CZ / f"{name}.yaml", [f"encoders.SE-600M.cells.model={model}", f"output={tmp_path}"])
     rates = rng.gamma(1, 2, (3, GENES)) + 0.1
     var = pd.DataFrame({"feature_name": names}, index=[f"ENSG{row:011d}" for row in range(GENES)])
     for source in recipe.data.sources:

@@ -125,6 +125,7 @@ def test_the_preset_is_the_packages_task_on_genes_and_controls_that_are_said(tmp
     assert own["jaccard_top20"].value == 1
 
 
+@pytest.mark.slow
 def test_a_truth_without_clear_genes_has_no_correlation_and_the_other_metrics(tmp_path):
     pytest.importorskip("czbenchmarks", reason=NEEDS)
     real, predicted = first_cells()

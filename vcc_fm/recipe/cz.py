@@ -15,9 +15,8 @@ Task = Literal[
 
 
 class NamedEncoder(Section):
-    """A cell encoder, and its name in the table."""
+    """What stands under a name."""
 
-    name: str = Field(description="name in the table, and of the folder of its vectors", pattern=r"^\w[\w.-]*$")
     cells: Annotated[SerializeAsAny[CellEncoderSettings], BeforeValidator(CELLS)] = Field(
         description="encoder of cells, named by `encoder`; each has keys of its own"
     )

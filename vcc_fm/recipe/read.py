@@ -204,7 +204,7 @@ def _section_at(parents: list[str], content: Any) -> tuple[type[Section], dict[s
     owners = dict[str, type[Section]]()
     for part in parents:
         content = content[int(part)] if isinstance(content, list) else content.get(part)
-        if part.isdigit():
+        if part not in section.model_fields:  # a place in a list, a name in a mapping
             continue
         field = section.model_fields[part]
         chosen = _chosen(field)
@@ -223,7 +223,7 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
     """The Section classes inside a type annotation (Optional, list)."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
-    elif typing.get_origin(annotation) in (list, types.UnionType, typing.Union, Annotated):
+    elif typing.get_origin(annotation) in (list, dict, types.UnionType, typing.Union, Annotated):
         for inner in typing.get_args(annotation):
             yield from _sections(inner)
 

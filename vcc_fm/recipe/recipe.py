@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -199,21 +199,22 @@ class CzRecipe(RunRecipe):
     """Everything about a comparison of embeddings by the tasks of cz-benchmarks."""
 
     data: DataConfig = Field(description="which cells there are; labels are read from files: give sources")
-    encoders: list[NamedEncoder] = Field(min_length=1, description="the frozen encoders to compare")
+    encoders: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], NamedEncoder] = Field(
+        min_length=1, description="name in the table, and of the folder of vectors -> frozen encoder to judge"
+    )
     cz: CzConfig = Field(description="what they are asked")
 
     @model_validator(mode="after")
     def _fits(self) -> CzRecipe:
         if not self.data.sources:
             raise ValueError("cz.labels: read from files, and data.sources names none")
-        if len({encoder.name for encoder in self.encoders}) < len(self.encoders):
-            raise ValueError("encoders: two have one name; give each its own")
         if ("sequential" in self.cz.tasks) != (self.cz.time is not None):
             raise ValueError("cz.tasks: sequential and cz.time belong together; one of them is missing")
         return self
 
-    def of_run(self, encoder: NamedEncoder) -> Recipe:
+    def of_run(self, name: str | None = None) -> Recipe:
         """The recipe of a run on the same cells with one of the encoders, to be asked for its stores alone."""
+        encoder = self.encoders[name or next(iter(self.encoders))]
         rest: dict[str, Any] = {"split": SplitConfig(hold_out="perturbations"), "train": TrainConfig(steps=1)}
         rest |= {name: getattr(self, name) for name in (*RunRecipe.model_fields, "data")}
         return Recipe(embed=EmbedConfig(cells=encoder.cells), **rest)

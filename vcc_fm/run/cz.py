@@ -29,12 +29,12 @@ class CzLayout:
     @property
     def cells(self) -> Output:
         """The cell store."""
-        return Layout(self.recipe.of_run(self.recipe.encoders[0])).cells
+        return Layout(self.recipe.of_run()).cells
 
     @cached_property
     def vectors(self) -> dict[str, Output]:
         """Name of an encoder -> its embedding store."""
-        made = {one.name: Layout(self.recipe.of_run(one)).cell_embeddings for one in self.recipe.encoders}
+        made = {name: Layout(self.recipe.of_run(name)).cell_embeddings for name in self.recipe.encoders}
         return {name: replace(one, path=one.path.parent / "vectors" / name) for name, one in made.items()}
 
     @property
@@ -53,9 +53,10 @@ def make_store(recipe: CzRecipe, output: Output, console: Console) -> None:
     from vcc_fm.run.embed import embed_cells
     from vcc_fm.run.prepare import prepare
 
-    of_stage = prepare if output.stage == "prepare" else embed_cells
-    encoder = next((one for one in recipe.encoders if one.name == output.path.name), recipe.encoders[0])
-    of_stage(recipe.of_run(encoder), output, console)
+    if output.stage == "prepare":
+        prepare(recipe.of_run(), output, console)
+    else:
+        embed_cells(recipe.of_run(output.path.name), output, console)
 
 
 def score(recipe: CzRecipe, output: Output, console: Console) -> None:
@@ -70,9 +71,8 @@ def score(recipe: CzRecipe, output: Output, console: Console) -> None:
     layout, labels = CzLayout(recipe), read_labels(recipe)
     cells = CellStore(layout.cells.require())
     stores = {name: EmbeddingStore(made.require()) for name, made in layout.vectors.items()}
-    row_of = {str(barcode): row for row, barcode in enumerate(cells.barcodes)}
     # In the order of the files, in which the package would meet them; -1 is a cell that the store has not.
-    places = np.array([row_of.get(barcode, -1) for barcode in labels.index], np.int64)
+    places = pd.Index(cells.barcodes).get_indexer(labels.index)
     without = np.logical_or.reduce([store.missing for store in stores.values()])
     kept = (places >= 0) & ~without[places]
     labels, rows = labels[kept], places[kept]
@@ -89,11 +89,10 @@ def score(recipe: CzRecipe, output: Output, console: Console) -> None:
         values.to_csv(partial, index=False)
     said = {"scorer": f"cz-benchmarks {scorer_version()}", "cells": len(rows), "without_vector": int(without.sum())}
     write_json(output.path, said | {"values": values.to_dict("records")})
-    # Values that sum up a task; those of single classifiers are in the file.
+    # What sums up a task; single classifiers are in the file.
     short = values[~values["of"].str.contains(r"\b(?:lr|knn|rf)$") & ~values["metric"].str.contains("precis|recall")]
     wide = short.pivot_table("value", ["task", "metric", "of"], "entry", sort=False)
-    text = wide.to_string(float_format="{:.4f}".format, na_rep="")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(wide.to_string(float_format="{:.4f}".format, na_rep=""), markup=False, soft_wrap=True)
 
 
 def read_labels(recipe: CzRecipe) -> pd.DataFrame:
@@ -109,7 +108,7 @@ def read_labels(recipe: CzRecipe) -> pd.DataFrame:
     from vcc_fm.sources.obs import open_obs
 
     columns = {"label": recipe.cz.labels} | ({"time": recipe.cz.time} if recipe.cz.time else {})
-    run, tables = recipe.of_run(recipe.encoders[0]), []
+    run, tables = recipe.of_run(), []
     for config in source_configs(run, Layout(run).simulated):
         where = f"source {config.name!r} ({without_secrets(config.path)})"
         with open_file(expand(config.path), where, config.get) as file:

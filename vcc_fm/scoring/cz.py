@@ -34,6 +34,24 @@ def scorer_version() -> str:
         raise UserError("cz: its scorer is not installed: pip install 'vcc-fm[cz]'") from None
 
 
+@contextmanager
+def quiet_and_seeded() -> Iterator[None]:
+    """No notes of the package or the libraries under it; numpy's global generator seeded, and left as it was."""
+    from czbenchmarks.constants import RANDOM_SEED
+
+    logging.disable(logging.WARNING)
+    state = np.random.get_state()  # noqa: NPY002 - what the package draws from
+    np.random.seed(RANDOM_SEED)  # noqa: NPY002
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        np.random.set_state(state)  # noqa: NPY002
+
+
+@quiet_and_seeded()
 def measure(task: str, vectors: np.ndarray, cells: pd.DataFrame) -> pd.DataFrame:
     """Judge an embedding.
 
@@ -51,14 +69,24 @@ def measure(task: str, vectors: np.ndarray, cells: pd.DataFrame) -> pd.DataFrame
     from czbenchmarks import tasks
 
     name, representation, given = _asked(task, vectors, cells)
-    with quiet_and_seeded():
-        asked = vars(tasks)[f"{name}TaskInput"](**given)
-        try:
-            results = vars(tasks)[f"{name}Task"]().run(representation, asked)
-        except ValueError as error:  # such as times that are no numbers, or classes that are too small
-            raise UserError(f"cz.tasks: {task}: {error}") from error
+    asked = vars(tasks)[f"{name}TaskInput"](**given)
+    try:
+        results = vars(tasks)[f"{name}Task"]().run(representation, asked)
+    except ValueError as error:  # such as times that are no numbers, or classes that are too small
+        raise UserError(f"cz.tasks: {task}: {error}") from error
     rows = [(one.metric_type.value, ", ".join(map(str, one.params.values())), float(one.value)) for one in results]
     return pd.DataFrame(rows, columns=["metric", "of", "value"])
+
+
+@quiet_and_seeded()
+def baselines(counts: sp.csr_matrix) -> dict[str, np.ndarray]:
+    """The package's baselines of raw counts [N, G]: 50 components of 3,000 variable genes, and the counts alone."""
+    from czbenchmarks.tasks import ClusteringTask
+    from czbenchmarks.tasks.task import PCABaselineInput
+
+    dense = counts.astype(np.float32).toarray()
+    components = min(PCABaselineInput().n_pcs, *(size - 1 for size in dense.shape))
+    return {"PCA": ClusteringTask().compute_baseline(dense, PCABaselineInput(n_pcs=components)), "counts": dense}
 
 
 def _asked(task: str, vectors: np.ndarray, cells: pd.DataFrame) -> tuple[str, Any, dict[str, Any]]:
@@ -67,6 +95,8 @@ def _asked(task: str, vectors: np.ndarray, cells: pd.DataFrame) -> tuple[str, An
 
     columns = {name: cells[name].to_numpy(str) for name in cells}
     labels, batches, species = (columns[name] for name in ("label", "batch", "context"))
+    if task == "integration" and len(set(batches)) < 2:
+        raise UserError("cz.tasks: integration needs two batches; set batch_column, or leave the task out")
     obs = cells[[]].set_axis([str(number) for number in range(len(cells))])
     of_cells: dict[str, tuple[str, dict[str, Any]]] = {
         "clustering": ("Clustering", {"obs": obs, "input_labels": labels}),
@@ -75,8 +105,6 @@ def _asked(task: str, vectors: np.ndarray, cells: pd.DataFrame) -> tuple[str, An
         "sequential": ("SequentialOrganization", {"obs": obs, "input_labels": columns.get("time")}),
         "integration": ("BatchIntegration", {"labels": labels, "batch_labels": batches}),
     }
-    if task == "integration" and len(set(batches)) < 2:
-        raise UserError("cz.tasks: integration needs two batches; set batch_column, or leave the task out")
     if task in of_cells:
         name, given = of_cells[task]
         return name, vectors, given
@@ -90,31 +118,3 @@ def _asked(task: str, vectors: np.ndarray, cells: pd.DataFrame) -> tuple[str, An
         return "CrossSpeciesIntegration", parts, {"labels": of_parts, "organism_list": organisms}
     given = {"labels": of_parts, "organisms": organisms, "aggregation_method": "none"}
     return "CrossSpeciesLabelPrediction", parts, given
-
-
-def baselines(counts: sp.csr_matrix) -> dict[str, np.ndarray]:
-    """The package's baselines of raw counts [N, G]: 50 components of 3,000 variable genes, and the counts alone."""
-    from czbenchmarks.tasks import ClusteringTask
-    from czbenchmarks.tasks.task import PCABaselineInput
-
-    dense = counts.astype(np.float32).toarray()
-    components = min(PCABaselineInput().n_pcs, *(size - 1 for size in dense.shape))
-    with quiet_and_seeded():
-        return {"PCA": ClusteringTask().compute_baseline(dense, PCABaselineInput(n_pcs=components)), "counts": dense}
-
-
-@contextmanager
-def quiet_and_seeded() -> Iterator[None]:
-    """No notes of the package or the libraries under it; numpy's global generator seeded, and left as it was."""
-    from czbenchmarks.constants import RANDOM_SEED
-
-    logging.disable(logging.WARNING)
-    state = np.random.get_state()  # noqa: NPY002 - what the package draws from
-    np.random.seed(RANDOM_SEED)  # noqa: NPY002
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        np.random.set_state(state)  # noqa: NPY002
