@@ -96,7 +96,7 @@ def test_every_command_takes_quiet_json_and_debug():
             yield from commands(one, (*path, name)) if hasattr(one, "commands") else [((*path, name), one)]
 
     found = dict(commands(typer.main.get_command(cli.app)))
-    assert len(found) == 20
+    assert len(found) == 21
     for name, one in found.items():
         options = {option for parameter in one.params for option in parameter.opts}
         assert {"--quiet", "--json", "--debug"} <= options, name

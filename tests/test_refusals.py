@@ -35,6 +35,7 @@ OTHERS = (
     "run.seeds",
     "run.submission",
     "scoring.compare",
+    "scoring.cz",
     "scoring.presets.myllia",
     "scoring.seeds",
     "scoring.worlds",

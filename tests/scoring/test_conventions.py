@@ -68,7 +68,7 @@ def found_of(preset):
     found = {"parameters": ours.parameters(), "pdex": defaults(pdex)}
     if preset == "vcc2025-today":
         return found | {"cell-eval": cell_eval()}
-    if preset == "myllia":
+    if preset in ("myllia", "cz"):
         return {"parameters": found["parameters"]}
     if preset in ("full", "delta"):
         found["mean response"] = defaults(generic_response_profile) | defaults(build_baseline_prediction)
@@ -92,6 +92,8 @@ def flat(content, path=""):
 def test_a_dependency_measures_what_it_measured(preset):
     if preset == "vcc2025-today" and importlib.util.find_spec("cell_eval") is None:
         pytest.skip("needs cell-eval: pip install -e '.[submit]'")
+    if preset == "cz" and importlib.util.find_spec("czbenchmarks") is None:
+        pytest.skip("needs cz-benchmarks: pip install -e '.[cz]'")
     stored = flat(json.loads(STORED.read_text())[preset])
     found = flat(json.loads(json.dumps(found_of(preset))))
     changed = [

@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 embed_app = typer.Typer(help="Run a frozen encoder and write its embedding store.", no_args_is_help=True)
 app.add_typer(embed_app, name="embed")
+benchmark_app = typer.Typer(help="Judge by a published benchmark.", no_args_is_help=True)
+app.add_typer(benchmark_app, name="benchmark")
 export_app = typer.Typer(help="Write what a recipe made in the form that other programs read.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
 

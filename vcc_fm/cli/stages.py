@@ -25,6 +25,7 @@ from vcc_fm.cli.options import (
     Seeds,
     Worlds,
     app,
+    benchmark_app,
     console_of,
     embed_app,
     print_json,
@@ -91,7 +92,7 @@ def _stage_command(stage: str, help_text: str) -> Callable[..., None]:
     return command
 
 
-def _launched_command(stage: str, help_text: str) -> Callable[..., None]:
+def _launched_command(stage: str | None, help_text: str) -> Callable[..., None]:
     def command(
         recipe: RecipePath,
         overrides: Overrides = None,
@@ -240,6 +241,7 @@ for _stage in STAGES:
     _group = embed_app if _stage.name.startswith("embed ") else app
     _command = _launched_command if _stage.shared else _stage_command
     _group.command(_stage.name.removeprefix("embed "))(_command(_stage.name, _stage.help))
+benchmark_app.command("cz")(_launched_command(None, "Run a recipe of recipes/cz: the same as `run`."))
 
 
 @app.command()

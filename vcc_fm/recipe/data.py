@@ -138,7 +138,9 @@ class SourceConfig(Section):
     )
     symbols: str = Field("index", description="var column with gene symbols, or `index` for the var index")
     duplicate_genes: Literal["refuse", "sum"] = Field("refuse", description="what to do with a symbol that repeats")
-    perturbation_column: str = Field(description="obs column with the perturbation label")
+    perturbation_column: str | None = Field(
+        description="obs column with the perturbation label; null: nothing was perturbed, all cells are controls"
+    )
     control: str = Field("non-targeting", description="label of the control cells in that column")
     also_control: list[str] = Field(
         [], description="more labels that mean `control`; a * at the end stands for any text (NTC_*)"

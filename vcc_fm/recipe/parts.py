@@ -125,5 +125,6 @@ PRESETS = Parts(
         "full": "vcc_fm.scoring.presets.full:Full",
         "delta": "vcc_fm.scoring.presets.delta:Delta",
         "myllia": "vcc_fm.scoring.presets.myllia:Myllia",
+        "cz": "vcc_fm.scoring.presets.cz:Cz",
     },
 )

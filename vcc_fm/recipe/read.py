@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.recipe.parts import Chosen
-from vcc_fm.recipe.recipe import Recipe, RunRecipe, SlideRecipe
+from vcc_fm.recipe.recipe import CzRecipe, Recipe, RunRecipe, SlideRecipe
 from vcc_fm.recipe.section import Section
 
 _MOST_FAULTS = 8  # told at once
@@ -63,16 +63,17 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """:func:`load_any`, for what works on perturbations alone.
 
     Raises:
-        UserError: as there, or it is a recipe on slides.
+        UserError: as there, or it is a recipe of another kind.
     """
     recipe = load_any(path, overrides)
     if not isinstance(recipe, Recipe):
-        raise UserError(f"{path}: a recipe on slides, which this command does not take; use `vcc-fm run`")
+        kind = next(section for section, other in KINDS.items() if isinstance(recipe, other))
+        raise UserError(f"{path}: a recipe on {kind}, which this command does not take; use `vcc-fm run`")
     return recipe
 
 
 def load_any(path: str | Path, overrides: list[str] | None = None) -> RunRecipe:
-    """Read a YAML recipe, apply ``key.key=value`` overrides, and check it; a section ``slides`` says which kind it is.
+    """Read a YAML recipe, apply ``key.key=value`` overrides, and check it; its kind follows from ``KINDS``.
 
     Raises:
         UserError: the file is missing or no YAML mapping, an override has no ``=`` or names no key of the recipe,
@@ -104,8 +105,12 @@ def load_any(path: str | Path, overrides: list[str] | None = None) -> RunRecipe:
             raise UserError(f"{path}: {said}{more}") from None
 
 
+KINDS: dict[str, type[RunRecipe]] = {"slides": SlideRecipe, "cz": CzRecipe}
+"""The section that only one kind of recipe has, and that kind."""
+
+
 def _kind(content: dict[str, Any]) -> type[RunRecipe]:
-    return SlideRecipe if "slides" in content else Recipe
+    return next((kind for section, kind in KINDS.items() if section in content), Recipe)
 
 
 def _marked(error: yaml.MarkedYAMLError) -> str:
@@ -199,7 +204,7 @@ def _section_at(parents: list[str], content: Any) -> tuple[type[Section], dict[s
     owners = dict[str, type[Section]]()
     for part in parents:
         content = content[int(part)] if isinstance(content, list) else content.get(part)
-        if part.isdigit():
+        if part not in section.model_fields:  # a place in a list, a name in a mapping
             continue
         field = section.model_fields[part]
         chosen = _chosen(field)
@@ -218,7 +223,7 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
     """The Section classes inside a type annotation (Optional, list)."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
-    elif typing.get_origin(annotation) in (list, types.UnionType, typing.Union, Annotated):
+    elif typing.get_origin(annotation) in (list, dict, types.UnionType, typing.Union, Annotated):
         for inner in typing.get_args(annotation):
             yield from _sections(inner)
 

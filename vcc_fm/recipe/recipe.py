@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from vcc_fm.ground.errors import shown
 from vcc_fm.ground.files import fingerprint
 from vcc_fm.ground.paths import LONGEST_NAME, expand, without_secrets
+from vcc_fm.recipe.cz import CzConfig, NamedEncoder
 from vcc_fm.recipe.data import DataConfig
 from vcc_fm.recipe.decoder import BackboneSettings, DecoderSettings
 from vcc_fm.recipe.embed import EmbedConfig
@@ -192,6 +193,31 @@ class SlideRecipe(RunRecipe):
     split: RegionSplit = Field(RegionSplit(), description="what is held out")
     decoder: BackboneSettings = Field(BackboneSettings(), description="the network")
     train: TrainConfig = Field(description="training; a set is a nucleus with its nearest ones, `set_size` in all")
+
+
+class CzRecipe(RunRecipe):
+    """Everything about a comparison of embeddings by the tasks of cz-benchmarks."""
+
+    data: DataConfig = Field(description="which cells there are; labels are read from files: give sources")
+    encoders: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], NamedEncoder] = Field(
+        min_length=1, description="name in the table, and of the folder of vectors -> frozen encoder to judge"
+    )
+    cz: CzConfig = Field(description="what they are asked")
+
+    @model_validator(mode="after")
+    def _fits(self) -> CzRecipe:
+        if not self.data.sources:
+            raise ValueError("cz.labels: read from files, and data.sources names none")
+        if ("sequential" in self.cz.tasks) != (self.cz.time is not None):
+            raise ValueError("cz.tasks: sequential and cz.time belong together; one of them is missing")
+        return self
+
+    def of_run(self, name: str | None = None) -> Recipe:
+        """The recipe of a run on the same cells with one of the encoders, to be asked for its stores alone."""
+        encoder = self.encoders[name or next(iter(self.encoders))]
+        rest: dict[str, Any] = {"split": SplitConfig(hold_out="perturbations"), "train": TrainConfig(steps=1)}
+        rest |= {name: getattr(self, name) for name in (*RunRecipe.model_fields, "data")}
+        return Recipe(embed=EmbedConfig(cells=encoder.cells), **rest)
 
 
 def _without_secrets(section: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.recipe.recipe import Recipe, RunRecipe, SlideRecipe
+from vcc_fm.recipe.recipe import CzRecipe, Recipe, RunRecipe, SlideRecipe
+from vcc_fm.run.cz import CZ_STAGES, CzLayout
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output
 from vcc_fm.run.script import script_main
@@ -26,17 +27,21 @@ from vcc_fm.run.slides import SLIDE_STAGES, SlideLayout
 from vcc_fm.run.table import STAGES, Stage
 
 
-def layout_of(recipe: RunRecipe) -> Layout | SlideLayout:
+def layout_of(recipe: RunRecipe) -> Layout | SlideLayout | CzLayout:
     """The outputs of a recipe of any kind."""
     if isinstance(recipe, Recipe):
         return Layout(recipe)
+    if isinstance(recipe, CzRecipe):
+        return CzLayout(recipe)
     assert isinstance(recipe, SlideRecipe)
     return SlideLayout(recipe)
 
 
 def table_of(recipe: RunRecipe) -> list[Stage]:
     """All stages that a recipe of its kind may ask for."""
-    return STAGES if isinstance(recipe, Recipe) else SLIDE_STAGES
+    if isinstance(recipe, Recipe):
+        return STAGES
+    return CZ_STAGES if isinstance(recipe, CzRecipe) else SLIDE_STAGES
 
 
 def stages_of(recipe: RunRecipe) -> list[Stage]:

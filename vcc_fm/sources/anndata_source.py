@@ -100,7 +100,7 @@ class AnnDataSource:
         with reading(self._where, "AnnData"), ExitStack() as stack:
             file = stack.enter_context(open_file(self.path, self._where, config.get))
             stored, var = locate(file, config.matrix, self._where)
-            obs = open_obs(file, _columns_used(config), self._where)
+            obs = open_obs(file, columns_used(config), self._where)
             self.labels = kept_labels(
                 obs, config, self._where, None if scratch is None else scratch / "labels.safetensors"
             )
@@ -384,7 +384,7 @@ class AnnDataSource:
         return repr(self.labels.barcode(position))
 
 
-def _columns_used(config: SourceConfig) -> set[str]:
+def columns_used(config: SourceConfig) -> set[str]:
     """Columns of obs whose values the recipe asks for."""
     named = [config.perturbation_column, config.context_column, config.batch_column, config.totals_column]
     named.append(config.quality.guides_column)

@@ -103,7 +103,10 @@ def read_labels(table: Obs | pd.DataFrame, config: SourceConfig, where: str) -> 
     obs = FrameObs(table) if isinstance(table, pd.DataFrame) else table
     _check_columns(obs, config, where)
     repairs: Counter[str] = Counter()
-    target = read_column(obs, config.perturbation_column)
+    if config.perturbation_column is None:
+        target = Column("", np.zeros(len(obs), np.int8), [config.control], np.dtype(object), "")
+    else:
+        target = read_column(obs, config.perturbation_column)
     kept, dropped, left_out = _kept(obs, target, config, where)
     numbers = numbered(obs)
     rows = places(kept)
