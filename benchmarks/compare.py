@@ -1,6 +1,6 @@
 """How often a comparison is wrong: runs that differ by their seed alone, and differences that were planted.
 
-    python benchmarks/compare.py [--quick] [--worlds 20] [--json FILE]
+    python benchmarks/compare.py [--quick] [--worlds 20] [--processes 1] [--json FILE]
 
 In each simulated world the demo is trained with fewer steps from the same cells and split, by three seeds and by three
 others. The two are compared as `vcc-fm compare` does: no difference may be found in more than one of twenty worlds.
@@ -11,8 +11,10 @@ interval is over perturbations alone.
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.scoring.compare import MEAN, Side, paired
-from vcc_fm.scoring.table import ScoreTable, read_table
+from vcc_fm.scoring.score import score
+from vcc_fm.scoring.table import Entry, ScoreTable
 
 DEMO = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 SEEDS = 3
@@ -35,25 +38,26 @@ FIRST = 400
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
     parser = new_parser("errors of paired comparisons", "two worlds, which tell nothing but that it runs")
-    parser.add_argument("--worlds", type=int, default=20, help="simulated worlds")
+    parser.add_argument("--worlds", type=int, default=20, help="simulated worlds, two at least")
+    parser.add_argument("--processes", type=int, default=1, help="worlds at a time")
     options = parser.parse_args(arguments)
     console, worlds = Console(width=140), 2 if options.quick else options.worlds
-    quiet, found, planted, misled = 0, 0, [], 0
-    for world in range(FIRST, FIRST + worlds):
-        with tempfile.TemporaryDirectory() as folder:
-            tables = [trained(folder, world, repeat) for repeat in range(2 * SEEDS)]
-        one, other = tables[:SEEDS], tables[SEEDS:]
-        alike, single = compared(one, other), compared(one[:1], other[:1])
-        misled += not single["low"] <= 0 <= single["high"]
-        planted.append(alike["smallest"])
+    halves, quiet, found, misled = [], 0, 0, 0
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        for tables in pool.map(trained, range(FIRST, FIRST + worlds)):
+            halves.append((tables[:SEEDS], tables[SEEDS:]))
+            console.print(f"{len(halves)} of {worlds} worlds are trained", highlight=False)
+    both = [compared(*half) for half in halves]
+    for world, ((one, other), alike) in enumerate(zip(halves, both, strict=True)):
         # Not by what this world's own interval says: that of the others, as a user would plan.
-        size = float(np.median(planted[:-1] or planted))
-        moved = compared([shifted(table, size) for table in one], other)
+        size = float(np.median([rows["smallest"] for rows in both[:world] + both[world + 1 :]]))
+        moved, single = compared([shifted(table, size) for table in one], other), compared(one[:1], other[:1])
+        misled += not single["low"] <= 0 <= single["high"]
         quiet += alike["low"] <= 0 <= alike["high"]
         found += moved["low"] > 0
         interval = f"{alike['low']:+.3f} to {alike['high']:+.3f}"
         console.print(
-            f"world {world}: {alike['difference']:+.3f} ({interval}), smallest {alike['smallest']:.3f}; "
+            f"world {FIRST + world}: {alike['difference']:+.3f} ({interval}), smallest {alike['smallest']:.3f}; "
             f"planted {size:.3f}: {moved['difference']:+.3f}, {'found' if moved['low'] > 0 else 'missed'}",
             highlight=False,
         )
@@ -74,14 +78,23 @@ def main(arguments: list[str]) -> int:
     return finish("compare", ["vcc-fm", "cell-eval2", "scipy"], [], claims, options.json, console)
 
 
-def trained(folder: str, world: int, repeat: int) -> ScoreTable:
-    """Scores of the demo, trained with fewer steps."""
+def trained(world: int) -> list[ScoreTable]:
+    """Scores of the demo, trained with fewer steps, for each seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [one_seed(folder, world, repeat) for repeat in range(2 * SEEDS)]
+
+
+def one_seed(folder: str, world: int, repeat: int) -> ScoreTable:
+    """Scores of one of them; no report is drawn."""
     shorter = [f"{phase}.{key}=60" for phase in ("pretrain", "train") for key in ("steps", "eval_every")]
     fixed = ["score.baselines=[control]", "predict.effect_scale=1.25", "train.tracker=none", "pretrain.tracker=none"]
     recipe = load_recipe(DEMO, [f"seed={world}", f"repeat={repeat}", f"output={folder}", *shorter, *fixed])
     for stage in stages_of(recipe):
-        run_stage(stage, recipe, Console(quiet=True))
-    return read_table(Layout(recipe).scores.path)
+        if stage.name != "score":
+            run_stage(stage, recipe, Console(quiet=True))
+    layout = Layout(recipe)
+    entries = [Entry("model", "model", layout.prediction("model"))]
+    return score(layout.truth, entries, "non-targeting", recipe.score.preset, layout.anchors)
 
 
 def compared(one: list[ScoreTable], other: list[ScoreTable]) -> dict[str, float]:

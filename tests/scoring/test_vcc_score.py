@@ -3,10 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
+import numba
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
+from program import forks
 from scoring_screens import CONTROL, make_screen, perturbed, value
 
 from vcc_fm.ground.errors import UserError
@@ -24,6 +27,21 @@ def test_rank_tests_are_compiled_once_a_machine(table):
     assert functions
     assert all(one.stats.cache_path for one in functions)
     assert any(one.stats.cache_hits or one.stats.cache_misses for one in functions)
+
+
+def score_with_one_thread(truth, entry, folder):
+    torch.set_num_threads(1)
+    score(truth, [entry], CONTROL, "vcc2026", folder / "cache")
+    (folder / "threads").write_text(f"{torch.get_num_threads()} of {numba.threading_layer()}")
+
+
+def test_training_after_a_score_has_the_threads_that_it_had_before(screen, tmp_path):
+    # In a process of its own: numba sets them once, where it starts its own.
+    one = Entry("replica", "model", screen.good)
+    process = forks().Process(target=score_with_one_thread, args=(screen.truth, one, tmp_path))
+    process.start()
+    process.join(120)
+    assert (tmp_path / "threads").read_text().startswith("1 of ")
 
 
 def test_equals_the_scorers_own_path_through_a_real_bundle(screen, table, tmp_path):
