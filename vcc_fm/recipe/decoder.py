@@ -74,7 +74,7 @@ class DecoderSettings(BackboneSettings):
     )
     unmeasured: Literal["missing", "unchanged"] = Field(
         "missing",
-        description="response of a gene that a source did not measure, for the mixed model and baselines: missing; or "
+        description="response of a gene that a source did not measure, for mixed model and baselines: missing; or "
         "unchanged, as if its counts were those that its mean share in the controls of other batches makes expected",
     )
     code_dropout: Fraction = Field(
