@@ -38,11 +38,11 @@ WAYS = {
     UNCHANGED: (["line", "H1", "K562"], "unchanged"),
 }
 SMALLER = [
-    "data.names.symbols=null", "predict.ask=[{}]", "embed.cells.width=16", "decoder.gene_rank=24", "train.steps=200",
+    "data.names.symbols=null", "predict.ask=[{}]", "embed.cells.width=16", "decoder.gene_rank=24", "train.steps=60",
     "decoder.backbone={model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, "
     "num_attention_heads: 4, vocab_size: 1}",
-    "train.set_size=32", "train.batch_sets=8", "train.lr=3e-3", "train.precision=fp32", "train.eval_every=50",
-    "train.checkpoint_every=200",
+    "train.set_size=24", "train.batch_sets=8", "train.lr=3e-3", "train.precision=fp32", "train.eval_every=30",
+    "train.checkpoint_every=60",
 ]  # fmt: skip
 METRICS = ["score", "gain", "cosine"]
 
@@ -76,10 +76,9 @@ def main(arguments: list[str]) -> int:
 def world(folder: Path, seed: int, quick: bool) -> pd.DataFrame:
     """Draw one, train and score in each way: columns way, entry, seed and the metrics."""
     perturbations, held_out, in_h1 = (25, 15, 8) if quick else (200, 120, 60)
-    genes, cells = (100, 20) if quick else (600, 40)
-    config = SimulateConfig(
-        contexts=list(MEASURED), perturbations=perturbations, genes=genes, cells=cells, controls=10 * cells
-    )
+    genes, cells = (100, 20) if quick else (300, 24)
+    size = {"perturbations": perturbations, "genes": genes, "cells": cells, "controls": 10 * cells}
+    config = SimulateConfig(contexts=list(MEASURED), depth=2000.0, **size)
     sources = {source.name: source.model_dump(mode="json") for source in simulate(config, seed, folder)}
     rng = np.random.default_rng([seed, 1])
     labels = sorted(set(anndata.read_h5ad(folder / "line.h5ad").obs["perturbation"]) - {CONTROL})
