@@ -103,26 +103,35 @@ def world(folder: Path, seed: int, quick: bool) -> pd.DataFrame:
 
 
 def table(values: pd.DataFrame) -> list[str]:
-    """Markdown: means, and how far the model of the way is ahead in the score, best first.
+    """Markdown: mean scores of all entries, and how far the models are ahead, best first.
 
     Args:
         values: metrics, by way, entry and world.
     """
-    lines = ["| trained on | entry | score | gain | cosine | model less it, score |", "|---|---|---:|---:|---:|---:|"]
+    score = values["score"]
+    means = score.groupby(["entry", "way"]).mean().unstack().sort_values(MISSING, ascending=False)
+    lines = [f"| entry, score | {' | '.join(WAYS)} | model less it ({MISSING}) |", "|---|---:|---:|---:|---:|"]
+    for entry, row in means.iterrows():
+        cells = ["–" if np.isnan(row[way]) else f"{row[way]:.1f}" for way in WAYS]
+        ahead = "" if entry == "model" else signed(score[MISSING, "model"] - score[MISSING, entry])
+        lines.append(f"| {entry} | {' | '.join(cells)} | {ahead} |")
+    lines += [
+        "",
+        f"| model | gain | cosine | score | less {ALONE} | less {UNCHANGED} |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for way in WAYS:
-        of = values.loc[way]
-        for entry in of["score"].groupby("entry").mean().sort_values(ascending=False).index:
-            means = of.loc[entry].mean()
-            difference = of.loc["model", "score"] - of.loc[entry, "score"]
-            ahead = "" if entry == "model" else "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(difference))
-            lines.append(
-                f"| {way} | {entry} | {means['score']:.1f} | {means['gain']:.3f} | {means['cosine']:.3f} | {ahead} |"
-            )
-    lines += ["", "| model less model, score | difference |", "|---|---:|"]
-    for way, other in ((MISSING, ALONE), (UNCHANGED, ALONE), (MISSING, UNCHANGED)):
-        difference = values["score"][way, "model"] - values["score"][other, "model"]
-        lines.append("| {} less {} | {:+.1f} ({:+.1f} to {:+.1f}) |".format(way, other, *interval(difference)))
+        gain, cosine, total = (values.loc[(way, "model"), name].mean() for name in ("gain", "cosine", "score"))
+        less = [
+            "" if way == other else signed(score[way, "model"] - score[other, "model"]) for other in (ALONE, UNCHANGED)
+        ]
+        lines.append(f"| {way} | {gain:.3f} | {cosine:.3f} | {total:.1f} | {' | '.join(less)} |")
     return lines
+
+
+def signed(values: pd.Series) -> str:
+    """Mean of differences over worlds and its interval."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(values))
 
 
 def interval(values: pd.Series) -> tuple[float, float, float]:
