@@ -8,7 +8,8 @@ from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, sto
 
 from vcc_fm.baselines.additive import Additive
 from vcc_fm.cellsets.dispersion import control_dispersion
-from vcc_fm.cellsets.profiles import BATCH_PRIOR, control_log_shares
+from vcc_fm.cellsets.expected_file import load_expected, save_expected
+from vcc_fm.cellsets.profiles import BATCH_PRIOR, control_log_shares, with_unmeasured
 from vcc_fm.cellsets.responses import Responses, estimate_responses
 from vcc_fm.cellsets.split import Split
 
@@ -52,6 +53,49 @@ def test_genes_count_where_they_were_measured(tmp_path):
     np.testing.assert_allclose(h, 0.0, atol=1e-3)
     # Gene a is 30 of the 40 counts of the one batch that measured it, and half of its controls.
     assert k[0] == pytest.approx(np.log(30.5 / 20.5), rel=0.02)
+
+
+def test_an_unmeasured_gene_is_unchanged_where_it_is_given_a_share(tmp_path):
+    labels = [CONTROL, "A"]
+    first = screen(np.array([[60, 40], [30, 10]]), "K", "1", labels, ["a", "b"])
+    second = screen(np.array([[50, 50], [20, 20]]), "K", "2", labels, ["b", "c"])
+    third = screen(np.array([[50, 50], [20, 20]]), "H", "1", labels, ["a", "c"])
+    store = store_of(tmp_path, first, second, third)
+    log_shares, alpha = control_log_shares(store), np.full(3, 0.1)
+    filled = with_unmeasured(log_shares)
+    np.testing.assert_array_equal(filled[store.measured], log_shares[store.measured])
+    found = estimate_responses(store, split_of(store), filled, alpha, {})
+    a, b, share = store.genes.index("a"), store.genes.index("b"), np.exp(log_shares.astype(float))
+    # H did not measure gene b: 40 counts of its mean share in the batches of K are expected, and taken for observed.
+    h, k = found.ratio
+    typical = share[store.measured[:, b], b].mean()
+    assert h[b] == pytest.approx(0, abs=1e-6)
+    counts = 40 * typical + 0.5
+    noise = counts + 0.1 * (40 * typical) ** 2 + 0.4**2 * (100 * typical + 0.1 * (100 * typical) ** 2)
+    assert found.precision[0][b] == pytest.approx(counts**2 / noise, rel=1e-5)
+    # In K one batch of 40 counts measured gene a; the other adds the same to both sides.
+    there = store.measured[:, a]
+    inside = np.flatnonzero(there & store.measured[:, b])[0]
+    more = 40 * share[there, a].mean() + 0.5
+    assert k[a] == pytest.approx(np.log((30 + more) / (40 * share[inside, a] + more)), rel=1e-5)
+    assert abs(k[a]) < abs(estimate_responses(store, split_of(store), log_shares, alpha, {}).ratio[1][a])
+
+
+def test_a_saved_model_keeps_what_it_took_unmeasured_genes_for(tmp_path):
+    counts = np.random.default_rng(0).poisson(20, (40, 12))
+    genes, labels = [f"g{i:02}" for i in range(12)], np.repeat([CONTROL, "A", "B", "C"], 10)
+    screens = screen(counts, "K", "1", labels, genes), screen(counts[:, :11], "H", list("12") * 20, labels, genes[:11])
+    store = store_of(tmp_path, *screens)
+    data = dataset_of(store)
+    for way, known in (("missing", False), ("unchanged", True)):
+        expected = replace(data, unmeasured=way).expected
+        save_expected(tmp_path / way, expected)
+        found = replace(data, saved=load_expected(tmp_path / way, store.genes, "+"))
+        np.testing.assert_array_equal(found.responses.precision, expected.responses.precision)
+        evidence, unit = found.expected.evidence, found.expected.evidence.unit["H"]
+        assert evidence.measured[evidence.groups.index(("H", "A")), 11] == known
+        # Where it counts, it is as noisy as other genes of its share.
+        assert (unit[11] == pytest.approx(unit[0], rel=0.3)) == known
 
 
 def test_known_effects_are_recovered(tmp_path):

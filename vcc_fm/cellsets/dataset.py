@@ -13,7 +13,7 @@ from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
 from vcc_fm.cellsets.evidence import evidence_of
 from vcc_fm.cellsets.expected import WIDTHS, ExpectedResponses, likely_tables
 from vcc_fm.cellsets.kernels import Vectors, coexpression
-from vcc_fm.cellsets.profiles import control_log_shares
+from vcc_fm.cellsets.profiles import control_log_shares, with_unmeasured
 from vcc_fm.cellsets.responses import Responses, estimate_responses, own_genes
 from vcc_fm.cellsets.split import Split, assert_no_leak
 from vcc_fm.cellsets.targets import require_vectors, targets_of
@@ -47,6 +47,8 @@ class Dataset:
     """What made the cell vectors, for a baseline that decodes them."""
     saved: ExpectedResponses | None = None
     """What a model was trained with, where its training cells are not here."""
+    unmeasured: Literal["missing", "unchanged"] = "missing"
+    """What the response of a gene is where a source did not measure it."""
 
     def __post_init__(self) -> None:
         if len(self.cell_vectors.keys) != len(self.cells) or (self.cell_vectors.keys != self.cells.barcodes).any():
@@ -65,6 +67,11 @@ class Dataset:
         return control_dispersion(self.cells, self.log_shares)
 
     @cached_property
+    def _response_shares(self) -> np.ndarray:
+        """The log shares that responses are measured from."""
+        return self.log_shares if self.unmeasured == "missing" else with_unmeasured(self.log_shares)
+
+    @cached_property
     def null_ratios(self) -> np.ndarray:
         """[contexts, G] float32, see :func:`null_ratios`."""
         return null_ratios(self.cells, self.log_shares, self.dispersion)
@@ -75,7 +82,7 @@ class Dataset:
         if self.saved is not None:
             return self.saved.responses
         own = own_genes(self.cells.labels, self.separator, self.cells.genes)
-        return estimate_responses(self.cells, self.split, self.log_shares, self.dispersion, own)
+        return estimate_responses(self.cells, self.split, self._response_shares, self.dispersion, own)
 
     @cached_property
     def expected(self) -> ExpectedResponses:
@@ -83,7 +90,7 @@ class Dataset:
         if self.saved is not None:
             return self.saved
         assert_no_leak(self.split, self.responses.groups, self.cells.control, "expected responses")
-        evidence = evidence_of(self.cells, self.responses, self.log_shares, self.dispersion)
+        evidence = evidence_of(self.cells, self.responses, self._response_shares, self.dispersion)
         tables = likely_tables(evidence, self.targets, self.likeness())
         return ExpectedResponses(self.responses, evidence, self.targets, tables, self.axis)
 

@@ -81,7 +81,7 @@ def evidence_of(cells: CellStore, responses: Responses, log_shares: np.ndarray, 
     for code, context in enumerate(cells.contexts):
         batches = np.unique(cells.groups.batch[cells.groups.context == code])
         share = np.exp(log_shares[batches].astype(np.float64)).sum(axis=0)
-        share /= np.maximum(cells.measured[batches].sum(axis=0), 1)
+        share /= np.maximum(np.isfinite(log_shares[batches]).sum(axis=0), 1)
         controls = cells.depth[cells.rows(context, cells.control)].astype(np.float64)
         control_depth[context] = float(controls.sum())
         spread = dispersion * (controls**2).sum() / max(controls.sum(), 1.0)

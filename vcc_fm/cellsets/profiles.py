@@ -47,3 +47,12 @@ def control_log_shares(store: CellStore) -> np.ndarray:
             shares[batch] = posterior / posterior.sum()
     with np.errstate(divide="ignore"):
         return np.log(shares).astype(np.float32)
+
+
+def with_unmeasured(log_shares: np.ndarray) -> np.ndarray:
+    """Log shares [U, G] of which those of a gene that a batch did not measure are its mean share in the others."""
+    share = np.exp(log_shares.astype(np.float64))
+    known = share > 0
+    mean = share.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    with np.errstate(divide="ignore"):
+        return np.where(known, log_shares, np.log(mean)).astype(np.float32)

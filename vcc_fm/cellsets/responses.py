@@ -191,7 +191,8 @@ def estimate_responses(
     Args:
         store: the cells.
         split: only its training groups are read.
-        log_shares: [number of batches U, G] from :func:`control_log_shares`.
+        log_shares: [number of batches U, G] from :func:`control_log_shares`. Where a gene has a share in a batch
+            that did not measure it, what is expected there is taken for observed.
         dispersion: [G] negative-binomial dispersion of control cells.
         own: perturbation -> positions of its target genes on the gene axis.
     """
@@ -211,9 +212,9 @@ def estimate_responses(
         here = np.flatnonzero(total)
         share = np.exp(log_shares[here].astype(np.float64))
         expected = total[here] @ share + PSEUDOCOUNT
-        observed = store.sums(cells) + PSEUDOCOUNT
-        # A batch that did not measure a gene adds nothing to either side of its ratio.
-        measured = store.measured[here].any(axis=0)
+        # A batch that did not measure a gene adds the same to both sides of its ratio: nothing, where it has no share.
+        observed = store.sums(cells) + total[here] @ (share * ~store.measured[here]) + PSEUDOCOUNT
+        measured = (share > 0).any(axis=0)
         variance = (observed + dispersion * (squares[here] @ share**2) * (observed / expected) ** 2) / observed**2
         # The profile of a batch is its own controls and, as BATCH_PRIOR counts, those of its context.
         own_weight = total / (depth_U + BATCH_PRIOR)

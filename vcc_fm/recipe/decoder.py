@@ -72,6 +72,11 @@ class DecoderSettings(BackboneSettings):
         description="start from the response that a mixed model of the training responses expects (of a training "
         "group, as if it had not been measured), and correct it",
     )
+    unmeasured: Literal["missing", "unchanged"] = Field(
+        "missing",
+        description="response of a gene that a source did not measure, for mixed model and baselines: missing; or "
+        "unchanged, as if its counts were those that its mean share in the controls of other batches makes expected",
+    )
     code_dropout: Fraction = Field(
         0.3,
         description="share of sets whose learned context and batch codes are hidden, and the learned vectors of "

@@ -67,6 +67,7 @@ def load_dataset(
         covered_genes(recipe, cells, proteins, asked).found(),
         recipe.embed.proteins.missing,
         recipe.embed.cells,
+        unmeasured=recipe.decoder.unmeasured,
     )
 
 
