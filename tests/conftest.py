@@ -23,6 +23,12 @@ settings.load_profile("patient")
 os.fsync = lambda _: None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers share the cores: where each has threads for all of them, these wait for each other."""
+    if workers := getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder with public data sets; a test that asks for it is skipped where there is none."""
