@@ -4,9 +4,9 @@
 
 In each simulated world the demo is trained with fewer steps from the same cells and split, by three seeds and by three
 others. The two are compared as `vcc-fm compare` does: no difference may be found in more than one of twenty worlds.
-Then all values of one of them are moved by the smallest difference that the comparison says it could have shown: it must
-be found in four of five. Printed, and claimed nothing of: how often the median of what other worlds say is found, as one
-would plan, and how often a single seed beside another one misleads, whose interval is over perturbations alone.
+Then all values of one of them are moved by the smallest difference that the comparison says it could have shown: it
+must be found in four of five. Printed, and claimed nothing of: how often the median of what other worlds say is found,
+as one would plan, and how often a single seed beside another misleads, whose interval is over perturbations alone.
 """
 
 from __future__ import annotations
