@@ -56,7 +56,8 @@ def page(results: list[dict[str, Any]], day: datetime.date, quick: bool) -> str:
         gpu = f", {machine['gpu']}" if machine["gpu"] else ""
         lines += [f"Machine: {machine['processor']}, {machine['cores']} cores{gpu}, {machine['memory_gb']} GB memory"]
         lines[-1] += f", {machine['system']}. Versions: {versions}."
-        lines += ["", "| what | ours | peer | ratio | unit | peer is |", "|---|---:|---:|---:|---|---|"]
+        if result["rows"]:
+            lines += ["", "| what | ours | peer | ratio | unit | peer is |", "|---|---:|---:|---:|---|---|"]
         for row in result["rows"]:
             numbers = f"{row['ours']:,.0f} | {row['peer']:,.0f} | {row['ratio']:.2f}"
             lines.append(f"| {row['what']} | {numbers} | {row['unit']} | {row['peer_name']} |")
