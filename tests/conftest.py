@@ -1,7 +1,9 @@
 """Fixtures that several test modules share: the folder with real data, and small h5ad files."""
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from filelock import FileLock
 from hypothesis import settings
 
 from vcc_fm.recipe.data import SourceConfig
@@ -94,22 +95,29 @@ def source_config() -> Callable[..., SourceConfig]:
     return build
 
 
-@pytest.fixture(scope="session")
-def scored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe file of ``program.TINY``, run to its scores once for all workers; do not write beside it."""
-    from program import forks, run_until, write_recipe
-
+@pytest.fixture(scope="session", autouse=True)
+def started_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of :func:`scored_run`, whose process starts at once where a test asks for it, so that few wait."""
     base = tmp_path_factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scored-run"
-    with FileLock(home.with_suffix(".lock")):
-        if not (home / "done").exists():
-            recipe = write_recipe(home)
-            process = forks().Process(target=run_until, args=(recipe, "score", home / "said"))
-            process.start()
-            process.join(300)
-            assert process.exitcode == 0, (home / "said").read_text()
-            (home / "done").touch()
-    return home / "tiny.yaml"
+    if any("scored_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        with suppress(FileExistsError):  # another worker was first
+            home.mkdir()
+            from program import forks, score_tiny
+
+            forks().Process(target=score_tiny, args=(home,)).start()
+    return home
+
+
+@pytest.fixture(scope="session")
+def scored_run(started_run: Path) -> Path:
+    """The recipe file of ``program.TINY``, run to its scores once for all workers; do not write beside it."""
+    deadline = time.monotonic() + 300
+    while not (started_run / "ended").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    said = started_run / "said"
+    assert (started_run / "ended").read_text() == "well", said.read_text() if said.exists() else "it did not start"
+    return started_run / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")
