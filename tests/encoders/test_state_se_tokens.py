@@ -117,7 +117,7 @@ def check_cell(
 VALUES = st.one_of(st.just(0.0), st.integers(0, 3), st.integers(0, 60), st.sampled_from([16.0, 2.0**20]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_every_cell_agrees_with_the_plain_reading(data: st.DataObject) -> None:
     mode = data.draw(st.sampled_from(["exact", "compat"]))
