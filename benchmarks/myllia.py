@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 from _measure import Claim, finish, new_parser
 from rich.console import Console
-from scipy import stats
 
 from vcc_fm.recipe.data import SimulateConfig
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.stages import run_stage, stages_of
+from vcc_fm.scoring.worlds import interval
 from vcc_fm.sources.simulate import CONTROL, simulate
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "myllia.yaml"
@@ -67,7 +67,9 @@ def main(arguments: list[str]) -> int:
         "what was not measured is better missing than unchanged": score[MISSING, "model"] - score[UNCHANGED, "model"],
     }
     claims = [
-        Claim(f"{claim}, by the low end of the interval", 0.0, None if options.quick else interval(values)[1])
+        Claim(
+            f"{claim}, by the low end of the interval", 0.0, None if options.quick else interval(values.to_numpy()).low
+        )
         for claim, values in ahead.items()
     ]
     return finish("myllia", ["vcc-fm", "numpy", "torch"], [], claims, options.json, console)
@@ -131,13 +133,8 @@ def table(values: pd.DataFrame) -> list[str]:
 
 def signed(values: pd.Series) -> str:
     """Mean of differences over worlds and its interval."""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(values))
-
-
-def interval(values: pd.Series) -> tuple[float, float, float]:
-    """Mean over worlds, and the ends of Student's 95 % interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    found = interval(values.to_numpy())
+    return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
 
 
 if __name__ == "__main__":

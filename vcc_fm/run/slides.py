@@ -87,20 +87,10 @@ def load(recipe: SlideRecipe, held_out: bool = True) -> PatchData:
 
 def train(recipe: SlideRecipe, output: Output, console: Console) -> None:
     """Train the decoder; goes on from its newest checkpoint."""
+    from vcc_fm.run.train import phase_of
     from vcc_fm.slides.train import train_slides
-    from vcc_fm.training.phase import Phase
 
-    phase = Phase(
-        "train",
-        recipe.train,
-        recipe.decoder,
-        expanded(recipe.decoder.base),
-        recipe.drawing_seed,
-        recipe.name,
-        recipe.public(),
-        recipe.fingerprint(),
-        output.fingerprint,
-    )
+    phase = phase_of(recipe, "train", recipe.train, recipe.decoder.base, output)
     train_slides(phase, load(recipe), recipe.run_folder / "training" / "train", output.path, console)
 
 

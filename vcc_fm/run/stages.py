@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,22 +27,22 @@ from vcc_fm.run.script import script_main
 from vcc_fm.run.slides import SLIDE_STAGES, SlideLayout
 from vcc_fm.run.table import STAGES, Stage
 
+_KINDS: dict[type[RunRecipe], tuple[type[Any], list[Stage]]] = {
+    Recipe: (Layout, STAGES),
+    SlideRecipe: (SlideLayout, SLIDE_STAGES),
+    CzRecipe: (CzLayout, CZ_STAGES),
+}
+"""Kind of a recipe -> what lays out its outputs, and its stages."""
 
-def layout_of(recipe: RunRecipe) -> Layout | SlideLayout | CzLayout:
+
+def layout_of(recipe: RunRecipe) -> Any:
     """The outputs of a recipe of any kind."""
-    if isinstance(recipe, Recipe):
-        return Layout(recipe)
-    if isinstance(recipe, CzRecipe):
-        return CzLayout(recipe)
-    assert isinstance(recipe, SlideRecipe)
-    return SlideLayout(recipe)
+    return _KINDS[type(recipe)][0](recipe)
 
 
 def table_of(recipe: RunRecipe) -> list[Stage]:
     """All stages that a recipe of its kind may ask for."""
-    if isinstance(recipe, Recipe):
-        return STAGES
-    return CZ_STAGES if isinstance(recipe, CzRecipe) else SLIDE_STAGES
+    return _KINDS[type(recipe)][1]
 
 
 def stages_of(recipe: RunRecipe) -> list[Stage]:

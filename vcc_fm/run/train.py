@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.hub import expanded
-from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.recipe.recipe import Recipe, SlideRecipe
+from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import describe_counts, load_dataset
 from vcc_fm.run.outputs import Output
@@ -32,9 +34,22 @@ def train_on(data: Dataset, recipe: Recipe, output: Output, console: Console) ->
     if base == "pretrain":
         untrained = layout.decoder(output.fold, "pretrain").require(content=True)
         base = str(untrained)
-    phase = Phase(
+    phase = phase_of(recipe, name, recipe.phases[name], base, output, untrained)
+    train_phase(phase, data, layout.phase(output.fold, name), output.path, console, _judge(recipe, data, phase))
+
+
+def phase_of(
+    recipe: Recipe | SlideRecipe,
+    name: str,
+    config: TrainConfig,
+    base: str,
+    output: Output,
+    untrained: Path | None = None,
+) -> Phase[Any]:
+    """A phase of a recipe, that writes ``output``; the other arguments as :class:`Phase` has them."""
+    return Phase(
         name,
-        recipe.phases[name],
+        config,
         recipe.decoder,
         expanded(base),
         recipe.drawing_seed,
@@ -44,7 +59,6 @@ def train_on(data: Dataset, recipe: Recipe, output: Output, console: Console) ->
         output.fingerprint,
         untrained,
     )
-    train_phase(phase, data, layout.phase(output.fold, name), output.path, console, _judge(recipe, data, phase))
 
 
 def _judge(recipe: Recipe, data: Dataset, phase: Phase) -> Callable[[Path], float] | None:

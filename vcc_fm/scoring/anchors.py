@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from vcc_fm.ground.files import write_text
-from vcc_fm.scoring.preset import NO_VALUE, Ceiling, Measured, Preset, Scale
+from vcc_fm.scoring.preset import NO_VALUE, Ceiling, ContextScorer, Measured, Preset, Scale
 
 if TYPE_CHECKING:
     from cell_eval2 import EvalConfig
@@ -54,6 +54,11 @@ class Anchors:
     low: dict[str, Measured]
     ceiling: dict[str, Ceiling]
     significant: dict[str, int]
+
+    def give(self, scorer: ContextScorer) -> None:
+        """Set the scorer's fields of these names."""
+        scorer.scales, scorer.low, scorer.ceiling = self.scales, self.low, self.ceiling
+        scorer.significant = self.significant
 
 
 def scorer_config(preset: str, metrics: list[str], control: str) -> EvalConfig:

@@ -156,8 +156,8 @@ def over_worlds(
         }
         entries[entry] = Standing(
             kinds[entry],
-            {key: _interval(observed[:, k]) for k, key in enumerate(keys) if key != UNLIMITED},
-            {key: _interval(raw[:, k]) for k, key in enumerate(first.metrics)},
+            {key: interval(observed[:, k]) for k, key in enumerate(keys) if key != UNLIMITED},
+            {key: interval(raw[:, k]) for k, key in enumerate(first.metrics)},
             {bound: means[entry] / means[bound] for bound in bounds},
             ahead,
         )
@@ -202,7 +202,7 @@ def _raw(table: ScoreTable, entry: str) -> list[float]:
     return [float(by_metric[name]) for name in table.metrics]
 
 
-def _interval(values: np.ndarray) -> Interval:
+def interval(values: np.ndarray) -> Interval:
     """Of Student's t, over the worlds [W] that have a value."""
     there = values[np.isfinite(values)]
     n = len(there)
@@ -232,7 +232,7 @@ def _distances(
         with np.errstate(invalid="ignore"):
             means = np.where(there, draws, 0.0).sum(axis=1) / there.sum(axis=1)
         low, high = np.nanpercentile(means, [tail, 100 - tail]) if np.isfinite(means).any() else (np.nan, np.nan)
-        over = _interval(difference[:, 0, k])
+        over = interval(difference[:, 0, k])
         found[key] = Distance(over.mean, over.low, over.high, over.worlds, float(low), float(high))
     return found
 

@@ -63,8 +63,7 @@ class Cz(Preset):
             ceiling = replicate(real, lambda half, other, _: _Truth(other, control).of_half(half))
             return Anchors(scales, low, ceiling, dict(truth.significant))
 
-        anchors = load_anchors(anchors_folder(cache, digest, context, control, self), measure)
-        truth.scales, truth.low, truth.ceiling = anchors.scales, anchors.low, anchors.ceiling
+        load_anchors(anchors_folder(cache, digest, context, control, self), measure).give(truth)
         return truth
 
 

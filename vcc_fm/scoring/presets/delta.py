@@ -97,9 +97,8 @@ class Delta(Preset):
 
 class _Context(ContextScorer):
     def __init__(self, truth: _Truth, anchors: Anchors):
-        self.scales, self.low, self.ceiling = anchors.scales, anchors.low, anchors.ceiling
-        self.significant, self.notes = anchors.significant, []
-        self._truth = truth
+        anchors.give(self)
+        self._truth, self.notes = truth, []
 
     def measure(self, predicted: ad.AnnData) -> Mapping[str, Measured]:
         """Against the truth's control and mean."""

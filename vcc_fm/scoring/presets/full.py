@@ -145,9 +145,8 @@ class _Context(ContextScorer):
     why_none = WHY_NONE
 
     def __init__(self, real: ad.AnnData, config: EvalConfig, anchors: Anchors, notes: list[str]):
-        self.scales, self.low, self.ceiling = anchors.scales, anchors.low, anchors.ceiling
-        self.significant, self.notes = anchors.significant, notes
-        self._real, self._config = real, config
+        anchors.give(self)
+        self._real, self._config, self.notes = real, config, notes
         self._controls = real[real.obs["perturbation"] == config.control]
 
     def measure(self, predicted: ad.AnnData) -> Mapping[str, Measured]:

@@ -155,8 +155,7 @@ class Myllia(Preset):
             }
             return Anchors(scales, low, ceiling, truth.significant)
 
-        anchors = load_anchors(anchors_folder(cache, digest, context, control, self), measure)
-        truth.scales, truth.low, truth.ceiling = anchors.scales, anchors.low, anchors.ceiling
+        load_anchors(anchors_folder(cache, digest, context, control, self), measure).give(truth)
         return truth
 
 

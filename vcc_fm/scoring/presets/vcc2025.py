@@ -110,8 +110,7 @@ class Contest2025(Preset):
 
 class _Context(ContextScorer):
     def __init__(self, anchors: Anchors, compare: partial[dict[str, Measured]], controls: ad.AnnData):
-        self.scales, self.low, self.ceiling = anchors.scales, anchors.low, anchors.ceiling
-        self.significant = anchors.significant
+        anchors.give(self)
         self._compare, self._controls = compare, controls
         self.notes = [
             "0 is the mean over the labels of the measured cells, controls among them, which knows the held-out "
