@@ -215,7 +215,9 @@ def embed_large(final: Path, path: Path) -> None:
     """Embed the cells of a recipe as its stage does; for a process of its own too."""
     torch.set_num_threads(1)
     layout = Layout(Recipe.model_validate_json(path.read_text()))
-    embed(final, CellStore(layout.cells.path), layout.recipe.embed.cells, layout.cell_embeddings.fingerprint)
+    cells, settings = CellStore(layout.cells.path), layout.recipe.embed.cells
+    made_from, state = layout.cell_embeddings.fingerprint, PartialState(cpu=True)
+    embed_cells(final, cells, layout.cell_encoder, made_from, state, QUIET, settings=settings)
 
 
 def test_cells_without_vector_are_counted_over_all_shards(large: Any) -> None:

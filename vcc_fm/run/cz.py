@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -113,11 +114,11 @@ def read_labels(recipe: CzRecipe) -> pd.DataFrame:
         where = f"source {config.name!r} ({without_secrets(config.path)})"
         with open_file(expand(config.path), where, config.get) as file:
             obs = open_obs(file, columns_used(config) | set(columns.values()), where)
-            table = labels.read_labels(obs, config, where).cells
+            kept = labels.read_labels(obs, config, where)
+            table = kept.cells
             for name, column in columns.items():
-                # Read as a context is: as text, with the same repairs and refusals.
-                as_context = config.model_copy(update={"context_column": column, "context": None})
-                table[name] = labels.read_labels(obs, as_context, where).cells["context"]
+                codes, names = labels.column_labels(obs, column, kept.rows, Counter(), where)
+                table[name] = names[codes]
         prefix = f"{config.name}:" if len(recipe.data.sources) > 1 else ""
         tables.append(table.set_index(prefix + table["barcode"]))
     return pd.concat(tables)

@@ -101,7 +101,8 @@ def read_labels(table: Obs | pd.DataFrame, config: SourceConfig, where: str) -> 
             refused by :func:`read_perturbations`, or a context or batch is missing.
     """
     obs = FrameObs(table) if isinstance(table, pd.DataFrame) else table
-    _check_columns(obs, config, where)
+    wanted = [config.perturbation_column, config.context_column, config.batch_column, config.quality.guides_column]
+    _check_columns(obs, [*wanted, *config.keep], where)
     repairs: Counter[str] = Counter()
     if config.perturbation_column is None:
         target = Column("", np.zeros(len(obs), np.int8), [config.control], np.dtype(object), "")
@@ -124,15 +125,14 @@ def read_labels(table: Obs | pd.DataFrame, config: SourceConfig, where: str) -> 
         if column is None:
             labels[label] = np.zeros(len(rows), np.int8), np.array([constant], dtype=object)
         else:
-            labels[label] = _text(read_column(obs, column), rows, repairs, where)
+            labels[label] = column_labels(obs, column, rows, repairs, where)
     labels["perturbation"] = perturbation
     codes, names = ({label: pair[part] for label, pair in labels.items()} for part in (0, 1))
     return Labels(obs, rows, codes, names, numbers, dropped, dict(repairs))
 
 
-def _check_columns(obs: Obs, config: SourceConfig, where: str) -> None:
-    wanted = [config.perturbation_column, config.context_column, config.batch_column, config.quality.guides_column]
-    for column in [*wanted, *config.keep]:
+def _check_columns(obs: Obs, columns: list[str | None], where: str) -> None:
+    for column in columns:
         if column is not None and column not in obs.columns:
             near = difflib.get_close_matches(column, list(obs.columns), n=1)
             raise UserError(
@@ -272,8 +272,16 @@ def missing_labels(values: pd.Series) -> np.ndarray:
     return (values.isna() | values.astype(object).astype(str).str.strip().isin(_NO_LABEL)).to_numpy(bool)
 
 
-def _text(column: Column, rows: np.ndarray, repairs: Counter[str], where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and sorted names of the values of a column as text, in some rows."""
+def column_labels(
+    obs: Obs, name: str, rows: np.ndarray, repairs: Counter[str], where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and sorted names of the values of a column as text, in some rows; repairs are counted.
+
+    Raises:
+        UserError: there is no such column, or it has no value in some of the rows.
+    """
+    _check_columns(obs, [name], where)
+    column = read_column(obs, name)
     missing = missing_labels(pd.Series(column.objects, dtype=object))
     chosen = column.codes[rows]
     without = int(np.append(missing, True)[chosen].sum())
