@@ -45,6 +45,7 @@ def one_set(cell_width: int, protein_width: int) -> Batch:
         batch_code_BS=torch.zeros(1, CELLS, dtype=torch.long),
         response_BG=torch.zeros(1, GENES),
         deviation_BG=torch.ones(1, GENES),
+        reliability_G=torch.ones(GENES),
         power_B=torch.zeros(1),
         null_ratio_BG=torch.ones(1, GENES),
         noise_seed_B=torch.zeros(1, dtype=torch.long),

@@ -277,13 +277,33 @@ def test_a_combination_is_the_sum_of_its_single_perturbations():
 
 
 def test_a_prediction_has_the_size_that_the_signal_is_expected_to_have():
-    def in_size(mean, deviation):
-        return Expected(np.array(mean, np.float32), np.array(deviation, np.float32)).in_size
+    def in_size(mean, deviation, reliability=(1, 1, 1)):
+        fields = mean, deviation, reliability[: len(mean)]
+        return Expected(*(np.array(one, np.float32) for one in fields)).in_size
 
     # The target gene, whose deviation is 0, has its own size.
     np.testing.assert_allclose(in_size([3, 4, 9], [5, 5, 0]), [3 * 3**0.5, 4 * 3**0.5, 9], rtol=1e-6)
     np.testing.assert_allclose(in_size([3, 4], [50, 50]), [6, 8])
     np.testing.assert_array_equal(in_size([0, 0], [1, 1]), 0)
+    np.testing.assert_allclose(in_size([3, 0], [1, 50], (1, 0)), [10**0.5, 0], rtol=1e-6)
+
+
+def test_genes_that_are_hardly_counted_do_not_double_what_is_known_of_the_others():
+    groups = [("H", f"p{i}") for i in range(8)]
+    evidence = drawn(groups, genes=400)
+    unit = np.where(np.arange(400) < 200, 1.0, 3e3) * evidence.unit["H"]
+    noise = np.random.default_rng(5).normal(0, 1, (8, 400)) * np.sqrt(
+        (unit - evidence.unit["H"]) / evidence.depth[:, None]
+    )
+    evidence = replace(evidence, ratio=(evidence.ratio + noise).astype(np.float32), unit={"H": unit})
+    model = MixedModel(evidence, Kernels(targets))
+    assert model.reliability[:200].min() > 0.9
+    assert model.reliability[200:].max() < 0.2
+    mean, deviation, _ = model.predict("H", "p1+p2")
+    known = Expected(mean, deviation, model.reliability).in_size / mean
+    assert known.max() < 1.1
+    alike = Expected(mean, deviation, np.ones(400, np.float32)).in_size / mean
+    assert alike.min() > 1.3
 
 
 def test_genes_that_go_together_in_control_cells_are_alike(tmp_path):

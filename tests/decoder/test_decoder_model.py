@@ -85,6 +85,7 @@ def make_batch(seed: int = 0) -> Batch:
         batch_code_BS=torch.randint(0, 3, (SETS, CELLS), generator=generator),
         response_BG=normal(SETS, GENES) * torch.tensor([1.0, 0.0, 1.0])[:, None],
         deviation_BG=torch.rand(SETS, GENES, generator=generator) + 0.1,
+        reliability_G=torch.rand(GENES, generator=generator),
         power_B=torch.tensor([20.0, 0.0, 1e3]),
         null_ratio_BG=torch.ones(SETS, GENES),
         noise_seed_B=torch.arange(SETS),
@@ -219,7 +220,8 @@ def test_a_new_head_repeats_the_expected_response_in_its_size() -> None:
     batch.deviation_BG[:, 2] = 0.0  # a target gene has no part in sizes
     decoder = PerturbationDecoder(config).eval()
     torch.testing.assert_close(decoder(batch).delta_BG, batch.response_BG)
-    expected = [Expected(m.numpy(), s.numpy()) for m, s in zip(batch.response_BG, batch.deviation_BG, strict=True)]
+    reliability, fields = batch.reliability_G.numpy(), zip(batch.response_BG, batch.deviation_BG, strict=True)
+    expected = [Expected(mean.numpy(), deviation.numpy(), reliability) for mean, deviation in fields]
     batch = replace(batch, power_B=torch.tensor([one.power for one in expected]))
     for found, one in zip(decoder(batch, in_size=True).delta_BG, expected, strict=True):
         torch.testing.assert_close(found, torch.from_numpy(one.in_size))

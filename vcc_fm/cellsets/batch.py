@@ -99,7 +99,8 @@ class Batch(Fed):
         batch_code_BS: int64, learned code of the technical batch; 0 when unknown or hidden.
         response_BG: log ratio that is expected of the perturbation, see ``Expected``; 0 where not asked for.
         deviation_BG: its posterior standard deviation, 0 at the target genes; 1 where not asked for.
-        power_B: expected square of the response, summed over all genes but the targets.
+        reliability_G: how well genes are measured, see ``MixedModel``; 1 where no response is asked for.
+        power_B: expected square of the response, summed over all genes but the targets, each by its reliability.
         null_ratio_BG: what the likelihood expects of control cells over the control profile; see ``null_ratios``.
         noise_seed_B: int64, seed of the noise that the energy distance draws for a set.
         counts_BSG: measured counts, cell by cell of the same batch as the control; None when predicting, or before
@@ -120,6 +121,7 @@ class Batch(Fed):
     batch_code_BS: torch.Tensor
     response_BG: torch.Tensor
     deviation_BG: torch.Tensor
+    reliability_G: torch.Tensor
     power_B: torch.Tensor
     null_ratio_BG: torch.Tensor
     noise_seed_B: torch.Tensor

@@ -35,28 +35,31 @@ class Expected(NamedTuple):
     Attributes:
         mean: [G] float32, natural log; at the target genes the knock-down that training perturbations show.
         deviation: [G] float32, posterior standard deviation; 0 at the target genes.
+        reliability: [G] float32, how well genes are measured, see :class:`MixedModel`; the same array in all answers.
     """
 
     mean: np.ndarray
     deviation: np.ndarray
+    reliability: np.ndarray
 
     @property
     def power(self) -> float:
-        """Expected square of the signal, summed over all genes but the targets."""
+        """Expected square of the signal, summed over all genes but the targets, each by its reliability."""
         each = np.square(self.mean, dtype=np.float64) + np.square(self.deviation, dtype=np.float64)
-        return float(each[self.deviation > 0].sum())
+        return float((self.reliability * each)[self.deviation > 0].sum())
 
     @property
     def in_size(self) -> np.ndarray:
         """The mean [G] times one factor, but at the targets: its square is then what the signal's is expected to be.
 
         A posterior mean is shrunken by all that is not known, that of a perturbation that was measured nowhere most of
-        all. A score that compares sets of significant genes wants the direction in its likely size. The factor is at
-        most ``LARGEST``: a direction of which nearly nothing is known is not blown up.
+        all. A score that compares sets of significant genes wants the direction in its likely size. Genes count by
+        their reliability: those of few counts, whose deviation is nearly the prior's, would double what is well known
+        of the others. The factor is at most ``LARGEST``: a direction of which nearly nothing is known is not blown up.
         """
         there = self.deviation > 0
-        known = float(np.square(self.mean[there], dtype=np.float64).sum())
-        factor = min(np.sqrt(self.power / max(known, 1e-30)), LARGEST)
+        known = float((self.reliability * np.square(self.mean, dtype=np.float64))[there].sum())
+        factor = np.clip(np.sqrt(self.power / max(known, 1e-30)), 1.0, LARGEST)
         return np.where(there, self.mean * np.float32(factor), self.mean)
 
 
@@ -131,7 +134,7 @@ class ExpectedResponses:
             if gene in self.axis:
                 place = self.axis[gene]
                 mean[place], deviation[place] = self._knock_down(context, perturbation, gene, nowhere), 0.0
-        return Expected(mean, deviation)
+        return Expected(mean, deviation, self.model.reliability)
 
     def _knock_down(self, context: str, perturbation: str, gene: str, nowhere: bool) -> float:
         """Log ratio of a target gene: of the perturbation elsewhere, or of its single one, or of all training ones."""

@@ -141,13 +141,15 @@ class MixedModel:
 
     def _fit_amplitudes(self, product: np.ndarray, genes: np.ndarray, noise: np.ndarray) -> None:
         """One amplitude a perturbation; all stay 1 where nothing but noise is left of the responses."""
-        prior = np.zeros(len(product))
-        for variance, alike in zip(self.components, self._alike, strict=True):
-            prior += variance.sum() * np.diag(alike)[self._at]
-        if (prior > 0).all():
+        if ((prior := self._variance()) > 0).all():
             spread = 2 * (self.amplitude**2 + noise / prior) ** 2 / np.maximum(np.diag(genes) / CORRELATED, 1.0)
             self._sizes = AmplitudePrior.of(np.diag(product) / prior, 1.0 / spread, self._at)
             self.amplitude = self._sizes.amplitude
+
+    def _variance(self) -> np.ndarray:
+        """Of the signal of each training group's perturbation at the mean gene, were its amplitude 1: [n]."""
+        each = [np.diag(alike)[self._at] for alike in self._alike]
+        return np.asarray(self.components.sum(axis=1) @ each)
 
     def _decompose(self) -> None:
         e, n = self.evidence, len(self.contexts)
@@ -177,6 +179,15 @@ class MixedModel:
         return np.diag(factor / depth) + (context[:, None] == context) * (factor / controls)[:, None]
 
     # Predicting
+
+    @cached_property
+    def reliability(self) -> np.ndarray:
+        """[G] float32: share of the signal in the variance of a training response of mean size and median depth.
+
+        Near 0 at a gene of few counts: what the model says there is its prior.
+        """
+        signal = self.scale * float(np.mean(self._variance() * self.amplitude**2))
+        return (signal / (signal + self._profile.unit / np.median(self.evidence.depth))).astype(np.float32)
 
     @cached_property
     def _amplitudes(self) -> dict[str, float]:

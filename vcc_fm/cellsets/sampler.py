@@ -188,6 +188,7 @@ class Assembler:
         return {
             "response_BG": torch.from_numpy(response),
             "deviation_BG": torch.from_numpy(deviation),
+            "reliability_G": torch.ones(shape[1]) if found[0] is None else torch.from_numpy(found[0].reliability),
             "power_B": torch.tensor([0.0 if one is None else one.power for one in found]),
             "null_ratio_BG": torch.from_numpy(null_ratio),
         }

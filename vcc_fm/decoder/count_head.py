@@ -103,7 +103,7 @@ class CountHead(nn.Module):
         delta_BG = response_BG + trust * (gate_B[:, None] * response_BG + learned_BG)
         if in_size:
             there_BG = deviation_BG > 0
-            known_B = (delta_BG.square() * there_BG).sum(-1)
+            known_B = (delta_BG.square() * there_BG) @ batch.reliability_G
             factor_B = (batch.power_B / known_B.clamp(min=1e-30)).sqrt().clamp(1.0, LARGEST)
             delta_BG = torch.where(there_BG, factor_B[:, None] * delta_BG, delta_BG)
         delta_BG = effect_scale * (delta_BG + trust * self_B[:, None] * self._own_genes(batch))
