@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -149,6 +150,18 @@ def test_the_error_names_what_could_not_be_written_and_nothing_unfinished_stays(
     assert not (folder / writer / name).exists()
     write(folder / writer)
     assert (folder / writer / name).exists()
+
+
+def test_a_disk_without_room_for_the_first_byte_is_named_and_left_clean(tmp_path, monkeypatch):
+    def refused(path, mode):
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "no space left on device", str(path))
+
+    monkeypatch.setattr(h5py, "File", refused)
+    with pytest.raises(OSError) as found:  # noqa: PT011 - its file name is what matters
+        CountsFile(tmp_path / "c.h5ad", ["g"], {})
+    assert found.value.filename == str(tmp_path / "c.h5ad")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

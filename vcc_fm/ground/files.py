@@ -93,7 +93,7 @@ def _named(final: Path, partial: Path) -> Iterator[None]:
         raise
     except Exception as error:
         known = isinstance(error, OSError) and error.errno
-        if isinstance(error, OSError) and known and error.filename is not None:
+        if isinstance(error, OSError) and known and error.filename not in (None, str(partial)):
             raise
         if number := known or _refusal(partial):
             raise OSError(number, os.strerror(number), str(final)) from error

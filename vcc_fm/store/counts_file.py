@@ -44,13 +44,15 @@ class CountsFile:
         """
         self._genes, self._uns = genes, uns
         self._packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 1} if compressed else {}
-        self._stack = ExitStack()
-        self._file = h5py.File(self._stack.enter_context(whole_file(path)), "w")
-        self._stack.callback(self._file.close)
-        matrix = self._file.create_group("X")
         options = {"shape": (0,), "maxshape": (None,), "chunks": (CHUNK,), **self._packed}
         types = {"data": values, "indices": np.int32}
-        self._arrays = {name: matrix.create_dataset(name, dtype=types[name], **options) for name in types}
+        # A disk that refuses the first bytes leaves nothing either.
+        with ExitStack() as stack:
+            self._file = h5py.File(stack.enter_context(whole_file(path)), "w")
+            stack.callback(self._file.close)
+            matrix = self._file.create_group("X")
+            self._arrays = {name: matrix.create_dataset(name, dtype=types[name], **options) for name in types}
+            self._stack = stack.pop_all()
         self._waiting: list[sp.csr_matrix] = []
         self._lengths: list[np.ndarray] = []
         self._labels: list[pd.DataFrame] = []
