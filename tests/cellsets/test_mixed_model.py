@@ -10,8 +10,8 @@ from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, sto
 
 from vcc_fm.baselines.mixed_model import Mixed
 from vcc_fm.cellsets.evidence import Evidence, evidence_of, noise_profile
-from vcc_fm.cellsets.expected import Expected
-from vcc_fm.cellsets.kernels import Kernels, coexpression, principal_features
+from vcc_fm.cellsets.expected import Expected, likely_tables
+from vcc_fm.cellsets.kernels import Kernels, co_response, coexpression, principal_features
 from vcc_fm.cellsets.mixed_model import MixedModel
 
 GENES = 60
@@ -304,6 +304,39 @@ def test_genes_that_are_hardly_counted_do_not_double_what_is_known_of_the_others
     assert known.max() < 1.1
     alike = Expected(mean, deviation, np.ones(400, np.float32)).in_size / mean
     assert alike.min() > 1.3
+
+
+def responding_alike() -> tuple[Evidence, np.ndarray]:
+    """Knock-downs of the first 40 of 200 genes in two contexts; what ``p`` does to ``g`` is z_p W z_g."""
+    rng = np.random.default_rng(7)
+    z, turn = rng.normal(0, 1, (200, 3)), np.linalg.qr(rng.normal(0, 1, (3, 3)))[0]
+    groups = [(context, f"p{i}") for context in ("H", "K") for i in range(40)]
+    found = noise_of(groups, 200)
+    at = np.tile(np.arange(40), 2)
+    signal, own = 0.3 * z[at] @ turn @ z.T, np.zeros((80, 200), bool)
+    own[np.arange(80), at] = True
+    ratio = np.where(own, -3.0, found.ratio + signal)
+    return replace(found, ratio=ratio.astype(np.float32), own=own), signal
+
+
+def test_what_other_perturbations_do_to_a_target_tells_what_its_own_will_do():
+    evidence, signal = responding_alike()
+    genes = [f"p{i}" for i in range(200)]
+    known = evidence.of(np.flatnonzero(np.arange(80) % 40 >= 5))
+    table = co_response(known, genes, 16)
+    assert table.keys() == set(genes)
+    tables = likely_tables(known, targets, {"proteins": features(), "co-response": table})
+    assert [one.keys() for one in tables] == [set(genes)]
+    model = MixedModel(known, Kernels(targets, tables))
+    for i in range(5):
+        assert np.corrcoef(model.predict("H", f"p{i}")[0], signal[i])[0, 1] > 0.8
+    # Nothing of a knock-down itself, nor of a gene that was not measured.
+    other = replace(known, ratio=np.where(known.own, np.float32(9), known.ratio))
+    assert all((vector == table[gene]).all() for gene, vector in co_response(other, genes, 16).items())
+    measured = known.measured.copy()
+    measured[:, 7] = False
+    assert np.abs(co_response(replace(known, measured=measured), genes, 16)["p7"]).max() < 1e-4
+    assert co_response(known.of(np.arange(1)), genes, 16) == {}
 
 
 def test_genes_that_go_together_in_control_cells_are_alike(tmp_path):

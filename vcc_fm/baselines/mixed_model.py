@@ -20,7 +20,7 @@ class Mixed(Baseline):
     At the target genes it is the knock-down that training perturbations show.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def prepare(self, groups: Collection[tuple[str, str]], device: torch.device, console: Console) -> None:
         """Fit the model, once for all groups."""

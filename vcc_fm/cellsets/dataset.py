@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
-from vcc_fm.cellsets.evidence import evidence_of
+from vcc_fm.cellsets.evidence import Evidence, evidence_of
 from vcc_fm.cellsets.expected import WIDTHS, ExpectedResponses, likely_tables
-from vcc_fm.cellsets.kernels import Vectors, coexpression
+from vcc_fm.cellsets.kernels import Vectors, co_response, coexpression
 from vcc_fm.cellsets.profiles import control_log_shares, with_unmeasured
 from vcc_fm.cellsets.responses import Responses, estimate_responses, own_genes
 from vcc_fm.cellsets.split import Split, assert_no_leak
@@ -91,15 +91,16 @@ class Dataset:
             return self.saved
         assert_no_leak(self.split, self.responses.groups, self.cells.control, "expected responses")
         evidence = evidence_of(self.cells, self.responses, self._response_shares, self.dispersion)
-        tables = likely_tables(evidence, self.targets, self.likeness())
+        tables = likely_tables(evidence, self.targets, self.likeness(evidence))
         return ExpectedResponses(self.responses, evidence, self.targets, tables, self.axis)
 
-    def likeness(self) -> dict[str, Vectors]:
+    def likeness(self, evidence: Evidence) -> dict[str, Vectors]:
         """Vectors of genes by which perturbations may be alike; a table of your own is one line more."""
         vectors = self.protein_vectors.vectors
         return {
             "proteins": {gene: np.asarray(vectors[row]) for gene, row in self.protein_rows.items()},
             "co-expression": coexpression(self.cells, self.log_shares, self.dispersion, max(WIDTHS)),
+            "co-response": co_response(evidence, self.cells.genes, max(WIDTHS)),
         }
 
     @cached_property

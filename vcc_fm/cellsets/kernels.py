@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse.linalg
 
+from vcc_fm.cellsets.evidence import Evidence
 from vcc_fm.store.cells import CellStore, evenly_spaced
 
 COEXPRESSED_CELLS = 4000
 """Control cells from which co-expression is taken."""
 CLIP = 10.0
-"""Largest Pearson residual of a count, in standard deviations: one odd cell makes no component."""
+"""Largest residual in standard deviations of its noise: one odd cell, or perturbation, makes no component."""
 
 Vectors = Mapping[str, np.ndarray]
 Weights = Mapping[str, float]
@@ -112,10 +113,35 @@ def coexpression(
     deviation = np.sqrt(mean + dispersion.astype(np.float32) * mean**2)
     # A gene that the cell's batch did not measure has no mean, and no residual.
     residual = np.clip((cells.dense(rows) - mean) / np.maximum(deviation, 1e-6), -CLIP, CLIP).astype(np.float32)
+    return _loadings(residual, cells.genes, number)
+
+
+def co_response(evidence: Evidence, genes: Sequence[str], number: int) -> dict[str, np.ndarray]:
+    """Loadings of all genes on what varies most between training responses, [number] each: what responds alike.
+
+    Genes are embedded so in the linear model of Ahlmann-Eltze, Huber & Anders, Nature Methods 22:1657 (2025). Log
+    ratios are less the mean response, in standard deviations of their noise. What a perturbation does to its own
+    target genes has no part: a target's loading is what other perturbations do to it.
+
+    Args:
+        evidence: training responses.
+        genes: of their columns.
+        number: of components; as many as there can be where groups or genes are fewer.
+    """
+    used = evidence.measured & ~evidence.own
+    residual = np.where(used, evidence.ratio, np.float32(0))
+    precision = np.stack([1.0 / evidence.unit[context] for context, _ in evidence.groups], dtype=np.float32)
+    precision *= evidence.depth[:, None].astype(np.float32) * used
+    residual -= (residual * precision).sum(axis=0) / np.maximum(precision.sum(axis=0), 1e-30)
+    return _loadings(np.clip(residual * np.sqrt(precision), -CLIP, CLIP), genes, number)
+
+
+def _loadings(residual: np.ndarray, genes: Sequence[str], number: int) -> dict[str, np.ndarray]:
+    """Principal loadings of the columns [n, G] times their singular values, the largest first."""
     number = min(number, min(residual.shape) - 1)
-    if number < 1:
+    if number < 1 or not residual.any():
         return {}
     start = np.ones(min(residual.shape), np.float32)  # else the solver draws one
     _, values, right = scipy.sparse.linalg.svds(residual, k=number, v0=start)
     largest_first = np.argsort(-values)
-    return dict(zip(cells.genes, (right[largest_first].T * values[largest_first]), strict=True))
+    return dict(zip(genes, (right[largest_first].T * values[largest_first]), strict=True))
