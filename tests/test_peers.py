@@ -92,6 +92,18 @@ def test_a_meeting_place_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) 
         assert "the machine by which the processes meet (127.0.0.1) has been silent for 60 s" in str(one._silent(30.0))
 
 
+def test_the_others_are_not_blamed_for_the_silence_of_the_meeting_place() -> None:
+    one = Peers(0, 2, 10.0)  # never begun: it hears nothing
+    now = time.monotonic()
+    one._said[1] = "process 1 (host, pid 1)\n5", now - 12.0
+    one._store_heard = now - 9.0
+    assert one._silent(10.0) is None
+    one._store_heard = now - 11.0
+    assert "by which the processes meet" in str(one._silent(10.0))
+    one._store_heard = now
+    assert "process 1 (host, pid 1) has been silent for 12 s" in str(one._silent(10.0))
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [

@@ -104,7 +104,8 @@ class Peers:
             name, _, last = said.partition("\n")
             if last == _FAILED and now - heard > 3 * BEAT:
                 return f"{name} ended with an error; its own message says which"
-            if last != _ENDED and (silence := now - heard) > seconds:
+            # Up to the last word of the store: while that is silent, nothing is known of the others.
+            if last != _ENDED and (silence := self._store_heard - heard) > seconds:
                 return f"{name or f'process {peer}'} has been silent for {silence:.0f} s"
         return None
 
