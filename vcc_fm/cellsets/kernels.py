@@ -128,12 +128,15 @@ def co_response(evidence: Evidence, genes: Sequence[str], number: int) -> dict[s
         genes: of their columns.
         number: of components; as many as there can be where groups or genes are fewer.
     """
-    used = evidence.measured & ~evidence.own
-    residual = np.where(used, evidence.ratio, np.float32(0))
-    precision = np.stack([1.0 / evidence.unit[context] for context, _ in evidence.groups], dtype=np.float32)
-    precision *= evidence.depth[:, None].astype(np.float32) * used
-    residual -= (residual * precision).sum(axis=0) / np.maximum(precision.sum(axis=0), 1e-30)
-    return _loadings(np.clip(residual * np.sqrt(precision), -CLIP, CLIP), genes, number)
+    root = {context: (unit**-0.5).astype(np.float32) for context, unit in evidence.unit.items()}
+    # Roots of precisions; in place, as there may be thousands of groups on all genes.
+    certain = np.stack([root[context] for context, _ in evidence.groups])
+    certain *= np.sqrt(evidence.depth)[:, None].astype(np.float32)
+    certain[evidence.own | ~evidence.measured] = 0.0
+    mean = np.einsum("ng,ng,ng->g", evidence.ratio, certain, certain)
+    residual = evidence.ratio - mean / np.maximum(np.einsum("ng,ng->g", certain, certain), np.float32(1e-30))
+    residual *= certain
+    return _loadings(np.clip(residual, -CLIP, CLIP, out=residual), genes, number)
 
 
 def _loadings(residual: np.ndarray, genes: Sequence[str], number: int) -> dict[str, np.ndarray]:
