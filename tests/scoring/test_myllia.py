@@ -54,9 +54,9 @@ def test_gate_cap_and_sign_by_hand():
     cosine = (gates * t * x).sum() / np.sqrt((gates * t * t).sum() * (gates * x * x).sum())
     assert found.cosine == pytest.approx(cosine, abs=1e-12)
     assert found.total == pytest.approx(8 * cosine)
-    wide = score_responses(truth, predicted, weights, np.array([0.2, 0.1]), right=0.3)
+    wide = score_responses(truth, predicted, weights, np.array([0.2, 0.1]), (0.0, 0.3))
     assert wide.cosine != pytest.approx(cosine, abs=1e-4)
-    some = score_responses(truth, predicted, weights, np.array([0.2, 0.1]), left=0.1)
+    some = score_responses(truth, predicted, weights, np.array([0.2, 0.1]), (0.1, 0.2))
     gates = np.array([0, 1, 0, 0])  # the first is 0.1, the last 0.05
     assert some.cosine == pytest.approx((gates * t * x).sum() / np.sqrt((gates * t * t).sum() * (gates * x * x).sum()))
     # No response is no cosine, a wrong sign counts as none, and losses of a good cosine stay losses.

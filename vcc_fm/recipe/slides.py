@@ -59,6 +59,4 @@ class RegionSplit(Section):
         0.2, description="what chooses the checkpoint: samples, or a share of the training regions"
     )
     region: PositiveInt = Field(2000, description="side of a region, pixels")
-    margin: int = Field(
-        200, ge=0, description="training nuclei this close to a validation region are left out, pixels"
-    )
+    margin: int = Field(200, ge=0, description="training nuclei so close to a validation region are left out, pixels")

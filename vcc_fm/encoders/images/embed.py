@@ -131,12 +131,8 @@ def embed_images(
             nuclei = strip.slide.nuclei.iloc[strip.nuclei]
             near, wide = np.split(work.load(number), 2, axis=1)
             place = nuclei[["y", "x"]].to_numpy(np.float32)
-            yield (
-                [f"{strip.slide.sample}/{cell}" for cell in nuclei.index],
-                near,
-                fixed_lists(wide),
-                fixed_lists(place),
-            )
+            keys = [f"{strip.slide.sample}/{cell}" for cell in nuclei.index]
+            yield keys, near, fixed_lists(wide), fixed_lists(place)
 
     work.compute([len(strip.nuclei) for strip in strips], encode, "nuclei", "embed images", console)
     if state.is_main_process:

@@ -34,6 +34,8 @@ from vcc_fm.scoring.replicate import replicate
 
 TOTAL = 10_000.0
 MOST_GAIN, TINY = 5.0, 1e-12
+GATE = 0.0, 0.2
+"""Left and right end, as in the platform's code; its text has 0.3 for the right one."""
 LEAST, MOST = 0.1, 10.0
 """What is added to |t| in a weight, and its largest value."""
 ID, BASELINE, WEIGHT = "pert_id", "baseline_wmae", "w_"
@@ -53,8 +55,7 @@ def score_responses(
     predicted: np.ndarray,
     weights: np.ndarray,
     baseline: np.ndarray,
-    left: float = 0.0,
-    right: float = 0.2,
+    gate: tuple[float, float] = GATE,
 ) -> Score:
     """Score predicted responses.
 
@@ -63,27 +64,25 @@ def score_responses(
         predicted: [L, G].
         weights: [L, G].
         baseline: the baseline's error of each row, [L].
-        left: size up to which a response says nothing in the cosine.
-        right: size from which it says all; 0.2 in the platform's code, 0.3 in its text.
+        gate: sizes up to which a response says nothing in the cosine, and from which it says all.
     """
     error = np.mean(weights * np.abs(truth - predicted), axis=1)
     gains = np.minimum(MOST_GAIN, np.log2(np.maximum(baseline, TINY) / np.maximum(error, TINY)))
-    u = np.clip((np.maximum(np.abs(truth), np.abs(predicted)) - left) / (right - left), 0, 1)
-    gate = np.square(np.square(u) * (3 - 2 * u))
-    length = np.sqrt(np.sum(gate * truth**2) * np.sum(gate * predicted**2))
-    cosine = float(np.sum(gate * truth * predicted) / length) if length >= TINY else 0.0
+    u = np.clip((np.maximum(np.abs(truth), np.abs(predicted)) - gate[0]) / (gate[1] - gate[0]), 0, 1)
+    share = np.square(np.square(u) * (3 - 2 * u))
+    length = np.sqrt(np.sum(share * truth**2) * np.sum(share * predicted**2))
+    cosine = float(np.sum(share * truth * predicted) / length) if length >= TINY else 0.0
     return Score(float(gains.sum()) * max(0.0, cosine), gains, cosine)
 
 
-def score_table(solution: pd.DataFrame, submission: pd.DataFrame, left: float = 0.0, right: float = 0.2) -> float:
+def score_table(solution: pd.DataFrame, submission: pd.DataFrame, gate: tuple[float, float] = GATE) -> float:
     """The platform's score of a submission, to its five decimals.
 
     Args:
         solution: columns ``pert_id``, a column a gene, ``w_GENE`` for each, ``baseline_wmae``
             (``training_data_ground_truth_table.csv`` has this form).
         submission: ``pert_id`` and the same genes, rows and columns in any order.
-        left: see :func:`score_responses`.
-        right: see there.
+        gate: see :func:`score_responses`.
 
     Raises:
         UserError: ids or genes differ or repeat, a value is not finite, or weights do not sum to the number of genes.
@@ -95,7 +94,7 @@ def score_table(solution: pd.DataFrame, submission: pd.DataFrame, left: float = 
         raise UserError(f"solution: weights of a row sum to {len(genes)} but for {worst:.2g}; get the table again")
     predicted, baseline = found.loc[truth.index].to_numpy(float), truth[BASELINE].to_numpy(float)
     true, weight = truth[genes].to_numpy(float), weights.to_numpy(float)
-    return round(score_responses(true, predicted, weight, baseline, left, right).total, 5)
+    return round(score_responses(true, predicted, weight, baseline, gate).total, 5)
 
 
 def checked(submission: pd.DataFrame, genes: list[str], ids: list[Any]) -> pd.DataFrame:
@@ -126,14 +125,13 @@ class Myllia(Preset):
     scorer = "scipy"
     metrics: ClassVar[dict[str, Metric]] = {name: Metric(name) for name in ("score", "gain", "cosine")}
     needed = 1
-    low = "the mean response of the truth"
-    high = "a replicate (split halves)"
+    low, high = "the mean response of the truth", "a replicate (split halves)"
 
     def parameters(self) -> dict[str, Any]:
         """See :class:`Preset`."""
         return {
             "values": "mean over cells of log2(1 + 1e4 count / depth), less that of control cells",
-            "gate": [0.0, 0.2],
+            "gate": [*GATE],
             "most_gain": MOST_GAIN,
             "weights": "min(|moderated t| + 0.1, 10) squared, 0 for the target gene",
             "baseline": self.low,
@@ -170,13 +168,9 @@ class _Truth(ContextScorer):
         squares = (label_means(squared) - means**2).mul(number.reindex(means.index), axis=0).clip(lower=0)
         self._labels = means.index.drop(control).tolist()
         self._control, self._means, self.notes = control, means, []
-        t, p = np.stack(
-            [
-                moderated_t(*(of.loc[[label, control]].to_numpy() for of in (means, squares, number)))
-                for label in self._labels
-            ],
-            axis=1,
-        )
+        tables = means, squares, number
+        tested = [moderated_t(*(of.loc[[label, control]].to_numpy() for of in tables)) for label in self._labels]
+        t, p = np.stack(tested, axis=1)
         targets = np.array(self._labels)[:, None] == cells.var_names.to_numpy(str)
         # A false discovery rate below 0.05, the target left out.
         self.significant: dict[str, int] = {
