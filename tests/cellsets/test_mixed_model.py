@@ -304,6 +304,11 @@ def test_genes_that_are_hardly_counted_do_not_double_what_is_known_of_the_others
     assert known.max() < 1.1
     alike = Expected(mean, deviation, np.ones(400, np.float32)).in_size / mean
     assert alike.min() > 1.3
+    measured = evidence.measured.copy()
+    measured[:, :100], measured[:4, 100] = False, False
+    part = MixedModel(replace(evidence, measured=measured), Kernels(targets)).reliability
+    assert (part[:100] == 0).all()
+    assert part[100] == pytest.approx(0.5 * part[101], rel=0.2)
 
 
 def responding_alike() -> tuple[Evidence, np.ndarray]:

@@ -184,10 +184,12 @@ class MixedModel:
     def reliability(self) -> np.ndarray:
         """[G] float32: share of the signal in the variance of a training response of mean size and median depth.
 
-        Near 0 at a gene of few counts: what the model says there is its prior.
+        Times the share of groups that measured the gene. Near 0 where counts are few: what the model says there is
+        its prior.
         """
         signal = self.scale * float(np.mean(self._variance() * self.amplitude**2))
-        return (signal / (signal + self._profile.unit / np.median(self.evidence.depth))).astype(np.float32)
+        share = signal / (signal + self._profile.unit / np.median(self.evidence.depth))
+        return (share * self.evidence.measured.mean(axis=0)).astype(np.float32)
 
     @cached_property
     def _amplitudes(self) -> dict[str, float]:
