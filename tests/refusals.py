@@ -475,7 +475,7 @@ CASES = [
         both(labelled("guides", [0] * 16 + [1] * 64), source(quality={"guides_column": "guides"})),
         "leaves out all 16 cells of the control",
     ),
-    Case(SOURCES + "labels._text", labelled("line", ["x", None] * 40), "has no value in 40"),
+    Case(SOURCES + "labels.column_labels", labelled("line", ["x", None] * 40), "has no value in 40"),
     Case(SOURCES + "perturbations._check_texts", source(also_control=["none"]), "has no label 'none' (also_control)"),
     Case(SOURCES + "perturbations.read_perturbations", source(control="none"), "has no control label 'none'"),
     Case("store.cell_table._unified", two_sources("NT", "_", G0="G1+G2"), "which joins target genes in"),

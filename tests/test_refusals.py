@@ -220,7 +220,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "sources.labels._check_columns": (1, 0, ""),
     "sources.labels._check_controls": (1, 0, ""),
     "sources.labels._keep": (2, 0, ""),
-    "sources.labels._text": (1, 0, ""),
+    "sources.labels.column_labels": (1, 0, ""),
     "sources.labels._with_guides": (2, 0, ""),
     "sources.matrix.CscMatrix._turn": (0, 1, "machine"),
     "sources.matrix._check_kind": (1, 0, ""),
