@@ -112,8 +112,8 @@ def coexpression(
     mean = cells.depth[rows, None].astype(np.float32) * np.exp(log_shares)[cells.batch[rows]]
     deviation = np.sqrt(mean + dispersion.astype(np.float32) * mean**2)
     # A gene that the cell's batch did not measure has no mean, and no residual.
-    residual = np.clip((cells.dense(rows) - mean) / np.maximum(deviation, 1e-6), -CLIP, CLIP).astype(np.float32)
-    return _loadings(residual, cells.genes, number)
+    residual = (cells.dense(rows) - mean) / np.maximum(deviation, 1e-6)
+    return _loadings(residual.astype(np.float32, copy=False), cells.genes, number)
 
 
 def co_response(evidence: Evidence, genes: Sequence[str], number: int) -> dict[str, np.ndarray]:
@@ -136,11 +136,15 @@ def co_response(evidence: Evidence, genes: Sequence[str], number: int) -> dict[s
     mean = np.einsum("ng,ng,ng->g", evidence.ratio, certain, certain)
     residual = evidence.ratio - mean / np.maximum(np.einsum("ng,ng->g", certain, certain), np.float32(1e-30))
     residual *= certain
-    return _loadings(np.clip(residual, -CLIP, CLIP, out=residual), genes, number)
+    return _loadings(residual, genes, number)
 
 
 def _loadings(residual: np.ndarray, genes: Sequence[str], number: int) -> dict[str, np.ndarray]:
-    """Principal loadings of the columns [n, G] times their singular values, the largest first."""
+    """Principal loadings of the columns [n, G] times their singular values, the largest first.
+
+    Residuals are in standard deviations of their noise, float32; they are clipped in place.
+    """
+    np.clip(residual, -CLIP, CLIP, out=residual)
     number = min(number, min(residual.shape) - 1)
     if number < 1 or not residual.any():
         return {}

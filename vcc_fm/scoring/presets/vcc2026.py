@@ -74,11 +74,11 @@ class _Context(ContextScorer):
     why_none = WHY_NONE
 
     def __init__(self, real: ad.AnnData, config: EvalConfig, anchors: Anchors, notes: list[str]):
+        anchors.give(self)
         self.scales = {
             metric: replace(scale, reason=WHY_NONE.get(metric, NO_VALUE)) if scale.reason == NO_VALUE else scale
             for metric, scale in anchors.scales.items()
         }
-        self.low, self.ceiling, self.significant = anchors.low, anchors.ceiling, anchors.significant
         self.notes, self._real, self._config = notes, real, config
         self._controls = real[real.obs["perturbation"] == config.control]
 
