@@ -33,7 +33,7 @@ from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.train import LossWeights, TrainConfig
-from vcc_fm.training.accelerator import count_parameters, forget_accelerator, make_accelerator
+from vcc_fm.training.accelerator import compile_backbone, count_parameters, forget_accelerator, make_accelerator
 from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.loop import Trainer, mean_loss
 
@@ -172,9 +172,9 @@ def _train(
     """Run our trainer; the model, and when its steps began."""
     model, timed = _decoder(screen, backbone), _Timed(config.loss, config.compile)
     model.bf16_backbone = config.precision == "bf16"
-    if config.compile:
-        model.backbone.compile()
     accelerator = make_accelerator(config, folder)
+    if config.compile:
+        compile_backbone(model.backbone, config, accelerator)
     assembler = Assembler(screen.data, vocabulary_of(model.config), SET_SIZE, True, accelerator.device)
     sampler = SetSampler(screen.data, screen.data.split.groups("train"), SET_SIZE, 0, 0.3, 0.3)
     quiet = Console(quiet=True)

@@ -149,6 +149,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "ground.files.unsealed": (0, 1, "made"),
     "ground.hub._explained": (0, 8, "machine"),
     "ground.paths.expand": (3, 0, ""),
+    "ground.processes.check_compiler": (0, 1, "machine"),
     "hub.bundle._check": (0, 6, "shared"),
     "hub.bundle._encoder_settings": (0, 1, "made"),
     "hub.bundle._write_weights": (0, 1, "made"),

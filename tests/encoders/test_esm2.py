@@ -12,9 +12,11 @@ import pytest
 import torch
 from esm.model.esm2 import ESM2
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
+from transformers import EsmConfig, EsmModel
 
 from vcc_fm.encoders.proteins.esm2_fair_esm import load_fair_esm
-from vcc_fm.encoders.proteins.esm2_transformers import load_transformers
+from vcc_fm.encoders.proteins.esm2_transformers import compile_layers, load_transformers
 from vcc_fm.encoders.proteins.token_batches import Cutting
 from vcc_fm.ground.errors import UserError
 
@@ -186,6 +188,42 @@ def test_bfloat16_points_where_float32_does(loader, tmp_path):
     cosine = (exact * rounded).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
     assert cosine.min() >= 0.9999
     assert np.abs(exact - rounded).max() > 1e-4, "that was float32"
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_layers_are_compiled_once_for_batches_of_any_shape(tiny, backend, monkeypatch):
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **how: compile_(layer, backend=backend, **how))
+    plain, layers = (EsmModel.from_pretrained(tiny[1], add_pooling_layer=False).eval() for _ in range(2))
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    compile_layers(layers)
+    for proteins, tokens, padding in (
+        (3, 12, 0),
+        (5, 40, 0),
+        (1, 9, 0),
+        (4, 17, 3),
+        (2, 33, 1),
+        (7, 64, 9),
+        (1, 80, 0),
+    ):
+        ids = torch.randint(4, 24, (proteins, tokens))
+        mask = torch.ones_like(ids)
+        mask[0, tokens - padding :] = 0
+        given = {"input_ids": ids, "attention_mask": mask if padding else None}
+        with torch.no_grad():
+            torch.testing.assert_close(layers(**given)[0], plain(**given)[0], rtol=1e-5, atol=1e-5)
+    # With a mask and without, a batch of one and of several; not one for each shape.
+    assert 1 <= counters["stats"]["unique_graphs"] <= 4
+
+
+def test_without_a_compiler_the_key_is_named(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        UserError, match=r"embed\.proteins\.compile: .* install gcc, or set embed\.proteins\.compile=false"
+    ):
+        compile_layers(EsmModel(EsmConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=4, vocab_size=33)))
 
 
 def test_rotation_frequencies_are_the_checkpoints_own_in_float32(tmp_path):

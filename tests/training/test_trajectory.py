@@ -242,6 +242,18 @@ def test_bf16_stays_near_fp32(tiny: Tiny) -> None:
     assert any(not torch.equal(full[name], half[name]) for name in full), "bf16 was not used"
 
 
+def test_products_beside_a_bfloat16_backbone_may_be_rounded(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    run = loop.Trainer.run
+    monkeypatch.setattr(
+        loop.Trainer, "run", lambda trainer: [seen.append(torch.backends.cuda.matmul.allow_tf32), run(trainer)][1]
+    )
+    trained(*tiny("pretrain.precision=bf16", "pretrain.steps=1"))
+    assert not torch.backends.cuda.matmul.allow_tf32  # what follows is exact again
+    trained(*tiny("pretrain.steps=1"))
+    assert seen == [True, False]
+
+
 def test_processes_of_the_recipe_are_required(tiny: Tiny) -> None:
     recipe, data = tiny("pretrain.processes=2")
     with pytest.raises(UserError, match=r"train.processes=2, but 1 take part.*--processes 2"):

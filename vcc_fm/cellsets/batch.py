@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,6 +69,12 @@ class Fed:
         """The batch in page-locked memory, so far as it is not on the device already."""
         return _each(self, lambda value: value if value.is_cuda or value.is_pinned() else value.pin_memory())
 
+    def used_by(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory, once the batch is gone, until ``stream`` has done what it was told by then."""
+        for value in vars(self).values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(stream)
+
     def light(self) -> Any:
         """The batch without what is most of it, once its losses are computed."""
         return self
@@ -128,7 +133,7 @@ class Batch(Fed):
     counts_BSG: torch.Tensor | None = None
     sparse_counts: SparseCounts | None = None
 
-    @cached_property
+    @property
     def log_share_BSG(self) -> torch.Tensor:
         """Log share of each gene in the control cells of each cell's batch; -inf where not measured."""
         return self.log_share_UG[self.profile_BS]

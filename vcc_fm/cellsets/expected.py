@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +28,8 @@ SOME = 800
 """Training groups by which it is chosen, about."""
 
 
-class Expected(NamedTuple):
+@dataclass(frozen=True)
+class Expected:
     """A response before it is measured.
 
     Attributes:
@@ -42,7 +42,7 @@ class Expected(NamedTuple):
     deviation: np.ndarray
     reliability: np.ndarray
 
-    @property
+    @cached_property
     def power(self) -> float:
         """Expected square of the signal, summed over all genes but the targets, each by its reliability."""
         each = np.square(self.mean, dtype=np.float64) + np.square(self.deviation, dtype=np.float64)

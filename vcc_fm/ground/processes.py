@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+
+from vcc_fm.ground.errors import UserError
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for each other."""
@@ -46,6 +49,16 @@ def leave_a_core_to_the_loader() -> None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         peers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, cores // peers - 1))
+
+
+def check_compiler(key: str) -> None:
+    """Refuse the key of a recipe that asks torch to compile where there is nothing to compile with.
+
+    Raises:
+        UserError: no C compiler is on the path, and ``CC`` names none.
+    """
+    if "CC" not in os.environ and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        raise UserError(f"{key}: torch compiles with a C compiler, and none is found; install gcc, or set {key}=false")
 
 
 @contextmanager

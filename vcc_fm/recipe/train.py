@@ -43,14 +43,14 @@ class TrainConfig(Section):
     warmup: Fraction = Field(0.1, description="share of the steps with rising learning rate, cosine decay follows")
     clip: PositiveFloat | None = Field(1.0, description="largest global norm of the gradient; null: no limit")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="arithmetic of the backbone; heads and losses stay fp32"
+        "fp32", description="arithmetic of the backbone; heads and losses stay fp32, their products on a GPU TF32"
     )
     gradient_checkpointing: bool = Field(
         False, description="compute the backbone's hidden states twice rather than keep them; less memory, more time"
     )
     compile: bool = Field(
         False,
-        description="compile the backbone, and on a GPU the losses (torch.compile); the first steps take minutes",
+        description="compile the backbone, and on a GPU the losses (torch.compile); the first steps take longer",
     )
     average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="decay of a running mean of the weights (0.999), which is then judged and saved; null: none"

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
@@ -21,7 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vcc_fm.decoder.four_bit import size_of
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.processes import leave_a_core_to_the_loader, process_state
+from vcc_fm.ground.processes import check_compiler, leave_a_core_to_the_loader, process_state
 from vcc_fm.recipe.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> 
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if _asks("MEGATRON_LM"):
         raise UserError("the launcher asks for Megatron-LM, which is not supported; use distributed_type: DEEPSPEED")
+    # Products outside of a bfloat16 backbone, rounded to TF32, a format of eight times its precision.
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "bf16"
     accelerator = Accelerator(
         # Not Accelerate's, which DeepSpeed turns into a model that is bfloat16 all through: the decoder itself runs
         # its backbone in that precision.
@@ -85,6 +88,22 @@ def forget_accelerator() -> None:
         # Accelerate writes its engine there, and then does not find its way from it to the same engine again.
         PartialState._shared_state["distributed_type"] = _launched_as[0]
     AcceleratorState._reset_state()
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def compile_backbone(backbone: nn.Module, config: TrainConfig, accelerator: Accelerator, name: str = "train") -> None:
+    """Compile the backbone in place; on a GPU into CUDA graphs, where gradients are used up before the next forward.
+
+    A step of some hundred small operations takes longer to start than to compute; a graph starts at once. What it
+    returns, gradients included, is overwritten by its next run, so that several micro-batches cannot add theirs up.
+
+    Raises:
+        UserError: there is no C compiler.
+    """
+    check_compiler(f"{name}.compile")
+    _, accumulation = config.micro_batches(accelerator.num_processes)
+    alone = engine_of(accelerator) == "one process" and accumulation == 1
+    backbone.compile(mode="reduce-overhead" if alone and accelerator.device.type == "cuda" else None)
 
 
 def engine_of(accelerator: Accelerator) -> str:

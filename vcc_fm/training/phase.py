@@ -26,7 +26,13 @@ from vcc_fm.decoder.model import PerturbationDecoder, SetDecoder
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
-from vcc_fm.training.accelerator import count_parameters, engine_of, forget_accelerator, make_accelerator
+from vcc_fm.training.accelerator import (
+    compile_backbone,
+    count_parameters,
+    engine_of,
+    forget_accelerator,
+    make_accelerator,
+)
 from vcc_fm.training.checkpoint import load_trained, save_decoder
 from vcc_fm.training.loop import Selection, Trainer
 from vcc_fm.training.trust import Trust, choose_trust
@@ -139,7 +145,7 @@ def _trainer(
     if config.gradient_checkpointing:
         decoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
-        decoder.backbone.compile()
+        compile_backbone(decoder.backbone, config, accelerator, name)
 
     def finished(weights: Path) -> PerturbationDecoder | PeftModel:
         trained, _ = _decoder(phase, data)

@@ -26,7 +26,10 @@ class Prefetcher:
         self.waited = 0.0
         self._make, self._device = make, device
         self._pool = ThreadPoolExecutor(1 if device.type == "cpu" else depth, "batches")
-        self._keys, self._ahead = iter(keys), deque[Future[Fed]]()
+        # Copies to a GPU beside what it computes: on the stream of the computation they would wait for it, and it for
+        # them.
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._keys, self._ahead = iter(keys), deque[Future[tuple[Fed, torch.cuda.Event | None]]]()
         for _ in range(depth):
             self._ask()
 
@@ -36,18 +39,26 @@ class Prefetcher:
             self._ahead.append(self._pool.submit(self._work, key))
             return
 
-    def _work(self, key: int) -> Fed:
+    def _work(self, key: int) -> tuple[Fed, torch.cuda.Event | None]:
+        """A batch on the device, and when it will be there."""
         batch = self._make(key)
-        # Pinned memory lets the copy to the GPU overlap with its computation.
-        return batch.pinned() if self._device.type == "cuda" else batch
+        if self._copies is None:
+            return batch.to(self._device), None
+        with torch.cuda.stream(self._copies):
+            # From page-locked memory, which alone is copied beside the computation.
+            return batch.pinned().to(self._device), self._copies.record_event()
 
     def __iter__(self) -> Iterator[Fed]:
         while self._ahead:
             start = time.perf_counter()
-            batch = self._ahead.popleft().result()
+            batch, there = self._ahead.popleft().result()
             self.waited += time.perf_counter() - start
             self._ask()
-            yield batch.to(self._device)
+            if there is not None:
+                stream = torch.cuda.current_stream(self._device)
+                stream.wait_event(there)
+                batch.used_by(stream)
+            yield batch
 
     def close(self) -> None:
         """Stop the threads; batches not yet asked for are thrown away."""

@@ -20,6 +20,7 @@ from vcc_fm.encoders.proteins.token_batches import Cutting
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.files import sha256_file
 from vcc_fm.ground.hub import address_of, pull
+from vcc_fm.ground.processes import check_compiler
 
 # A bar for loading, and a table of the heads that are left out, are no news; what is wrong is raised below.
 transformers_logging.disable_progress_bar()
@@ -39,6 +40,7 @@ def load_transformers(
     dtype: str = "auto",
     device: str = "cpu",
     cutting: Cutting | None = None,
+    compiled: bool = True,
 ) -> Esm2Encoder:
     """Load ESM2 through ``transformers``.
 
@@ -51,10 +53,12 @@ def load_transformers(
         device: As torch names it (``cpu``, ``cuda:1``), or ``auto``: layers spread over all GPUs, then memory, for a
             model that one GPU does not hold.
         cutting: How sequences are cut; None takes the defaults.
+        compiled: Whether torch compiles the layers of a model on one GPU. Written out, a layer spends more time on
+            reading and writing what goes through its gelu, its rotation and its norms than on products of matrices.
 
     Raises:
         UserError: There is no such folder or repository, it is damaged or holds another model than ESM2, its weights
-            are not those that its configuration asks for, or it has no such layer.
+            are not those that its configuration asks for, it has no such layer, or there is nothing to compile with.
     """
     folder, checkpoint = _find(path_or_hub_id, revision)
     config = _config(folder, path_or_hub_id)
@@ -67,6 +71,8 @@ def load_transformers(
         model.encoder.emb_layer_norm_after = nn.Identity()
     if not spread:
         model.to(place)
+        if compiled and place.type == "cuda":
+            compile_layers(model)
 
     def represent(tokens: Tensor) -> Tensor:
         inside = tokens != PADDING
@@ -76,6 +82,17 @@ def load_transformers(
 
     backbone = Backbone(represent, config.hidden_size, layer, place, model.dtype, checkpoint)
     return Esm2Encoder(backbone, cutting)
+
+
+def compile_layers(model: EsmModel) -> None:
+    """Let torch compile the layers, which are alike: once, for batches of any shape.
+
+    Raises:
+        UserError: there is no C compiler.
+    """
+    check_compiler("embed.proteins.compile")
+    for layer in model.encoder.layer:
+        layer.compile(dynamic=True)
 
 
 def read_config(path_or_hub_id: str, revision: str | None, layer: int | None) -> EsmConfig:
