@@ -1,11 +1,12 @@
 """What a score table costs beside the scorer's own functions, and what the next model on the same truth costs.
 
-    python benchmarks/scoring.py [--quick] [--full] [--genes G] [--json FILE]
+    python benchmarks/scoring.py [--quick] [--full] [--genes G] [--controls C] [--json FILE]
 
 One context of random counts, preset vcc2026. The bare scorer reads the same files and calls cell-eval2 for the mean
 response, the replicate and one model, by the settings that the preset gives it. Both take turns, each with empty
 caches; then a second model is scored with the cache of the first. `--full` is a contest's context: 300 perturbations
-of 400 cells, 10,000 controls, 18,080 genes (an hour and 60 GB); memory and time fall with `--genes`.
+of 400 cells, 10,000 controls, 18,080 genes (60 GB, days on one core); time falls with `--genes`, of which there must be
+more than perturbations, and with `--controls`.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ SIZE, QUICK, FULL = Size(16, 100, 500, 1_500), Size(12, 50, 400, 1_000), Size(30
 def main(arguments: list[str]) -> int:
     """Measure, print, write; the exit code."""
     parser = new_parser("score tables: perturbations per hour", "fewer perturbations and genes")
-    parser.add_argument("--full", action="store_true", help="a contest's context: an hour, 60 GB")
+    parser.add_argument("--full", action="store_true", help="a contest's context: days on one core, 60 GB")
     parser.add_argument("--genes", type=int, help="so many genes instead")
+    parser.add_argument("--controls", type=int, help="so many control cells instead")
     options = parser.parse_args(arguments)
     size, rounds = (FULL, 1) if options.full else (QUICK if options.quick else SIZE, ROUNDS)
-    size = size._replace(genes=options.genes or size.genes)
+    size = size._replace(genes=options.genes or size.genes, controls=options.controls or size.controls)
     seconds = []
     with tempfile.TemporaryDirectory(prefix="scoring-") as folder:
         # What is compiled at the first call belongs to nobody.

@@ -19,6 +19,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from vcc_fm.baselines.mixed_model import Mixed
+from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.run.load import load_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -278,3 +280,23 @@ def test_state_trains_on_the_demo_and_both_its_answers_are_scored(tmp_path, monk
     assert result["versions"]["arc-state"] != "not installed"
     assert len(result["claims"]) == 3
     assert {claim["measured"] for claim in result["claims"]} == {None}, "one world tells nothing"
+
+
+def test_ablations_are_the_mixed_model_without_a_part(tiny_run, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(BASELINES, "_parts", dict(BASELINES._parts))
+    import _ablations as rungs
+
+    data = load_dataset(tiny_run, 0)
+    group = data.split.groups("test")[0]
+    whole = Mixed(data).log_ratio(*group)
+    expected = data.expected.of(*group)
+    own, sure = (rung(data).log_ratio(*group) for rung in (rungs.OwnMean, rungs.SureSize))
+    np.testing.assert_array_equal(own, expected.mean)
+    # Between the two, gene by gene.
+    assert ((np.minimum(own, whole) <= sure + 1e-7) & (sure <= np.maximum(own, whole) + 1e-7)).all()
+    assert (rungs.OneAmplitude(data).expected.model.amplitude == 1).all()
+    assert data.expected.model.amplitude.std() > 0
+    assert not rungs.NoTables(data).expected.tables
+    for rung in (rungs.OneAmplitude, rungs.NoTables, rungs.NoCoResponse):
+        assert np.isfinite(rung(data).log_ratio(*group)).all()
