@@ -5,8 +5,8 @@
 One context of random counts, preset vcc2026. The bare scorer reads the same files and calls cell-eval2 for the mean
 response, the replicate and one model, by the settings that the preset gives it. Both take turns, each with empty
 caches; then a second model is scored with the cache of the first. `--full` is a contest's context: 300 perturbations
-of 400 cells, 10,000 controls, 18,080 genes (60 GB, days on one core). Time falls with `--genes`, of which there must be
-more than perturbations, and with `--controls`.
+of 400 cells, 10,000 controls, 18,080 genes (60 GB, days on one core). Time falls with `--genes` (there must be
+more than perturbations) and with `--controls`.
 """
 
 from __future__ import annotations
