@@ -211,7 +211,7 @@ def test_layers_are_compiled_once_for_batches_of_any_shape(tiny, backend, monkey
         mask = torch.ones_like(ids)
         mask[0, tokens - padding :] = 0
         given = {"input_ids": ids, "attention_mask": mask if padding else None}
-        with torch.no_grad():
+        with torch.inference_mode():
             torch.testing.assert_close(layers(**given)[0], plain(**given)[0], rtol=1e-5, atol=1e-5)
     # With a mask and without, a batch of one and of several; not one for each shape.
     assert 1 <= counters["stats"]["unique_graphs"] <= 4
