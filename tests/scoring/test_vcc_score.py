@@ -102,6 +102,13 @@ def test_the_line_and_its_limits_are_the_scorers_own_scale():
         assert scale_of(metric, low, low).reason
 
 
+@pytest.mark.parametrize("metric", [name for name, shown in Vcc2026.metrics.items() if not shown.low_is_good])
+def test_a_replicate_at_the_worst_value_gives_no_scale(metric):
+    # Halves of a sparse screen may agree in no significant gene; the scorer raises an error for such an anchor.
+    for low in (0.0, 0.3):
+        assert "a replicate (0.000) is no better" in scale_of(metric, low, 0.0).reason
+
+
 def test_how_many_perturbations_respond_at_all_is_said(table):
     counts = table.significant.groupby("context")["significant"].agg(lambda one: (one > 0).sum())
     for context, number in counts.items():

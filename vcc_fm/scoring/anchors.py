@@ -198,8 +198,12 @@ def scale_of(metric: str, low: float, high: float) -> Scale:
     from cell_eval2.catalog import CATALOG
     from cell_eval2.scoring import is_degenerate, score_one
 
-    policy = replace(CATALOG[metric].scoring, anchor=high, allow_negative_baseline=False)
-    if is_degenerate(low, policy):
+    policy = CATALOG[metric].scoring
+    # The scorer takes no 1 at the worst value that there is: beside that a mean response is never worse.
+    worst = policy.metric_min is not None and high <= policy.metric_min
+    if not worst:
+        policy = replace(policy, anchor=high, allow_negative_baseline=False)
+    if worst or is_degenerate(low, policy):
         return Scale(low, high, reason=f"a replicate ({high:.3f}) is no better than the mean response ({low:.3f})")
     floor = policy.effective_clamp_low()
     return Scale(
