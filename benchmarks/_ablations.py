@@ -26,7 +26,17 @@ class _OneAmplitude(MixedModel):
         """All perturbations are as strong as the mean one."""
 
 
-class OneAmplitude(Mixed):
+class _Other(Mixed):
+    """The mixed model, made otherwise of the same responses."""
+
+    expected: ExpectedResponses
+
+    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
+        """[G] float32."""
+        return self.expected.of(context, perturbation).in_size
+
+
+class OneAmplitude(_Other):
     """No perturbation is inert, and none is strong."""
 
     @cached_property
@@ -37,12 +47,8 @@ class OneAmplitude(Mixed):
         found.__dict__["model"] = _OneAmplitude(whole.evidence, Kernels(whole.targets, whole.tables))
         return found
 
-    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
-        """[G] float32."""
-        return self.expected.of(context, perturbation).in_size
 
-
-class NoTables(OneAmplitude):
+class NoTables(_Other):
     """Perturbations are alike by shared targets alone."""
 
     @cached_property

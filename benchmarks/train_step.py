@@ -174,7 +174,7 @@ def _train(
     model.bf16_backbone = config.precision == "bf16"
     accelerator = make_accelerator(config, folder)
     if config.compile:
-        compile_backbone(model.backbone, config, accelerator)
+        compile_backbone(model.backbone, accelerator)
     assembler = Assembler(screen.data, vocabulary_of(model.config), SET_SIZE, True, accelerator.device)
     sampler = SetSampler(screen.data, screen.data.split.groups("train"), SET_SIZE, 0, 0.3, 0.3)
     quiet = Console(quiet=True)

@@ -121,17 +121,17 @@ class Assembler:
         rows, mask = np.concatenate([one.control_rows for one in sets]), self._mask(sets)
         # What is written whole is not zeroed before, which took a twentieth of the time.
         cells = self._new((*shape, self.data.cell_vectors.width), np.float32)
-        # In one piece: threads that take and leave the interpreter's lock for every set slow the training loop.
-        every = np.full(shape, rows[0])
+        # Padding is the first cell of its set, and keeps its batch: a profile of nothing but -inf would turn a softmax
+        # into NaN.
+        every = np.empty(shape, np.int64)
+        every[:] = [[one.control_rows[0]] for one in sets]
         every[mask] = rows
+        # In one piece: threads that take and leave the interpreter's lock for every set slow the training loop.
         self.data.cell_vectors.take(every.ravel(), out=cells.reshape(every.size, -1))
         cells[~mask] = 0
         depth = np.ones(shape, np.float32)
         depth[mask] = store.depth[rows]
-        # Padding keeps the profile of a real batch: a row of nothing but -inf would turn a softmax into NaN.
-        profile = np.empty(shape, np.int64)
-        profile[:] = [[store.batch[one.control_rows[0]]] for one in sets]
-        profile[mask] = store.batch[rows]
+        profile = store.batch[every].astype(np.int64)
         hidden = np.array([one.hide_codes for one in sets])
         context_code = np.array([self._context_code.get(one.context, 0) for one in sets])
         tensor = torch.from_numpy

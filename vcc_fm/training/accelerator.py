@@ -91,7 +91,7 @@ def forget_accelerator() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def compile_backbone(backbone: nn.Module, config: TrainConfig, accelerator: Accelerator, name: str = "train") -> None:
+def compile_backbone(backbone: nn.Module, accelerator: Accelerator, name: str = "train") -> None:
     """Compile the backbone in place; on a GPU into CUDA graphs, where gradients are used up before the next forward.
 
     A step of some hundred small operations takes longer to start than to compute; a graph starts at once. What it
@@ -101,8 +101,7 @@ def compile_backbone(backbone: nn.Module, config: TrainConfig, accelerator: Acce
         UserError: there is no C compiler.
     """
     check_compiler(f"{name}.compile")
-    _, accumulation = config.micro_batches(accelerator.num_processes)
-    alone = engine_of(accelerator) == "one process" and accumulation == 1
+    alone = engine_of(accelerator) == "one process" and accelerator.gradient_accumulation_steps == 1
     backbone.compile(mode="reduce-overhead" if alone and accelerator.device.type == "cuda" else None)
 
 

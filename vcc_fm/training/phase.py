@@ -145,7 +145,7 @@ def _trainer(
     if config.gradient_checkpointing:
         decoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
-        compile_backbone(decoder.backbone, config, accelerator, name)
+        compile_backbone(decoder.backbone, accelerator, name)
 
     def finished(weights: Path) -> PerturbationDecoder | PeftModel:
         trained, _ = _decoder(phase, data)
