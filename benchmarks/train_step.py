@@ -33,7 +33,7 @@ from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.train import LossWeights, TrainConfig
-from vcc_fm.training.accelerator import compile_backbone, count_parameters, forget_accelerator, make_accelerator
+from vcc_fm.training.accelerator import compile_step, count_parameters, forget_accelerator, make_accelerator
 from vcc_fm.training.checkpoint import read_log
 from vcc_fm.training.loop import Trainer, mean_loss
 
@@ -136,8 +136,8 @@ def _large(screen: Screen, folder: Path, gpu: bool, console: Console) -> Claim:
 class _Timed(SetLosses):
     """The losses, and the time at which each call began."""
 
-    def __init__(self, weights: LossWeights, compiled: bool = False):
-        super().__init__(weights, compiled)
+    def __init__(self, weights: LossWeights):
+        super().__init__(weights)
         self.times: list[float] = []
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -170,11 +170,11 @@ def _train(
     screen: Screen, folder: Path, config: TrainConfig, backbone: dict[str, str | int | float | bool | None]
 ) -> tuple[PerturbationDecoder, list[float]]:
     """Run our trainer; the model, and when its steps began."""
-    model, timed = _decoder(screen, backbone), _Timed(config.loss, config.compile)
+    model, timed = _decoder(screen, backbone), _Timed(config.loss)
     model.bf16_backbone = config.precision == "bf16"
     accelerator = make_accelerator(config, folder)
     if config.compile:
-        compile_backbone(model.backbone, accelerator)
+        compile_step(model, timed, accelerator)
     assembler = Assembler(screen.data, vocabulary_of(model.config), SET_SIZE, True, accelerator.device)
     sampler = SetSampler(screen.data, screen.data.split.groups("train"), SET_SIZE, 0, 0.3, 0.3)
     quiet = Console(quiet=True)
@@ -282,7 +282,7 @@ class _Plain(SetLosses):
         nll_BSG = nll_BSG - r * (torch.log(r) - total) - counts_BSG * torch.log(mean) + counts_BSG * total
         bulk_BG = (depth_BS1 * share_BSG).sum(1) / depth_BS1.sum(1)
         real_BG = counts_BSG.sum(1) / depth_BS1.sum(1)
-        error_BG = torch.log1p(losses.BULK_TARGET_SUM * bulk_BG) - torch.log1p(losses.BULK_TARGET_SUM * real_BG)
+        error_BG = losses.BULK_TARGET_SUM * (bulk_BG - real_BG) / (1.0 + losses.BULK_TARGET_SUM * bulk_BG.detach())
         return {
             "likelihood": (nll_BSG * measured_BSG).sum((1, 2)) / measured_BSG.sum((1, 2)),
             "delta": error_BG.square().sum(-1) / measured_BSG.any(1).sum(-1),

@@ -230,6 +230,12 @@ def test_a_batch_holds_what_its_sets_say(data):
         assert batch.noise_seed_B[i] == one.noise_seed
     assert (batch.response_BG != 0).any()
     assert (batch.batch_code_BS > 0).any()
+    assert data.most_targets == 2
+    wide = Assembler(data, VOCABULARY, size, response=True, targets=4).assemble(sets)
+    for field in ("target_mask_BP", "target_code_BP", "target_gene_BP", "target_vector_BPV"):
+        padded, plain = getattr(wide, field), getattr(batch, field)
+        torch.testing.assert_close(padded[:, :2], plain, rtol=0, atol=0)
+        assert (padded[:, 2:] == (-1 if field == "target_gene_BP" else 0)).all()
     without = Assembler(data, VOCABULARY, size, response=False).assemble(sets)
     assert (without.response_BG == 0).all()
     assert (without.deviation_BG == 1).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vcc_fm.decoder.count_head import CountDistribution
 from vcc_fm.decoder.losses import (
     SMALLEST_MEAN,
     SetLosses,
-    _energy,
+    _Energy,
     _Likelihood,
     _noise,
     _table,
@@ -58,7 +59,32 @@ def test_energy_distance_by_hand() -> None:
     expected = 2 * mean_distance(x, y, False) - mean_distance(x, x, True) - mean_distance(y, y, True)
     padded = [torch.from_numpy(np.concatenate([v, 1e3 + rng.normal(size=(2, 6))])[None]) for v in (x, y)]
     mask = torch.tensor([[True] * 4 + [False] * 2])
-    assert _energy(*padded, mask).item() == pytest.approx(expected, rel=1e-5)
+    assert _Energy.apply(*padded, mask).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_energy_distance_has_the_gradient_of_its_definition() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, y = torch.randn(3, 5, 7, generator=generator).double(), torch.randn(3, 5, 7, generator=generator).double()
+    x[0, 1], x[1, 2] = x[0, 0], y[1, 3]  # a distance of zero, which nothing moves
+    mask = torch.tensor([[True] * 5, [True] * 4 + [False], [True] + [False] * 4])
+    x.requires_grad_()
+
+    def plain() -> torch.Tensor:
+        pairs = (mask[:, :, None] & mask[:, None]).double()
+        others = pairs * (1.0 - torch.eye(5))
+        mean = [(pairs, (x, y)), (others, (x, x)), (others, (y, y))]
+        terms = [
+            (weight * (one[:, :, None] - other[:, None]).square().sum(-1).clamp(min=1e-4).sqrt()).sum((1, 2))
+            / weight.sum((1, 2)).clamp(min=1.0)
+            for weight, (one, other) in mean
+        ]
+        return 2.0 * terms[0] - terms[1] - terms[2]
+
+    weights = torch.tensor([1.0, -2.0, 0.5]).double()
+    found, wanted = _Energy.apply(x, y, mask), plain()
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad(value, x, weights)[0] for value in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
 def test_terms_belong_to_their_set_alone() -> None:
@@ -203,12 +229,13 @@ def test_the_likelihood_has_the_gradient_of_its_formula(monkeypatch: pytest.Monk
     assert torch.equal(torch.autograd.grad(terms(logits), logits, weights)[0], gradients[0])
 
 
-def test_the_losses_of_a_gpu_can_be_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_losses_of_a_gpu_can_be_compiled_whole(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(losses, "pays_to_look_for_zeros", lambda _: False)
     batch, predicted = make_batch(), make_decoder()(make_batch())
     predicted = predicted._replace(log_share_BSG=predicted.log_share_BSG.detach().requires_grad_())
     terms, noise = ("likelihood", "energy", "delta"), losses._noise_table(batch)
-    traced = torch.compile(set_losses, fullgraph=True, backend="aot_eager")
+    traced = torch.compile(set_losses, fullgraph=True, backend=backend)
     found = []
     for compute in (set_losses, traced):
         values = compute(predicted, batch, terms, noise)
@@ -221,7 +248,7 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch: pytest.MonkeyPatch) 
     def computed(*_: object) -> torch.Tensor:
         raise AssertionError("the energy distance was computed")
 
-    monkeypatch.setattr(losses, "_energy", computed)
+    monkeypatch.setattr(losses, "_Energy", SimpleNamespace(apply=computed))
     with monkeypatch.context() as patched:
         patched.setattr(losses, "_noise_table", computed)
         assert list(SetLosses(LossWeights(energy=0.0))(make_decoder(), make_batch())) == ["likelihood", "delta"]

@@ -238,6 +238,16 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny: Tiny, monkeypat
     assert [line.get("steps_left_out", 0) for line in lines] == [0, 2, 0, 0]
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert said.export_text().count("left out: pretrain, step") == 2
+    # A device that leaves a step out by itself, and a trainer that waits to be told, train the same model.
+    found, steps = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors"), lines
+    monkeypatch.setattr(loop, "engine_of", lambda _: "one that cannot")
+    calls = 0
+    fresh(recipe)
+    train_decoder(recipe, data, "pretrain")
+    wanted = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors")
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    lines = [line for line in read_log(folder / "metrics.jsonl") if line["split"] == "train"]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in steps]
     # More than a few in a row are no accident.
     broken, calls = range(7, 100), 0
     fresh(recipe)

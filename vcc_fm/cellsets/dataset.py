@@ -148,6 +148,11 @@ class Dataset:
         return targets_of((label for _, label in self.split.roles), self.separator)
 
     @cached_property
+    def most_targets(self) -> int:
+        """Target genes of the perturbation of the split that has most."""
+        return max(len(self.targets(label)) for _, label in self.split.roles)
+
+    @cached_property
     def learned_targets(self) -> list[str]:
         """Target genes without a protein vector, which get a learned one; of perturbations that the split holds.
 

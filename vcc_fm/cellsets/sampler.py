@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -72,6 +73,7 @@ class Assembler:
         response: bool,
         device: torch.device | None = None,
         sparse: bool | None = None,
+        targets: int = 1,
     ):
         """Look up what never changes between batches.
 
@@ -82,10 +84,12 @@ class Assembler:
             response: whether expected responses are given.
             device: where the batches go; the table of control profiles is put there now.
             sparse: whether counts travel sparse and become dense on the device; None: unless that is the CPU.
+            targets: P at the least; shorter sets of target genes are padded.
         """
         self.data = data
         self.set_size = set_size
         self.response = response
+        self._least_targets = targets
         device = torch.device("cpu") if device is None else device
         self.sparse = device.type != "cpu" if sparse is None else sparse
         self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
@@ -161,7 +165,7 @@ class Assembler:
     def _targets(self, sets: list[CellSet]) -> dict[str, torch.Tensor]:
         """The fields of a batch on target genes."""
         targets, vectors = [self.data.targets(one.perturbation) for one in sets], self.data.protein_vectors.vectors
-        shape = len(sets), max(map(len, targets))
+        shape = len(sets), max(self._least_targets, *map(len, targets))
         vector, code = np.zeros((*shape, vectors.shape[1]), np.float32), np.zeros(shape, np.int64)
         mask, gene = np.zeros(shape, bool), np.full(shape, -1, np.int64)
         for i, (one, symbols) in enumerate(zip(sets, targets, strict=True)):
@@ -183,10 +187,12 @@ class Assembler:
         response, deviation, null_ratio = (self._new(shape, np.float32) for _ in range(3))
         for row, one in enumerate(found):
             response[row], deviation[row] = (0.0, 1.0) if one is None else (one.mean, one.deviation)
-        null_ratio[:] = 1.0
-        if sets[0].measured_rows is not None:  # only a likelihood, of cells that were measured, asks for it
+        if sets[0].measured_rows is None:  # only a likelihood, of cells that were measured, asks for it
+            null_ratio[:] = 1.0
+        else:
             contexts = [self.data.cells.contexts.index(one.context) for one in sets]
-            self.data.null_ratios.take(contexts, axis=0, out=null_ratio)
+            # Told to clip, numpy writes where it shall; told to raise, it writes a copy first.
+            self.data.null_ratios.take(contexts, axis=0, out=null_ratio, mode="clip")
         return {
             "response_BG": torch.from_numpy(response),
             "deviation_BG": torch.from_numpy(deviation),
@@ -231,6 +237,19 @@ class Assembler:
         """
         kind = getattr(torch, np.dtype(dtype).name)
         return torch.empty(shape, dtype=kind, pin_memory=self._pinned).numpy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _in_turn(batches, place, controls, start, size):  # type: ignore[no-untyped-def]
+    """For each of ``batches`` [n] the next control of its pool, from ``place`` (a share of the pool) on.
+
+    Compiled: in Python it would hold the interpreter's lock, which the training loop waits for.
+    """
+    taken, found = np.zeros(len(size), np.int64), np.empty(len(batches), np.int64)
+    for i, batch in enumerate(batches):
+        found[i] = controls[start[batch] + (int(place * size[batch]) + taken[batch]) % size[batch]]
+        taken[batch] += 1
+    return found
 
 
 class Sets(ABC):
@@ -287,6 +306,10 @@ class SetSampler(Sets):
         self.code_dropout = code_dropout
         self.response_dropout = response_dropout
         self._rows = [data.cells.rows(context, perturbation) for context, perturbation in groups]
+        self._pools = self._control_pools()
+        self._pool_size = np.array([len(pool) for pool in self._pools])
+        self._pool_start = np.cumsum(self._pool_size) - self._pool_size
+        self._controls = np.empty(self._pool_size.sum(), np.int64)
         # A group of n cells gives ceil(n / S) sets of nearly equal size: no cell is left out or drawn twice.
         self._parts = [-(-len(rows) // set_size) for rows in self._rows]
         weight = [1.0 if weights is None else weights.get(group, 1.0) for group in groups]
@@ -304,20 +327,29 @@ class SetSampler(Sets):
             number = len(self._sets)
             self._epoch = epoch
             self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(number)
-            self._passes: dict[tuple[int, int], list[np.ndarray]] = {}
+            self._passes: dict[tuple[int, int], np.ndarray] = {}
             rng = np.random.default_rng([self.seed, epoch, 2])
             self._hidden = rng.random((number, 2)) < [self.code_dropout, self.response_dropout]
             self._noise_seed = rng.integers(2**62, size=number)
             self._place = rng.random(number)
-            self._pools: dict[int, np.ndarray] = {}
+            self._drawn = np.zeros(len(self._pools), bool)
 
-    def _pass(self, number: int, group: int) -> list[np.ndarray]:
-        """The rows of a group's sets in one pass."""
+    def _control_pools(self) -> list[np.ndarray]:
+        """Rows of each batch's control cells; of those of its context where it has none."""
+        cells, context = self.data.cells, np.zeros(len(self.data.cells.batches), np.int64)
+        context[cells.groups.batch] = cells.groups.context
+        instead = [self.data.context_controls[cells.contexts[code]] for code in context]
+        return [self.data.control_rows.get(batch, pool) for batch, pool in enumerate(instead)]
+
+    def _part(self, number: int, group: int, part: int) -> np.ndarray:
+        """The rows of a group's set ``part`` in pass ``number``."""
         key = number, group
         if key not in self._passes:
             rows = np.random.default_rng([self.seed, number, 1, group]).permutation(self._rows[group])
-            self._passes[key] = np.array_split(rows, self._parts[group])
-        return self._passes[key]
+            self._passes[key] = rows
+        size, longer = divmod(len(self._rows[group]), self._parts[group])
+        start = part * size + min(part, longer)
+        return self._passes[key][start : start + size + (part < longer)]
 
     def __getitem__(self, position: int) -> CellSet:
         with self._lock:  # of what is drawn for one epoch at a time
@@ -327,35 +359,32 @@ class SetSampler(Sets):
         self._begin(epoch)
         group, item, taken = self._sets[self._set_order[offset]]
         pass_, part = divmod(epoch * taken + item, self._parts[group])
-        measured = self._pass(pass_, group)[part]
+        measured = self._part(pass_, group, part)
         context, perturbation = self.groups[group]
         return CellSet(
             context,
             perturbation,
-            self._matching_controls(epoch, context, measured, self._place[offset]),
+            self._matching_controls(epoch, measured, self._place[offset]),
             measured,
             bool(self._hidden[offset, 0]),
             bool(self._hidden[offset, 1]),
             int(self._noise_seed[offset]),
         )
 
-    def _matching_controls(self, epoch: int, context: str, measured: np.ndarray, place: float) -> np.ndarray:
+    def _matching_controls(self, epoch: int, measured: np.ndarray, place: float) -> np.ndarray:
         """One control cell of the same batch for each measured cell; of the context where the batch has none.
 
         A batch's controls are put in a new order every epoch; a set takes a run of them from its own random place on,
         from the end back to the beginning: none twice, unless the batch has fewer than the set needs.
         """
         batches = self.data.cells.batch[measured]
-        controls = np.empty(len(measured), np.int64)
-        for batch in set(batches.tolist()):
-            here = batches == batch
-            if batch not in self._pools:
-                pool = self.data.control_rows.get(batch, self.data.context_controls[context])
-                self._pools[batch] = np.random.default_rng([self.seed, epoch, 3, batch]).permutation(pool)
-            pool, n = self._pools[batch], int(np.count_nonzero(here))
-            start = int(place * len(pool))
-            controls[here] = pool.take(np.arange(start, start + n), mode="wrap")
-        return controls
+        if not self._drawn[batches].all():
+            for batch in set(batches[~self._drawn[batches]].tolist()):
+                start, end = self._pool_start[batch], self._pool_start[batch] + self._pool_size[batch]
+                rng = np.random.default_rng([self.seed, epoch, 3, batch])
+                self._controls[start:end] = rng.permutation(self._pools[batch])
+                self._drawn[batch] = True
+        return _in_turn(batches, place, self._controls, self._pool_start, self._pool_size)
 
     def scarce_controls(self) -> dict[str, int]:
         """Batches with fewer control cells than a set may need, and how many; a set then shows some of them twice."""

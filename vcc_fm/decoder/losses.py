@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.count_head import CountDistribution
+from vcc_fm.decoder.graphs import Recorded
 from vcc_fm.recipe.train import LossWeights
 
 CELL_TARGET_SUM = 1e4
@@ -23,6 +24,8 @@ SMALLEST_MEAN = 1e-8
 """Added to every expected count, so that a gene that is not measured (a share of zero) has a finite logarithm."""
 VALUES_AT_A_TIME = {"cpu": 2**20, "cuda": 2**27}
 """How many values of [B, S, G] a loss term works on at a time: what a CPU's cache holds, what fills a GPU."""
+SMALLEST_DISTANCE = 1e-2
+"""Of two cells, in the energy distance."""
 NOISE_SETS = 8
 """Length of the table of noise, in sets."""
 BULK_TARGET_SUM = 5e4
@@ -34,21 +37,35 @@ class SetLosses:
 
     Args:
         weights: of the terms.
-        compiled: whether torch compiles them, for a GPU.
 
     Attributes:
         weights: name of a term -> its weight; a term of weight 0 is not computed.
     """
 
-    def __init__(self, weights: LossWeights, compiled: bool = False):
+    def __init__(self, weights: LossWeights):
         self.weights: dict[str, float] = {name: weight for name, weight in weights.model_dump().items() if weight > 0}
-        self._terms = torch.compile(set_losses) if compiled else set_losses
+        self._terms: Callable[..., dict[str, torch.Tensor]] = set_losses
+        self._of_model: Callable[..., dict[str, torch.Tensor]] = _of_model
+
+    def compile(self) -> None:
+        """Let torch compile the terms, for a GPU."""
+        self._terms = torch.compile(set_losses)
+
+    def record(self) -> None:
+        """Let torch compile the terms together with the model, and record them, see :class:`Recorded`."""
+        self._of_model = Recorded(_of_model)
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """See :func:`set_losses`."""
         # Made outside of what is compiled: a generator cannot be made in it.
         noise_N = _noise_table(batch) if "energy" in self.weights else None
-        return self._terms(model(batch), batch, tuple(self.weights), noise_N)
+        return self._of_model(model, batch, self._terms, tuple(self.weights), noise_N)
+
+
+def _of_model(
+    model: nn.Module, batch: Batch, terms: Callable[..., dict[str, torch.Tensor]], *more: Any
+) -> dict[str, torch.Tensor]:
+    return terms(model(batch), batch, *more)
 
 
 def set_losses(
@@ -101,7 +118,7 @@ def set_losses(
             noise_BSG = _noise(table, batch.noise_seed_B[part], share_BSG.shape)
             sample_BSG = _sample(share_BSG, predicted.dispersion_G, batch.control_depth_BS[part], noise_BSG)
             real_BSG = torch.log1p(CELL_TARGET_SUM * counts_BSG[part] / depth_BS1[part].clamp(min=1.0))
-            return _energy(sample_BSG, real_BSG, batch.cell_mask_BS[part])
+            return _Energy.apply(sample_BSG, real_BSG, batch.cell_mask_BS[part])
 
         at_once = len(parts := _parts(counts_BSG)) == 1
         log_share_BSG = predicted.log_share_BSG
@@ -255,19 +272,42 @@ def _noise(table: torch.Tensor, seed_B: torch.Tensor, shape: torch.Size) -> torc
     return table.unfold(0, size, 1)[seed_B % (len(table) - size + 1)].view(shape)
 
 
-def _energy(x_BSG: torch.Tensor, y_BSG: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-    """2 E|x - y| - E|x - x'| - E|y - y'| over the real cells of each set, [B]; no cell is paired with itself."""
-    weight_BSS = mask_BS[:, :, None] * mask_BS[:, None, :].float()
-    other_BSS = weight_BSS * (1.0 - torch.eye(mask_BS.shape[1], device=mask_BS.device))
-    pairs_B = weight_BSS.sum((1, 2))
-    others_B = other_BSS.sum((1, 2)).clamp(min=1.0)
-    between_B = (_distance(x_BSG, y_BSG) * weight_BSS).sum((1, 2)) / pairs_B
-    within_x_B = (_distance(x_BSG, x_BSG) * other_BSS).sum((1, 2)) / others_B
-    within_y_B = (_distance(y_BSG, y_BSG) * other_BSS).sum((1, 2)) / others_B
-    return 2.0 * between_B - within_x_B - within_y_B
+class _Energy(torch.autograd.Function):
+    """2 E|x - y| - E|x - x'| - E|y - y'| over the real cells of each set, [B]; no cell is paired with itself.
+
+    The gradient of x in closed form takes two products where torch's takes three, and no array of cells by genes
+    beside x, y and itself. With P pairs of a drawn and a measured cell, and O of two different drawn ones:
+
+        d / d x_i = 2 / P sum_j (x_i - y_j) / |x_i - y_j| - 2 / O sum_j (x_i - x_j) / |x_i - x_j|
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BSG: torch.Tensor, y_BSG: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+        """Of drawn cells x and measured ones y, [B, S, G] each; ``mask_BS`` says which are real."""
+        weight_BSS = (mask_BS[:, :, None] & mask_BS[:, None, :]).to(x_BSG.dtype)
+        other_BSS = weight_BSS * (1.0 - torch.eye(mask_BS.shape[1], device=mask_BS.device))
+        between_BSS = weight_BSS / weight_BSS.sum((1, 2), keepdim=True)
+        within_BSS = other_BSS / other_BSS.sum((1, 2), keepdim=True).clamp(min=1.0)
+        x_y_BSS, x_x_BSS, y_y_BSS = (_distance(*pair) for pair in ((x_BSG, y_BSG), (x_BSG, x_BSG), (y_BSG, y_BSG)))
+        # Where the floor holds a distance, nothing moves it.
+        to_y_BSS = 2.0 * between_BSS / x_y_BSS * (x_y_BSS > SMALLEST_DISTANCE)
+        to_x_BSS = 2.0 * within_BSS / x_x_BSS * (x_x_BSS > SMALLEST_DISTANCE)
+        ctx.save_for_backward(x_BSG, y_BSG, to_x_BSS, to_y_BSS)
+        return (2.0 * between_BSS * x_y_BSS - within_BSS * (x_x_BSS + y_y_BSS)).sum((1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream_B: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of the drawn cells."""
+        x_BSG, y_BSG, to_x_BSS, to_y_BSS = ctx.saved_tensors
+        to_x_BSS, to_y_BSS = (each * upstream_B[:, None, None] for each in (to_x_BSS, to_y_BSS))
+        own_BSS = torch.diag_embed((to_y_BSS - to_x_BSS).sum(-1)) + to_x_BSS
+        return torch.baddbmm(own_BSS @ x_BSG, to_y_BSS, y_BSG, alpha=-1.0), None, None
 
 
 def _distance(x_BSG: torch.Tensor, y_BSG: torch.Tensor) -> torch.Tensor:
     """Euclidean distances [B, S, S]; a floor keeps the gradient of a root at zero finite."""
-    square_BSS = x_BSG.square().sum(-1)[:, :, None] + y_BSG.square().sum(-1)[:, None] - 2.0 * x_BSG @ y_BSG.mT
-    return square_BSS.clamp(min=1e-4).sqrt()
+    # Squares are not taken from the products: torch 2.13 compiles what keeps both into wrong gradients.
+    x_BS, y_BS = (torch.linalg.vector_norm(each, dim=-1).square() for each in (x_BSG, y_BSG))
+    square_BSS = x_BS[:, :, None] + y_BS[:, None] - 2.0 * x_BSG @ y_BSG.mT
+    return square_BSS.clamp(min=SMALLEST_DISTANCE**2).sqrt()

@@ -20,7 +20,9 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from vcc_fm.decoder.four_bit import size_of
+from vcc_fm.decoder.four_bit import is_4_bit, size_of
+from vcc_fm.decoder.losses import SetLosses
+from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.processes import check_compiler, leave_a_core_to_the_loader, process_state
 from vcc_fm.recipe.train import TrainConfig
@@ -91,8 +93,10 @@ def forget_accelerator() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def compile_backbone(backbone: nn.Module, accelerator: Accelerator, name: str = "train") -> None:
-    """Compile the backbone in place; on a GPU into CUDA graphs, where gradients are used up before the next forward.
+def compile_step(
+    decoder: PerturbationDecoder, losses: SetLosses, accelerator: Accelerator, name: str = "train"
+) -> None:
+    """Compile the backbone, and on a GPU the losses; there into CUDA graphs, where gradients allow that.
 
     A step of some hundred small operations takes longer to start than to compute; a graph starts at once. What it
     returns, gradients included, is overwritten by its next run, so that several micro-batches cannot add theirs up.
@@ -101,8 +105,15 @@ def compile_backbone(backbone: nn.Module, accelerator: Accelerator, name: str = 
         UserError: there is no C compiler.
     """
     check_compiler(f"{name}.compile")
-    alone = engine_of(accelerator) == "one process" and accelerator.gradient_accumulation_steps == 1
-    backbone.compile(mode="reduce-overhead" if alone and accelerator.device.type == "cuda" else None)
+    gpu = accelerator.device.type == "cuda"
+    graphs = gpu and engine_of(accelerator) == "one process" and accelerator.gradient_accumulation_steps == 1
+    # The whole step in bfloat16: in float32 torch 2.11 fails to compile it, and a base in 4 bits was not tried.
+    if graphs and decoder.bf16_backbone and not any(map(is_4_bit, decoder.parameters())):
+        losses.record()
+        return
+    decoder.backbone.compile(mode="reduce-overhead" if graphs else None)
+    if gpu:
+        losses.compile()
 
 
 def engine_of(accelerator: Accelerator) -> str:

@@ -21,7 +21,7 @@ from vcc_fm.cellsets.sampler import Sets
 from vcc_fm.ground.errors import TryAgain, UserError
 from vcc_fm.ground.processes import stop_requests
 from vcc_fm.recipe.train import TrainConfig
-from vcc_fm.training.accelerator import count_parameters
+from vcc_fm.training.accelerator import count_parameters, engine_of
 from vcc_fm.training.average import WeightAverage
 from vcc_fm.training.checkpoint import Checkpoints
 from vcc_fm.training.prefetch import Prefetcher
@@ -104,6 +104,19 @@ def mean_loss(terms: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
     return sum((weight * terms[name].mean() for name, weight in losses.weights.items()), torch.zeros(()))
 
 
+class _Later:
+    """A number that a GPU may have yet to compute; to ask for it waits for nothing that the GPU is told later."""
+
+    def __init__(self, value: torch.Tensor):
+        self._value = value.to("cpu", non_blocking=True)
+        self._there = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
+
+    def __float__(self) -> float:
+        if self._there is not None:
+            self._there.synchronize()
+        return float(self._value)
+
+
 class Trainer:
     """One training phase of one model."""
 
@@ -130,6 +143,9 @@ class Trainer:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         # In one pass over the weights: an eighth of the time on a CPU, one kernel on a GPU.
         fused = accelerator.device.type in ("cpu", "cuda")
+        # A fused step by one process or several alike can be told by the device not to be taken.
+        self._judged_there = fused and engine_of(accelerator) in ("one process", "DDP")
+        self._norm: tuple[int, _Later] | None = None
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=fused)
         total, trainable = count_parameters(model)
         self._trainable = trainable / total
@@ -205,15 +221,22 @@ class Trainer:
                 self.average.update()
             done = step + 1
             log.advance(done)
-            if done % config.log_every == 0 or done == config.steps:
+            logs, looks, saves = (
+                done % every == 0 or done == config.steps
+                for every in (config.log_every, config.eval_every, config.checkpoint_every)
+            )
+            stops = self._agreed(asked()) and done < config.steps
+            if logs or looks or saves or stops:
+                self._settle(window)
+            if logs:
                 values = window.summary(self.accelerator, rate)
                 log.write(done, "train", {"loss": _total(values, self.losses), **values})
                 window = self._window(loader)
-            if done % config.eval_every == 0 or done == config.steps:
+            if looks:
                 self._look(done, log)
                 window = self._window(loader)
-            stops = self._agreed(asked()) and done < config.steps
-            if stops or done % config.checkpoint_every == 0 or done == config.steps:
+                stops = self._agreed(asked()) and done < config.steps
+            if stops or saves:
                 self.checkpoints.save(done, {"selection": self.selection and asdict(self.selection)})
                 window = self._window(loader)
             if stops:
@@ -244,11 +267,11 @@ class Trainer:
         return bool(self.accelerator.reduce(told, "sum") > 0)
 
     def _optimise(self, step: int, batches: Iterator[Fed], window: Window) -> None:
-        """Optimiser step ``step`` (from 0), over all its micro-batches.
+        """Optimiser step ``step`` (from 0), over all its micro-batches; not taken if its gradient is not finite.
 
         Raises:
-            UserError: its gradient is not finite. The weights are as before, but under DeepSpeed, which takes the step
-                together with the backward pass.
+            UserError: the gradient of the step before was not finite, or, where a device cannot leave a step out, that
+                of this one.
         """
         done: list[tuple[dict[str, torch.Tensor], Fed]] = []
         for _ in range(self._accumulation):
@@ -261,18 +284,37 @@ class Trainer:
                 if self.accelerator.sync_gradients:
                     # Over all micro-batches and processes: what is not finite anywhere is not finite here.
                     clip = self.config.clip or math.inf
-                    norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
-                    if not math.isfinite(norm):
-                        self._skip_or_stop(step, norm)
-                        window.left_out += 1
-                        self.optimizer.zero_grad()
-                        return
-                    self.skipped = 0
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
+                    norm = norm.detach() if self._judged_there else torch.tensor(float(norm))
+                    self._settle(window)
+                    self._norm, taken = (step, _Later(norm)), norm.isfinite().to(self.accelerator.device)
+                    if self._judged_there:
+                        # As torch's GradScaler does. To ask for the norm here would let the GPU wait, until this
+                        # thread has Python's lock again.
+                        self.optimizer.optimizer.found_inf = (~taken).float()
+                    if self._judged_there or self._settle(window):
+                        self.optimizer.step()
+                    self.optimizer.zero_grad()
             done.append((terms, batch.light()))
         for terms, batch in done:
-            window.add(terms, batch)
+            window.add(terms, batch, taken)
+
+    def _settle(self, window: Window) -> bool:
+        """Whether the newest step was taken, so far as that was not yet asked.
+
+        Raises:
+            UserError: it was not, and the recipe says to stop, or there were too many such steps.
+        """
+        if self._norm is None:
+            return True
+        (step, later), self._norm = self._norm, None
+        norm = float(later)
+        if math.isfinite(norm):
+            self.skipped = 0
+            return True
+        window.left_out += 1
+        self._skip_or_stop(step, norm)
+        return False
 
     def _skip_or_stop(self, step: int, norm: float) -> None:
         """Leave out a step whose gradient is not finite, where the recipe says so."""

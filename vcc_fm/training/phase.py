@@ -27,7 +27,7 @@ from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_jso
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.accelerator import (
-    compile_backbone,
+    compile_step,
     count_parameters,
     engine_of,
     forget_accelerator,
@@ -135,7 +135,9 @@ def _trainer(
     model, notes = _decoder(phase, data, trains=True)
     decoder = _inner(model)
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
-    assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device)
+    # One shape of all batches, which is compiled once.
+    targets = data.most_targets if config.compile else 1
+    assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device, targets=targets)
     training = training_groups(data.split, config, data.cells.contexts, name)
     samplers = _samplers(phase, data, training)
     if accelerator.is_main_process:
@@ -144,8 +146,9 @@ def _trainer(
             console.print(f"note: {note}", markup=False, soft_wrap=True)
     if config.gradient_checkpointing:
         decoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    losses = SetLosses(config.loss)
     if config.compile:
-        compile_backbone(decoder.backbone, accelerator, name)
+        compile_step(decoder, losses, accelerator, name)
 
     def finished(weights: Path) -> PerturbationDecoder | PeftModel:
         trained, _ = _decoder(phase, data)
@@ -159,7 +162,6 @@ def _trainer(
             save_decoder(finished(weights), Path(folder), {})
             return judge(Path(folder))
 
-    losses = SetLosses(config.loss, config.compile and accelerator.device.type == "cuda")
     score = judge and judge_weights
     trainer = Trainer(name, config, model, losses, *samplers, assembler, work, accelerator, console, score)
     return trainer, finished

@@ -70,36 +70,30 @@ class Window:
     def __init__(self, loader: Prefetcher, terms: list[str], work: Work):
         self._loader, self._names, self._work = loader, terms, work
         self._start, self._waited = time.perf_counter(), loader.waited
-        self._sums: dict[str, torch.Tensor] = {}
-        self._batches = self._tokens = 0
-        # Added up on the device: asking for a number would wait for it.
-        self._cells = torch.zeros(())
+        # Micro-batches, cells and tokens; loss terms. Added up on the device: asking for a number would wait for it.
+        self._amounts, self._sums = torch.zeros(3), torch.zeros(len(terms))
         self.left_out = 0
 
-    def add(self, terms: dict[str, torch.Tensor], batch: Fed) -> None:
-        """A micro-batch, with its loss terms [B]."""
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().mean()
-        self._batches += 1
-        self._tokens += batch.tokens
-        cells = batch.cells
-        self._cells = cells + self._cells.to(cells.device)
+    def add(self, terms: dict[str, torch.Tensor], batch: Fed, taken: torch.Tensor) -> None:
+        """A micro-batch, with its loss terms [B]; it counts if its step was taken (a bool on the device)."""
+        means = torch.stack([terms[name].detach().mean() for name in self._names])
+        self._amounts = self._amounts.to(means) + torch.stack([taken, batch.cells * taken, batch.tokens * taken])
+        self._sums = self._sums.to(means) + torch.where(taken, means, 0.0)
 
     def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
         """Mean loss terms, unweighted, and rates over all processes; waiting, memory and use of this device."""
+        sums, amounts = self._sums.to(accelerator.device), self._amounts.to(accelerator.device)
+        here = amounts[0].item()
         # Where every step was left out there is no mean.
-        nothing = torch.full((), math.nan, device=accelerator.device)
-        sums = torch.stack([self._sums.get(name, nothing) for name in self._names])
-        means = accelerator.reduce(sums / max(1, self._batches), "mean").tolist()
-        amounts = torch.stack([self._cells.float().to(nothing), torch.full_like(nothing, self._tokens)])
-        cells, tokens = accelerator.reduce(amounts, "sum").tolist()
+        means = accelerator.reduce(sums / amounts[0], "mean").tolist()
+        _, cells, tokens = accelerator.reduce(amounts, "sum").tolist()
         seconds = time.perf_counter() - self._start
         return {
             **dict(zip(self._names, means, strict=True)),
             "lr": rate,
             "cells_per_s": cells / seconds,
             "tokens_per_s": tokens / seconds,
-            "mfu_percent": 100.0 * self._batches * self._work.operations / seconds / self._work.possible,
+            "mfu_percent": 100.0 * here * self._work.operations / seconds / self._work.possible,
             "loader_wait_percent": 100.0 * (self._loader.waited - self._waited) / seconds,
             "peak_memory_gb": peak_memory_gb(),
             **({"steps_left_out": self.left_out} if self.left_out else {}),
