@@ -3,7 +3,8 @@ r"""The mixed model without one of its parts each, as rungs of the ladder: what 
     PYTHONPATH=benchmarks vcc-fm run recipes/demo.yaml --worlds 10 --first-world 300 "plugins=[_ablations]" \
         "score.baselines=[mixed-model,one-amplitude,own-mean,no-tables,no-co-response,sure-size]"
 
-They are plugins of the recipe, and go through the same calibration, emitter and scorer as the mixed model.
+``endless-cells`` is an oracle, of simulated cells alone. They are plugins of the recipe, and go through the same
+calibration, emitter and scorer as the mixed model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from vcc_fm.baselines.mixed_model import Mixed
+from vcc_fm.baselines.oracles import Oracle
 from vcc_fm.cellsets.expected import ExpectedResponses, likely_tables
 from vcc_fm.cellsets.kernels import Kernels, Vectors
 from vcc_fm.cellsets.mixed_model import MixedModel
@@ -82,6 +84,31 @@ class OwnMean(Mixed):
         return self.data.expected.of(context, perturbation).mean
 
 
+class EndlessCells(Oracle):
+    """The mixed model of training responses as endless cells would show them: what their noise costs it.
+
+    What this lacks of ``oracle-mean`` is in no training response.
+    """
+
+    @cached_property
+    def expected(self) -> ExpectedResponses:
+        """The true responses of the training groups, all but without noise."""
+        whole, more = self.data.expected, 1e4
+        true = np.stack([self.truth.of(*group) for group in whole.evidence.groups])
+        evidence = replace(
+            whole.evidence,
+            ratio=np.where(whole.evidence.measured, true, 0.0).astype(np.float32),
+            depth=whole.evidence.depth * more,
+            control_depth={context: depth * more for context, depth in whole.evidence.control_depth.items()},
+        )
+        tables = likely_tables(evidence, self.data.targets, self.data.likeness(evidence))
+        return replace(whole, evidence=evidence, tables=tables)
+
+    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
+        """[G] float32."""
+        return self.expected.of(context, perturbation).in_size
+
+
 class SureSize(Mixed):
     """Brought to that size only as far as the perturbation's amplitude is sure: by E[A]^2 / E[A^2], 1 where it is."""
 
@@ -113,5 +140,6 @@ for _name, _rung in (
     ("no-tables", NoTables),
     ("no-co-response", NoCoResponse),
     ("sure-size", SureSize),
+    ("endless-cells", EndlessCells),
 ):
     BASELINES.register(_name, _rung)
