@@ -18,7 +18,7 @@ class Recorded:
     """Calls ``compute``; where a model trains, replays its forward and backward pass, compiled and recorded once.
 
     What a replay returns, gradients included, lies in memory that the next one overwrites: it must be used up by then.
-    All batches to train on have one shape.
+    All batches to train on have one shape, and the weights stay in the memory where they were recorded.
 
     Args:
         compute: of a model, a batch and constants a dict of tensors.
