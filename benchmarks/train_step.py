@@ -73,7 +73,8 @@ def main(arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="train-step-") as name:
             folder = Path(name)
             screen = _screen(folder, genes, nonzeros, gpu, options.quick, console)
-            row = _beside(screen, folder, 2 if options.quick or gpu else 4, console) if state.INSTALLED else None
+            rounds = 1 if gpu else 2 if options.quick else 4
+            row = _beside(screen, folder, rounds, console) if state.INSTALLED else None
             rows += [row] if row else []
             claims.append(_faster(genes, target, gpu, row))
             if target > 1:
@@ -89,7 +90,8 @@ def main(arguments: list[str]) -> int:
 
 def _screen(folder: Path, genes: int, nonzeros: int, gpu: bool, quick: bool, console: Console) -> Screen:
     """Cells to train on."""
-    cells, steps = (GPU_CELLS, 40) if gpu else (CELLS, 4 if quick else 10)
+    # On a GPU many steps, once: the peer's start takes a minute, and differs by seconds.
+    cells, steps = (GPU_CELLS, 400) if gpu else (CELLS, 4 if quick else 10)
     console.print(f"writing {cells:,} cells with {genes:,} genes", highlight=False)
     batch = {"batch_sets": GPU_SETS if gpu else SETS, "set_size": SET_SIZE}
     train = TrainConfig(steps=steps, eval_every=steps, checkpoint_every=steps, tracker="none", **batch)
