@@ -91,6 +91,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "decoder.config.check_backbone": (3, 0, ""),
     "decoder.config.unfit": (1, 0, ""),
     "decoder.four_bit.require_bitsandbytes": (1, 0, ""),
+    "decoder.graphs._record": (0, 1, "machine"),
     "decoder.load._headers": (0, 1, "weights"),
     "decoder.load._load": (0, 3, "weights"),
     "decoder.load.base_config": (3, 0, ""),
