@@ -3,8 +3,8 @@ r"""The mixed model without one of its parts each, as rungs of the ladder: what 
     PYTHONPATH=benchmarks vcc-fm run recipes/demo.yaml --worlds 10 --first-world 300 "plugins=[_ablations]" \
         "score.baselines=[mixed-model,one-amplitude,own-mean,no-tables,no-co-response,sure-size]"
 
-``endless-cells`` is an oracle, of simulated cells alone. They are plugins of the recipe, and go through the same
-calibration, emitter and scorer as the mixed model.
+They are plugins of the recipe, and go through the same calibration, emitter and scorer as the mixed model.
+``endless-cells`` is an oracle, of simulated cells alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _OneAmplitude(MixedModel):
 
 
 class _Other(Mixed):
-    """The mixed model, made otherwise of the same responses."""
+    """The mixed model, made otherwise."""
 
     expected: ExpectedResponses
 
@@ -84,11 +84,8 @@ class OwnMean(Mixed):
         return self.data.expected.of(context, perturbation).mean
 
 
-class EndlessCells(Oracle):
-    """The mixed model of training responses as endless cells would show them: what their noise costs it.
-
-    What this lacks of ``oracle-mean`` is in no training response.
-    """
+class EndlessCells(_Other, Oracle):
+    """Of training responses as endless cells would show them: what their noise costs the mixed model."""
 
     @cached_property
     def expected(self) -> ExpectedResponses:
@@ -103,10 +100,6 @@ class EndlessCells(Oracle):
         )
         tables = likely_tables(evidence, self.data.targets, self.data.likeness(evidence))
         return replace(whole, evidence=evidence, tables=tables)
-
-    def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
-        """[G] float32."""
-        return self.expected.of(context, perturbation).in_size
 
 
 class SureSize(Mixed):

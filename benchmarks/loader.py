@@ -28,7 +28,8 @@ from _measure import Claim, compare, finish, new_parser, rates
 from _screen import Screen, Size, write_dense, write_screen
 from rich.console import Console
 
-from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary
+from vcc_fm.cellsets.assembler import Assembler, Vocabulary
+from vcc_fm.cellsets.sampler import SetSampler
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.recipe.train import TrainConfig

@@ -25,8 +25,9 @@ from _screen import CONTROL, Screen, Size, write_screen
 from _state import PEER
 from rich.console import Console
 
+from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.batch import Batch
-from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.cellsets.sampler import SetSampler
 from vcc_fm.decoder import losses
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.losses import SetLosses

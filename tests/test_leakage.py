@@ -15,9 +15,10 @@ from accelerate import PartialState
 from rich.console import Console
 from tiny_screens import CONTROL, Screen, draw_counts, embedded, screen, store_of
 
+from vcc_fm.cellsets.assembler import Assembler, Vocabulary
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.hold_out import make_splits
-from vcc_fm.cellsets.sampler import Assembler, SetSampler, Vocabulary, control_sets
+from vcc_fm.cellsets.sampler import SetSampler, control_sets
 from vcc_fm.cellsets.split import Split
 from vcc_fm.encoders.cells.embed import embed_cells
 from vcc_fm.encoders.cells.expression import Expression, ExpressionSettings

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of
 
-from vcc_fm.cellsets.sampler import Assembler, CellSet, SetSampler, Vocabulary, control_sets
+from vcc_fm.cellsets.assembler import Assembler, Vocabulary
+from vcc_fm.cellsets.sampler import CellSet, SetSampler, control_sets
 
 FOLDERS = itertools.count()
 # Each example has a folder of its own; how fast they are drawn says how busy the machine is.

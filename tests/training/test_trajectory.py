@@ -16,8 +16,9 @@ from program import QUIET, train_decoder
 from rich.console import Console
 from safetensors.torch import load_file
 
+from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.cellsets.sampler import SetSampler
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.losses import SetLosses

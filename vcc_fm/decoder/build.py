@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from vcc_fm.cellsets.assembler import Vocabulary
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.sampler import Vocabulary
 from vcc_fm.decoder.arc_st import find_st
 from vcc_fm.decoder.config import UNFIT, PerturbationDecoderConfig, check_backbone, unfit
 from vcc_fm.decoder.load import base_config, load_backbone, load_decoder

@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.sampler import Assembler, CellSet
+from vcc_fm.cellsets.sampler import CellSet
 from vcc_fm.decoder.build import vocabulary_of
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError

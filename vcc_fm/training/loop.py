@@ -285,7 +285,7 @@ class Trainer:
                     # Over all micro-batches and processes: what is not finite anywhere is not finite here.
                     clip = self.config.clip or math.inf
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
-                    norm = norm.detach() if self._judged_there else torch.tensor(float(norm))
+                    norm = norm if self._judged_there else torch.tensor(float(norm))
                     self._settle(window)
                     self._norm, taken = (step, _Later(norm)), norm.isfinite().to(self.accelerator.device)
                     if self._judged_there:

@@ -15,9 +15,10 @@ from peft import PeftModel
 from rich.console import Console
 from torch import nn
 
+from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.groups import training_groups
-from vcc_fm.cellsets.sampler import Assembler, SetSampler
+from vcc_fm.cellsets.sampler import SetSampler
 from vcc_fm.cellsets.split import Group
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.four_bit import is_4_bit

@@ -82,11 +82,10 @@ class Window:
 
     def summary(self, accelerator: Accelerator, rate: float) -> dict[str, float]:
         """Mean loss terms, unweighted, and rates over all processes; waiting, memory and use of this device."""
-        sums, amounts = self._sums.to(accelerator.device), self._amounts.to(accelerator.device)
-        here = amounts[0].item()
+        here = self._amounts[0].item()
         # Where every step was left out there is no mean.
-        means = accelerator.reduce(sums / amounts[0], "mean").tolist()
-        _, cells, tokens = accelerator.reduce(amounts, "sum").tolist()
+        means = accelerator.reduce(self._sums / self._amounts[0], "mean").tolist()
+        _, cells, tokens = accelerator.reduce(self._amounts, "sum").tolist()
         seconds = time.perf_counter() - self._start
         return {
             **dict(zip(self._names, means, strict=True)),
