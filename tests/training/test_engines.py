@@ -205,6 +205,13 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
     return ask
 
 
+def test_processes_do_not_send_each_other_what_all_of_them_have(tmp_path: Path) -> None:
+    handler = make_accelerator(TrainConfig(steps=1, tracker="none"), tmp_path).ddp_handler
+    forget_accelerator()
+    assert handler is not None
+    assert handler.to_kwargs() == {"broadcast_buffers": False}
+
+
 def test_what_was_not_asked_for_does_not_come(asked: Callable[..., Any]) -> None:
     assert asked() == "one process"
 
