@@ -36,6 +36,7 @@ def one_set(cell_width: int, protein_width: int) -> Batch:
         cell_mask_BS=torch.ones(1, CELLS, dtype=torch.bool),
         control_depth_BS=torch.full((1, CELLS), 500.0),
         log_share_UG=torch.log_softmax(torch.randn(1, GENES), -1),
+        measured_U=torch.tensor([GENES]),
         profile_BS=torch.zeros(1, CELLS, dtype=torch.long),
         target_vector_BPV=torch.randn(1, 1, protein_width),
         target_code_BP=torch.zeros(1, 1, dtype=torch.long),

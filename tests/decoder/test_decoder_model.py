@@ -22,12 +22,15 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 
 
+OTHERS: dict[str, Any] = BACKBONES["llama"] | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+
+
 def make_decoder(kind: str = "llama", **keys: Any) -> PerturbationDecoder:
     """A small decoder whose every weight is random, so that no term is silent."""
     torch.manual_seed(0)
-    backbone = {**BACKBONES[kind], "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 1}
+    backbone = {**BACKBONES.get(kind, OTHERS | {"model_type": kind}), "hidden_size": 16, "num_hidden_layers": 2}
     config = PerturbationDecoderConfig(
-        backbone=backbone,
+        backbone=backbone | {"vocab_size": 1},
         genes=[f"G{i}" for i in range(GENES)],
         contexts=["a", "b"],
         batches=["u", "v"],
@@ -50,13 +53,16 @@ def with_log_shares(batch: Batch, log_share_BSG: torch.Tensor) -> Batch:
     """The batch with a profile of its own for each cell."""
     sets, size, _ = log_share_BSG.shape
     return replace(
-        batch, log_share_UG=log_share_BSG.flatten(0, 1), profile_BS=torch.arange(sets * size).view(sets, size)
+        batch,
+        log_share_UG=log_share_BSG.flatten(0, 1),
+        measured_U=log_share_BSG.flatten(0, 1).isfinite().sum(-1),
+        profile_BS=torch.arange(sets * size).view(sets, size),
     )
 
 
 def set_alone(batch: Batch, number: int) -> Batch:
-    """One set of a batch; the table of profiles belongs to all."""
-    return _each(batch, lambda value: value if value is batch.log_share_UG else value[number : number + 1])
+    """One set of a batch; what is of technical batches belongs to all."""
+    return _each(batch, lambda value: value if len(value) == SETS * CELLS else value[number : number + 1])
 
 
 def make_batch(seed: int = 0) -> Batch:
@@ -76,6 +82,7 @@ def make_batch(seed: int = 0) -> Batch:
         cell_mask_BS=mask,
         control_depth_BS=torch.full((SETS, CELLS), 1000.0),
         log_share_UG=torch.log_softmax(log_share, -1).flatten(0, 1),
+        measured_U=torch.isfinite(log_share).sum(-1).flatten(),
         profile_BS=torch.arange(SETS * CELLS).view(SETS, CELLS),
         target_vector_BPV=normal(SETS, TARGETS, PROTEIN) * target_mask[..., None],
         target_code_BP=torch.zeros(SETS, TARGETS, dtype=torch.long),
@@ -118,6 +125,29 @@ def test_every_cell_counts(kind: str) -> None:
     assert (difference[1:] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma3_text", "gpt_neox", "phi"])
+def test_the_last_layer_computes_for_the_first_token_alone_what_it_would_for_all(kind: str) -> None:
+    # Chosen: layers one after the other, with another norm behind the feed-forward part, and two parts side by side.
+    decoder, batch = make_decoder(kind), make_batch()
+    seen: list[torch.Size] = []
+    last: Any = decoder.backbone.layers[-1]
+    last.mlp.register_forward_hook(lambda _, __, found: seen.append(found.shape))
+
+    def gradients() -> list[torch.Tensor]:
+        decoder.zero_grad()
+        decoder(batch).delta_BG.square().sum().backward()
+        return [parameter.grad for parameter in decoder.parameters() if parameter.grad is not None]
+
+    found = gradients()
+    last._forward_hooks.clear()
+    last.mlp._forward_pre_hooks.clear()
+    wanted = gradients()
+    assert seen[0] == (SETS, 1, 16)
+    assert seen[1] == (SETS, 2 + TARGETS + CELLS, 16)
+    assert len(found) == len(wanted) > 20
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", BACKBONES)
 @torch.no_grad()
 def test_padding_counts_nowhere(kind: str) -> None:
@@ -143,11 +173,13 @@ def test_a_set_does_not_depend_on_its_neighbours() -> None:
 @torch.no_grad()
 def test_shares_sum_to_one_over_measured_genes_and_scale_zero_is_the_control() -> None:
     decoder, batch = make_decoder(), make_batch()
-    predicted = decoder(batch).log_share_BSG
+    predicted = decoder(batch).log_share_BSG(batch)
     torch.testing.assert_close(predicted.exp().sum(-1), torch.ones(SETS, CELLS))
     assert (predicted[2, :, 7] == -torch.inf).all()
     assert torch.isfinite(predicted[:2]).all()
-    torch.testing.assert_close(decoder(batch, effect_scale=0.0).log_share_BSG, batch.log_share_BSG, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        decoder(batch, effect_scale=0.0).log_share_BSG(batch), batch.log_share_BSG, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,4 +283,6 @@ def test_a_decoder_saved_is_the_decoder_loaded(tmp_path: Any) -> None:
     for name, value in decoder.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
     with torch.no_grad():
-        torch.testing.assert_close(loaded(batch).log_share_BSG, decoder(batch).log_share_BSG, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            loaded(batch).log_share_BSG(batch), decoder(batch).log_share_BSG(batch), rtol=0, atol=1e-5
+        )

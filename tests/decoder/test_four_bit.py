@@ -64,10 +64,10 @@ def held_and_rounded(kind: str, **settings: Any) -> tuple[PeftModel, PeftModel]:
 def test_what_is_merged_is_what_was_trained(kind: str, settings: dict[str, Any]) -> None:
     batch = make_batch()
     held, rounded = held_and_rounded(kind, **settings)
-    shares, plain = held(batch).log_share_BSG, make_decoder(kind)(batch).log_share_BSG
+    shares, plain = held(batch).log_share_BSG(batch), make_decoder(kind)(batch).log_share_BSG(batch)
     measured = torch.isfinite(shares)
     for model in (held, rounded):
-        model(batch).log_share_BSG[measured].square().mean().backward()
+        model(batch).log_share_BSG(batch)[measured].square().mean().backward()
     gradients = dict(rounded.named_parameters())
     for name, value in held.named_parameters():
         if value.requires_grad and value.grad is not None:
@@ -75,7 +75,7 @@ def test_what_is_merged_is_what_was_trained(kind: str, settings: dict[str, Any])
     with torch.no_grad():
         merged = rounded.merge_and_unload()
         assert not any(map(is_4_bit, merged.parameters()))
-        torch.testing.assert_close(merged(batch).log_share_BSG[measured], shares[measured], rtol=0, atol=1e-5)
+        torch.testing.assert_close(merged(batch).log_share_BSG(batch)[measured], shares[measured], rtol=0, atol=1e-5)
     assert (shares - plain)[measured].abs().max() > 1e-2
 
 
@@ -158,7 +158,7 @@ def test_products_are_of_the_precision_of_the_recipe_and_counted() -> None:
         hold_in_4_bits(decoder, compute)
         decoder.bf16_backbone = compute == torch.bfloat16
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            shares = decoder(batch).log_share_BSG
+            shares = decoder(batch).log_share_BSG(batch)
             found[compute] = shares[torch.isfinite(shares)]
         with torch.no_grad(), FlopCounterMode(display=False) as plain:
             make_decoder()(batch)

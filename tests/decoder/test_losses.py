@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +10,13 @@ import scipy.stats
 import torch
 from test_decoder_model import CELLS, SETS, make_batch, make_decoder, set_alone, with_log_shares
 
+from vcc_fm.cellsets.batch import Batch, _each
 from vcc_fm.decoder import losses
 from vcc_fm.decoder.count_head import CountDistribution
 from vcc_fm.decoder.losses import (
     SMALLEST_MEAN,
     SetLosses,
-    _Energy,
-    _Likelihood,
+    _energy,
     _noise,
     _table,
     negative_binomial_nll,
@@ -40,12 +39,10 @@ def test_negative_binomial_against_scipy(look: bool, monkeypatch: pytest.MonkeyP
 
 
 def test_negative_binomial_is_finite_where_nothing_is_expected() -> None:
-    zero, alpha = torch.zeros(1), torch.full((1,), 0.3)
-    mean = torch.full((1,), SMALLEST_MEAN, requires_grad=True)
-    loss = negative_binomial_nll(zero, mean, alpha)
-    loss.backward()
-    assert loss.item() == pytest.approx(0.0, abs=1e-6)
-    assert torch.isfinite(mean.grad).all()
+    counts, nothing, alpha = torch.tensor([0.0, 2.0]), torch.zeros(2), torch.full((2,), 0.3)
+    found = negative_binomial_nll(counts, nothing, alpha)
+    assert found[0] == 0
+    assert found[1] == negative_binomial_nll(counts, torch.full((2,), SMALLEST_MEAN), alpha)[1]
 
 
 def test_energy_distance_by_hand() -> None:
@@ -59,7 +56,7 @@ def test_energy_distance_by_hand() -> None:
     expected = 2 * mean_distance(x, y, False) - mean_distance(x, x, True) - mean_distance(y, y, True)
     padded = [torch.from_numpy(np.concatenate([v, 1e3 + rng.normal(size=(2, 6))])[None]) for v in (x, y)]
     mask = torch.tensor([[True] * 4 + [False] * 2])
-    assert _Energy.apply(*padded, mask).item() == pytest.approx(expected, rel=1e-5)
+    assert _energy(*padded, mask)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_energy_distance_has_the_gradient_of_its_definition() -> None:
@@ -68,23 +65,9 @@ def test_the_energy_distance_has_the_gradient_of_its_definition() -> None:
     x[0, 1], x[1, 2] = x[0, 0], y[1, 3]  # a distance of zero, which nothing moves
     mask = torch.tensor([[True] * 5, [True] * 4 + [False], [True] + [False] * 4])
     x.requires_grad_()
-
-    def plain() -> torch.Tensor:
-        pairs = (mask[:, :, None] & mask[:, None]).double()
-        others = pairs * (1.0 - torch.eye(5))
-        mean = [(pairs, (x, y)), (others, (x, x)), (others, (y, y))]
-        terms = [
-            (weight * (one[:, :, None] - other[:, None]).square().sum(-1).clamp(min=1e-4).sqrt()).sum((1, 2))
-            / weight.sum((1, 2)).clamp(min=1.0)
-            for weight, (one, other) in mean
-        ]
-        return 2.0 * terms[0] - terms[1] - terms[2]
-
-    weights = torch.tensor([1.0, -2.0, 0.5]).double()
-    found, wanted = _Energy.apply(x, y, mask), plain()
+    (found, slope), wanted = _energy(x, y, mask), plain_energy(x, y, mask)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    gradients = [torch.autograd.grad(value, x, weights)[0] for value in (found, wanted)]
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(slope, torch.autograd.grad(wanted.sum(), x)[0], rtol=1e-9, atol=1e-9)
 
 
 def test_terms_belong_to_their_set_alone() -> None:
@@ -136,8 +119,8 @@ def test_delta_is_zero_where_the_pseudobulk_is_right() -> None:
     batch = make_batch()
     assert batch.counts_BSG is not None
     bulk = batch.counts_BSG.sum(1) / batch.counts_BSG.sum((1, 2))[:, None]
-    right = bulk.log()[:, None].expand(-1, CELLS, -1)
-    predicted = CountDistribution(right, torch.zeros_like(right), torch.full((right.shape[-1],), 0.3))
+    predicted = CountDistribution(bulk.clamp(min=1e-30).log(), torch.full((bulk.shape[-1],), 0.3))
+    batch = with_log_shares(batch, torch.zeros_like(batch.counts_BSG))
     torch.testing.assert_close(set_losses(predicted, batch)["delta"], torch.zeros(SETS), rtol=0, atol=1e-6)
 
 
@@ -148,14 +131,14 @@ def test_delta_of_shallow_sets_has_its_optimum_at_the_truth() -> None:
     share = torch.softmax(torch.randn(12, generator=generator), 0)
     drawn = torch.multinomial(share, 6 * sets, replacement=True, generator=generator).view(sets, 6)
     counts = torch.nn.functional.one_hot(drawn, 12).sum(1, keepdim=True).float()
-    found = share.log().expand(sets, 1, -1).clone().requires_grad_()
+    delta_BG = torch.zeros(sets, 12, requires_grad=True)
     fields = {"cell_mask_BS": torch.ones(sets, 1, dtype=torch.bool), "counts_BSG": counts}
     batch = replace(batch, **fields, null_ratio_BG=torch.ones(sets, 12), control_depth_BS=torch.ones(sets, 1))
     batch = with_log_shares(batch, share.log().expand(sets, 1, -1))
-    delta = set_losses(CountDistribution(found, found[:, 0], torch.full((12,), 1e-3)), batch, ["delta"])["delta"]
+    delta = set_losses(CountDistribution(delta_BG, torch.full((12,), 1e-3)), batch, ["delta"])["delta"]
     delta.sum().backward()
-    assert found.grad is not None
-    gradient = found.grad[:, 0]
+    gradient = delta_BG.grad
+    assert gradient is not None
     assert (gradient.mean(0).abs() < 4 * gradient.std(0) / sets**0.5).all()
 
 
@@ -167,12 +150,11 @@ def test_energy_prefers_the_right_cells() -> None:
     batch = replace(batch, counts_BSG=counts, cell_mask_BS=torch.ones(SETS, CELLS, dtype=torch.bool))
     batch = with_log_shares(batch, share.log().expand(SETS, CELLS, -1))
 
-    def energy(log_share: torch.Tensor) -> float:
-        wide = log_share.expand(SETS, CELLS, -1)
-        predicted = CountDistribution(wide, torch.zeros_like(wide), torch.full((12,), 1e-3))
+    def energy(delta: torch.Tensor) -> float:
+        predicted = CountDistribution(delta.expand(SETS, -1), torch.full((12,), 1e-3))
         return set_losses(predicted, batch)["energy"].mean().item()
 
-    assert energy(share.log()) < 0.1 * energy(share.log().flip(0))
+    assert energy(torch.zeros(12)) < 0.1 * energy(share.log().flip(0) - share.log())
 
 
 def test_noise_belongs_to_a_set_and_is_normal() -> None:
@@ -191,56 +173,81 @@ def test_weights_weigh() -> None:
     assert mean_loss(terms, SetLosses(LossWeights(likelihood=2.0, energy=0.5, delta=0.0))).item() == pytest.approx(4.5)
 
 
-def test_the_likelihood_has_the_gradient_of_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_losses(delta_BG: torch.Tensor, dispersion_G: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    """The three terms as they are defined, for torch to derive; of the delta's unit it is told not to."""
+    control_BSG, counts_BSG, mask_BS = batch.log_share_BSG, batch.counts_BSG, batch.cell_mask_BS
+    assert counts_BSG is not None
+    measured_BSG = torch.isfinite(control_BSG) & mask_BS[..., None]
+    genes_B = measured_BSG.any(1).sum(-1)
+    share_BSG = torch.log_softmax(control_BSG + delta_BG[:, None], -1).exp()
+    expected_BSG = counts_BSG.sum(-1, keepdim=True) * share_BSG
+    mean_BSG = expected_BSG * batch.null_ratio_BG[:, None]
+    law = torch.distributions.NegativeBinomial(1.0 / dispersion_G, logits=(dispersion_G * mean_BSG + 1e-30).log())
+    found_BG, wanted_BG = (each.sum(1) / counts_BSG.sum((1, 2))[:, None] for each in (expected_BSG, counts_BSG))
+    unit_BG = losses.BULK_TARGET_SUM / (1.0 + losses.BULK_TARGET_SUM * found_BG.detach())
+    depth_BS1 = batch.control_depth_BS[..., None]
+    mean_BSG = depth_BS1 * share_BSG
+    spread_BSG = (mean_BSG + dispersion_G * mean_BSG.square() + 1e-12).sqrt()
+    noise_BSG = _noise(losses._noise_table(batch), batch.noise_seed_B, share_BSG.shape)
+    drawn_BSG = torch.log1p(1e4 * torch.relu(mean_BSG + spread_BSG * noise_BSG) / depth_BS1)
+    real_BSG = torch.log1p(1e4 * counts_BSG / counts_BSG.sum(-1, keepdim=True).clamp(min=1.0))
+    return {
+        "likelihood": -(law.log_prob(counts_BSG) * measured_BSG).sum((1, 2)) / measured_BSG.sum((1, 2)),
+        "energy": plain_energy(drawn_BSG, real_BSG, mask_BS) / genes_B.sqrt(),
+        "delta": (unit_BG * (found_BG - wanted_BG)).square().sum(-1) / genes_B,
+    }
+
+
+def plain_energy(x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """2 E|x - y| - E|x - x'| - E|y - y'| as it is defined."""
+    pairs = (mask[:, :, None] & mask[:, None]).double()
+    others = pairs * (1.0 - torch.eye(mask.shape[1]))
+    mean = [(pairs, (x, y)), (others, (x, x)), (others, (y, y))]
+    terms = [
+        (weight * (one[:, :, None] - other[:, None]).square().sum(-1).clamp(min=1e-4).sqrt()).sum((1, 2))
+        / weight.sum((1, 2)).clamp(min=1.0)
+        for weight, (one, other) in mean
+    ]
+    return 2.0 * terms[0] - terms[1] - terms[2]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2**20])
+@pytest.mark.parametrize("look", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_each_term_has_the_value_and_the_gradient_of_its_definition(
+    look: bool, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "pays_to_look_for_zeros", lambda _: look)
+    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", {"cpu": at_a_time})
     generator = torch.Generator().manual_seed(0)
-    counts = torch.poisson(torch.rand(3, 4, 6, generator=generator).double() * 3.0, generator=generator)
-    measured = torch.ones(3, 4, 6, dtype=torch.bool)
-    measured[:, :, 2] = measured[1, 3] = False
-    counts[~measured] = 0.0
-    ratio, dispersion = (
-        0.5 + torch.rand(3, 6, generator=generator).double(),
-        torch.rand(6, generator=generator).double(),
-    )
-    logits = torch.randn(3, 4, 6, generator=generator).double().requires_grad_()
-    depth = counts.sum(-1, keepdim=True)
-
-    def unmeasured(log_share: torch.Tensor) -> torch.Tensor:
-        return torch.where(measured, log_share, -torch.inf)
-
-    def terms(log_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _Likelihood.apply(unmeasured(log_share), counts, depth, measured, ratio, dispersion)
-
-    def plain(log_share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        expected = depth * unmeasured(log_share).exp()
-        law = torch.distributions.NegativeBinomial(
-            1.0 / dispersion, logits=(dispersion * (expected * ratio[:, None] + SMALLEST_MEAN)).log()
-        )
-        return -(law.log_prob(counts) * measured).sum((1, 2)), expected.sum(1)
-
-    assert torch.autograd.gradcheck(terms, logits)
-    found, wanted = terms(logits), plain(logits)
-    weights = [torch.randn(value.shape, generator=generator).double() for value in found]
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    gradients = [torch.autograd.grad(values, logits, weights)[0] for values in (found, wanted)]
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
-    # However many sets are worked on at a time.
-    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", {"cpu": 1, "cuda": 1})
-    assert torch.equal(torch.autograd.grad(terms(logits), logits, weights)[0], gradients[0])
+    batch = _each(make_batch(), lambda value: value.double() if value.is_floating_point() else value)
+    ratio = 0.5 + torch.rand(batch.null_ratio_BG.shape, generator=generator).double()
+    # Counts of controls about as deep as the measured cells, so that some drawn counts are below zero.
+    batch = replace(batch, null_ratio_BG=ratio, control_depth_BS=20.0 + torch.rand(SETS, CELLS).double())
+    delta = torch.randn(ratio.shape, generator=generator).double().requires_grad_()
+    dispersion = 0.1 + torch.rand(ratio.shape[1], generator=generator).double()
+    found, wanted = set_losses(CountDistribution(delta, dispersion), batch), plain_losses(delta, dispersion, batch)
+    weights = torch.tensor([1.0, -2.0, 0.5]).double()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
+        gradients = [torch.autograd.grad(one, delta, weights, retain_graph=True)[0] for one in (found[name], value)]
+        assert gradients[1].abs().max() > 1e-5
+        torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-10, msg=name)
+        assert (batch.log_share_BSG[2, :, 7] == -torch.inf).all()
+        assert gradients[0][2, 7] == 0, f"{name}: a gene that was not measured"
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_losses_of_a_gpu_can_be_compiled_whole(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(losses, "pays_to_look_for_zeros", lambda _: False)
     batch, predicted = make_batch(), make_decoder()(make_batch())
-    predicted = predicted._replace(log_share_BSG=predicted.log_share_BSG.detach().requires_grad_())
+    predicted = predicted._replace(delta_BG=predicted.delta_BG.detach().requires_grad_())
     terms, noise = ("likelihood", "energy", "delta"), losses._noise_table(batch)
     traced = torch.compile(set_losses, fullgraph=True, backend=backend)
     found = []
     for compute in (set_losses, traced):
         values = compute(predicted, batch, terms, noise)
         total = torch.stack([values[name].sum() for name in terms])
-        found.append((total, torch.autograd.grad(total.sum(), predicted.log_share_BSG)[0]))
+        found.append((total, torch.autograd.grad(total.sum(), predicted.delta_BG)[0]))
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -248,7 +255,7 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch: pytest.MonkeyPatch) 
     def computed(*_: object) -> torch.Tensor:
         raise AssertionError("the energy distance was computed")
 
-    monkeypatch.setattr(losses, "_Energy", SimpleNamespace(apply=computed))
+    monkeypatch.setattr(losses, "_energy", computed)
     with monkeypatch.context() as patched:
         patched.setattr(losses, "_noise_table", computed)
         assert list(SetLosses(LossWeights(energy=0.0))(make_decoder(), make_batch())) == ["likelihood", "delta"]

@@ -38,7 +38,7 @@ def shares(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """What it predicts for cells, where something was measured."""
     model.eval()
     with torch.no_grad():
-        found: torch.Tensor = model(batch).log_share_BSG
+        found: torch.Tensor = model(batch).log_share_BSG(batch)
     return found[torch.isfinite(found)]
 
 

@@ -59,6 +59,7 @@ class Assembler:
         device = torch.device("cpu") if device is None else device
         self.sparse = device.type != "cpu" if sparse is None else sparse
         self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
+        self._measured_U = self._log_share_UG.isfinite().sum(-1, dtype=torch.float32)
         self._pinned = device.type == "cuda"
         self._protein = data.protein_rows
         self._context_code, batch_code, self._target_code = (
@@ -110,6 +111,7 @@ class Assembler:
             cell_mask_BS=tensor(mask),
             control_depth_BS=tensor(depth),
             log_share_UG=self._log_share_UG,
+            measured_U=self._measured_U,
             profile_BS=tensor(profile),
             context_code_B=tensor(np.where(hidden, 0, context_code)),
             batch_code_BS=tensor(np.where(mask & ~hidden[:, None], self._batch_code[profile], 0)),

@@ -95,6 +95,7 @@ class Batch(Fed):
         control_depth_BS: depth of the control cells, UMI.
         log_share_UG: log share of each gene in the control cells of a technical batch; -inf where not measured. The
             store's whole table, which all batches share and which is on the device from the start.
+        measured_U: number of genes that the technical batch measured, float32.
         profile_BS: int64, the technical batch of a cell: its row in ``log_share_UG``.
         target_vector_BPV: protein vector of each target gene; zeros where it has none.
         target_code_BP: int64, learned vector of a target gene; 0 where it has none, or a hidden one.
@@ -117,6 +118,7 @@ class Batch(Fed):
     cell_mask_BS: torch.Tensor
     control_depth_BS: torch.Tensor
     log_share_UG: torch.Tensor
+    measured_U: torch.Tensor
     profile_BS: torch.Tensor
     target_vector_BPV: torch.Tensor
     target_code_BP: torch.Tensor

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from vcc_fm.cellsets.batch import Batch
 from vcc_fm.decoder.count_head import CountDistribution
@@ -21,9 +20,9 @@ from vcc_fm.recipe.train import LossWeights
 
 CELL_TARGET_SUM = 1e4
 SMALLEST_MEAN = 1e-8
-"""Added to every expected count, so that a gene that is not measured (a share of zero) has a finite logarithm."""
+"""Mean of a count above zero at the least, so that it has a finite logarithm where the predicted share is zero."""
 VALUES_AT_A_TIME = {"cpu": 2**20, "cuda": 2**27}
-"""How many values of [B, S, G] a loss term works on at a time: what a CPU's cache holds, what fills a GPU."""
+"""How many values of [B, S, G] the loss terms work on at a time: what a CPU's cache holds, what fills a GPU."""
 SMALLEST_DISTANCE = 1e-2
 """Of two cells, in the energy distance."""
 NOISE_SETS = 8
@@ -86,124 +85,61 @@ def set_losses(
       units of which log1p of the predicted one moves by 1. The control's pseudobulk cancels. The right mean is the
       optimum however few counts a set holds.
 
+    All see the model through one log ratio a set and gene, and have their gradient in closed form: what is kept for it
+    has no cells. A few sets are worked on at a time, in what memory they need.
+
     Noise of the drawn cells comes from ``noise_N``; None: a table that is made at the first call.
     """
+    if noise_N is None and "energy" in terms:
+        noise_N = _noise_table(batch)
     assert batch.counts_BSG is not None
-    counts_BSG = batch.counts_BSG
-    measured_BSG = torch.isfinite(batch.log_share_UG)[batch.profile_BS] & batch.cell_mask_BS[..., None]
-    depth_BS1 = counts_BSG.sum(-1, keepdim=True)
-    genes_B = measured_BSG.any(1).sum(-1)
-    losses: dict[str, torch.Tensor] = {}
-    if "likelihood" in terms or "delta" in terms:
-        nll_B, expected_BG = _Likelihood.apply(
-            predicted.log_share_BSG,
-            counts_BSG,
-            depth_BS1 * batch.cell_mask_BS[..., None],
-            measured_BSG,
-            batch.null_ratio_BG,
-            predicted.dispersion_G,
-        )
-        losses["likelihood"] = nll_B / measured_BSG.sum((1, 2))
-        total_B1 = depth_BS1.sum(1)
-        found_BG, wanted_BG = expected_BG / total_B1, counts_BSG.sum(1) / total_B1
-        # The logarithm's slope at what is predicted: that of few counts is, in the mean, below the mean's logarithm.
-        slope_BG = BULK_TARGET_SUM / (1.0 + BULK_TARGET_SUM * found_BG.detach())
-        error_BG = slope_BG * (found_BG - wanted_BG)
-        losses["delta"] = error_BG.square().sum(-1) / genes_B
-    if "energy" in terms:
-        table = _noise_table(batch) if noise_N is None else noise_N
-
-        def energy(log_share_BSG: torch.Tensor, part: slice) -> torch.Tensor:
-            share_BSG = torch.where(measured_BSG[part], log_share_BSG, -torch.inf).exp()
-            noise_BSG = _noise(table, batch.noise_seed_B[part], share_BSG.shape)
-            sample_BSG = _sample(share_BSG, predicted.dispersion_G, batch.control_depth_BS[part], noise_BSG)
-            real_BSG = torch.log1p(CELL_TARGET_SUM * counts_BSG[part] / depth_BS1[part].clamp(min=1.0))
-            return _Energy.apply(sample_BSG, real_BSG, batch.cell_mask_BS[part])
-
-        at_once = len(parts := _parts(counts_BSG)) == 1
-        log_share_BSG = predicted.log_share_BSG
-        energy_B = energy(log_share_BSG, parts[0]) if at_once else _SetBySet.apply(log_share_BSG, energy)
-        losses["energy"] = energy_B / genes_B.sqrt()
-    return {name: losses[name] for name in terms}
+    with torch.no_grad():
+        parts = [_terms_of(predicted, batch, part, terms, noise_N) for part in _parts(batch.counts_BSG)]
+        value_BT, gradient_BTG = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    # Zeros, with a gradient.
+    moved_BG = predicted.delta_BG - predicted.delta_BG.detach()
+    loss_BT = value_BT + (gradient_BTG * moved_BG[:, None]).sum(-1)
+    return dict(zip(terms, loss_BT.unbind(-1), strict=True))
 
 
-class _Likelihood(torch.autograd.Function):
-    """Negative log-likelihood of each set, and the counts that it expects of each gene, from log shares.
+def _terms_of(
+    predicted: CountDistribution, batch: Batch, part: slice, terms: Collection[str], noise_N: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T terms of some sets, [B, T], and their gradients by ``delta_BG``, [B, T, G].
 
-    The gradient is in closed form, so that of all arrays [B, S, G] only the log shares are kept for it. With
-    mean mu = depth x share x ratio + floor, dispersion alpha and count y:
-
-        d nll / d log share = (mu - y) / (1 + alpha mu) x (mu - floor) / mu
-        d expected / d log share = depth x share
-
-    A gene that was not measured has a log share of -inf, and so no gradient. Dispersions have none: they are not
-    trained. A few sets are worked on at a time, in what memory they need.
+    Each term has a slope by the log share of every cell and gene, and gives the sums of it over cells and over genes.
+    Shares sum to one: a log share moves with the log ratio of its gene and against those of all, so that
+    d / d delta_g = sum_s (slope_sg - share_sg sum_h slope_sh).
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        log_share_BSG: torch.Tensor,
-        counts_BSG: torch.Tensor,
-        depth_BS1: torch.Tensor,
-        measured_BSG: torch.Tensor,
-        ratio_BG: torch.Tensor,
-        dispersion_G: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over cells: of the negative log-likelihood, nats [B]; of the expected counts [B, G]."""
-        ctx.save_for_backward(log_share_BSG, counts_BSG, depth_BS1, ratio_BG, dispersion_G)
-        nll, expected = [], []
-        for part in _parts(log_share_BSG):
-            expected_BSG = log_share_BSG[part].exp().mul_(depth_BS1[part])
-            expected.append(expected_BSG.sum(1))
-            mean_BSG = expected_BSG.mul_(ratio_BG[part][:, None]).add_(SMALLEST_MEAN)
-            nll_BSG = negative_binomial_nll(counts_BSG[part], mean_BSG, dispersion_G)
-            nll.append(nll_BSG.mul_(measured_BSG[part]).sum((1, 2)))
-        return torch.cat(nll), torch.cat(expected)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, nll_B: torch.Tensor, expected_BG: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of the log shares."""
-        log_share_BSG, counts_BSG, depth_BS1, ratio_BG, dispersion_G = ctx.saved_tensors
-        gradient_BSG = torch.empty_like(log_share_BSG)
-        for part in _parts(log_share_BSG):
-            expected_BSG = log_share_BSG[part].exp().mul_(depth_BS1[part])
-            plain_BSG = expected_BSG * ratio_BG[part][:, None]
-            mean_BSG = plain_BSG + SMALLEST_MEAN
-            slope_BSG = (mean_BSG - counts_BSG[part]).mul_(plain_BSG.mul_(nll_B[part][:, None, None]))
-            slope_BSG.div_(torch.addcmul(mean_BSG, mean_BSG, mean_BSG * dispersion_G))
-            torch.addcmul(slope_BSG, expected_BSG, expected_BG[part][:, None], out=gradient_BSG[part])
-        return gradient_BSG, None, None, None, None, None
-
-
-class _SetBySet(torch.autograd.Function):
-    """A term of each set [B] and its gradient, a few sets at a time: of what leads to it only the gradient is kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, log_share_BSG: torch.Tensor, term: Callable[[torch.Tensor, slice], torch.Tensor]
-    ) -> torch.Tensor:
-        """``term`` of log shares and of which sets they are."""
-        trains = ctx.needs_input_grad[0]
-        gradient_BSG = torch.empty_like(log_share_BSG) if trains else None
-        found = []
-        for part in _parts(log_share_BSG):
-            with torch.set_grad_enabled(trains):
-                here_BSG = log_share_BSG[part].detach().requires_grad_(trains)
-                found_B = term(here_BSG, part)
-                if gradient_BSG is not None:
-                    (gradient_BSG[part],) = torch.autograd.grad(found_B.sum(), here_BSG)
-            found.append(found_B.detach())
-        ctx.save_for_backward(gradient_BSG)
-        return torch.cat(found)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream_B: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """The gradient of the log shares."""
-        (gradient_BSG,) = ctx.saved_tensors
-        return gradient_BSG * upstream_B[:, None, None], None
+    assert batch.counts_BSG is not None
+    counts_BSG, mask_BS, dispersion_G = batch.counts_BSG[part], batch.cell_mask_BS[part], predicted.dispersion_G
+    profile_BS, depth_BS1 = batch.profile_BS[part], counts_BSG.sum(-1, keepdim=True)
+    share_BSG = torch.softmax(batch.log_share_UG[profile_BS].add_(predicted.delta_BG[part][:, None]), dim=-1)
+    values_B = (batch.measured_U[profile_BS] * mask_BS).sum(1)
+    genes_B = values_B / mask_BS.sum(1)
+    found = {}
+    if "likelihood" in terms or "delta" in terms:
+        expected_BSG, total_B1 = share_BSG * depth_BS1, depth_BS1.sum(1)
+    if "delta" in terms:
+        expected_BG = expected_BSG.sum(1)
+        error_B, slope_BG = _pseudobulk(expected_BG / total_B1, counts_BSG.sum(1) / total_B1)
+        slope_BG = slope_BG / total_B1
+        found["delta"] = error_B, slope_BG * expected_BG, (expected_BSG @ slope_BG[..., None])[..., 0], genes_B
+    if "likelihood" in terms:
+        nll_B, slope_BSG = _likelihood(counts_BSG, expected_BSG.mul_(batch.null_ratio_BG[part][:, None]), dispersion_G)
+        found["likelihood"] = nll_B, slope_BSG.sum(1), slope_BSG.sum(2), values_B
+    if "energy" in terms:
+        assert noise_N is not None
+        noise_BSG = _noise(noise_N, batch.noise_seed_B[part], share_BSG.shape)
+        drawn_BSG, moves_BSG = _sample(share_BSG, dispersion_G, batch.control_depth_BS[part], noise_BSG)
+        real_BSG = (counts_BSG * (CELL_TARGET_SUM / depth_BS1.clamp(min=1.0))).log1p_()
+        energy_B, slope_BSG = _energy(drawn_BSG, real_BSG, mask_BS)
+        slope_BSG = slope_BSG.mul_(moves_BSG)
+        found["energy"] = energy_B, slope_BSG.sum(1), slope_BSG.sum(2), genes_B.sqrt()
+    value_BT, by_gene_BTG, by_cell_BTS, size_BT = (
+        torch.stack(each, 1) for each in zip(*(found[name] for name in terms), strict=True)
+    )
+    return value_BT / size_BT, (by_gene_BTG - by_cell_BTS @ share_BSG) / size_BT[..., None]
 
 
 def _parts(like_BSG: torch.Tensor) -> list[slice]:
@@ -218,37 +154,67 @@ def pays_to_look_for_zeros(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def _likelihood(
+    counts_BSG: torch.Tensor, mean_BSG: torch.Tensor, dispersion_G: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood of each set, nats [B], and its slope by the logarithm of each mean.
+
+    With mean mu, dispersion alpha and count y the slope is (mu - y) / (1 + alpha mu). Dispersions have none: they are
+    not trained. Where nothing is measured, mean and count are zero, and so are both.
+    """
+    nll_B = negative_binomial_nll(counts_BSG, mean_BSG, dispersion_G).sum((1, 2))
+    return nll_B, (mean_BSG - counts_BSG).div_((dispersion_G * mean_BSG).add_(1.0))
+
+
 def negative_binomial_nll(counts: torch.Tensor, mean: torch.Tensor, dispersion: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood, nats, of counts under NB(mean, variance = mean + dispersion x mean^2); same shape.
 
-    The mean must be above zero; ``dispersion`` has the last dimension of ``counts``.
+    A count above zero is taken to have a mean of at least :data:`SMALLEST_MEAN`; ``dispersion`` has the last dimension
+    of ``counts``.
 
     With r = 1 / dispersion: -log p = r log(1 + mu / r) + y log((r + mu) / mu) + lgamma(r) + lgamma(y + 1)
     - lgamma(y + r), of which only the first term is not zero where y is.
     """
-    nll, size_G = torch.log1p(dispersion * mean).div_(dispersion), 1.0 / dispersion
+    nll, size_G = (dispersion * mean).log1p_().div_(dispersion), 1.0 / dispersion
     lgamma_G = torch.lgamma(size_G)
     if not pays_to_look_for_zeros(counts.device):
         return nll + torch.where(counts > 0, _of_counts(counts, mean, size_G, lgamma_G), 0.0)
     seen_N = counts.flatten().nonzero()[:, 0]
     gene_N = seen_N % len(dispersion)
     more_N = _of_counts(counts.flatten()[seen_N], mean.flatten()[seen_N], size_G[gene_N], lgamma_G[gene_N])
-    return nll.flatten().index_add(0, seen_N, more_N).view_as(nll)
+    nll.view(-1).index_add_(0, seen_N, more_N)
+    return nll
 
 
 def _of_counts(y: torch.Tensor, mu: torch.Tensor, r: torch.Tensor, lgamma_r: torch.Tensor) -> torch.Tensor:
     """All terms of the negative log-likelihood but the first, which are zero where a count is."""
-    return y * ((r + mu) / mu).log() + lgamma_r + torch.lgamma(y + 1.0) - torch.lgamma(y + r)
+    return y * (r / mu.clamp(min=SMALLEST_MEAN)).log1p() + lgamma_r + torch.lgamma(y + 1.0) - torch.lgamma(y + r)
+
+
+def _pseudobulk(found_BG: torch.Tensor, wanted_BG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over genes of squared differences, [B], and its slope by each predicted value.
+
+    A difference is in units of which the logarithm moves by 1 at what is predicted; there, because that of few counts
+    is, in the mean, below the mean's logarithm. The slope does not follow these units.
+    """
+    unit_BG = BULK_TARGET_SUM / (1.0 + BULK_TARGET_SUM * found_BG)
+    error_BG = unit_BG * (found_BG - wanted_BG)
+    return error_BG.square().sum(-1), 2.0 * unit_BG * error_BG
 
 
 def _sample(
     share_BSG: torch.Tensor, dispersion_G: torch.Tensor, depth_BS: torch.Tensor, noise_BSG: torch.Tensor
-) -> torch.Tensor:
-    """Cells drawn around the predicted shares at the control cells' depths, log1p CP10k, differentiable."""
-    depth_BS1 = depth_BS[..., None]
-    mean_BSG = depth_BS1 * share_BSG
-    drawn_BSG = mean_BSG + (mean_BSG + dispersion_G * mean_BSG.square() + 1e-12).sqrt() * noise_BSG
-    return torch.log1p(CELL_TARGET_SUM * torch.relu(drawn_BSG) / depth_BS1)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells drawn around the predicted shares at the control cells' depths, log1p CP10k; how log shares move them."""
+    # In place where it can be: on a CPU a new array costs three times what it takes to fill one.
+    scale_BS1 = CELL_TARGET_SUM / depth_BS[..., None]
+    mean_BSG = depth_BS[..., None] * share_BSG
+    over_BSG = dispersion_G * mean_BSG
+    spread_BSG = (1.0 + over_BSG).mul_(mean_BSG).add_(1e-12).sqrt_()
+    moves_BSG = over_BSG.add_(0.5).mul_(noise_BSG).div_(spread_BSG).add_(1.0).mul_(mean_BSG).mul_(scale_BS1)
+    scaled_BSG = torch.addcmul(mean_BSG, spread_BSG, noise_BSG).relu_().mul_(scale_BS1)
+    moves_BSG.mul_(scaled_BSG > 0).div_(scaled_BSG.add_(1.0))
+    return scaled_BSG.log_(), moves_BSG
 
 
 def _noise_table(batch: Batch) -> torch.Tensor:
@@ -272,42 +238,30 @@ def _noise(table: torch.Tensor, seed_B: torch.Tensor, shape: torch.Size) -> torc
     return table.unfold(0, size, 1)[seed_B % (len(table) - size + 1)].view(shape)
 
 
-class _Energy(torch.autograd.Function):
-    """2 E|x - y| - E|x - x'| - E|y - y'| over the real cells of each set, [B]; no cell is paired with itself.
+def _energy(x_BSG: torch.Tensor, y_BSG: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """2 E|x - y| - E|x - x'| - E|y - y'| over the real cells of each set, [B], and its slope by x, [B, S, G].
 
-    The gradient of x in closed form takes two products where torch's takes three, and no array of cells by genes
-    beside x, y and itself. With P pairs of a drawn and a measured cell, and O of two different drawn ones:
+    Of drawn cells x and measured ones y; no cell is paired with itself. With P pairs of a drawn and a measured cell,
+    and O of two different drawn ones:
 
         d / d x_i = 2 / P sum_j (x_i - y_j) / |x_i - y_j| - 2 / O sum_j (x_i - x_j) / |x_i - x_j|
     """
-
-    @staticmethod
-    def forward(ctx: Any, x_BSG: torch.Tensor, y_BSG: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-        """Of drawn cells x and measured ones y, [B, S, G] each; ``mask_BS`` says which are real."""
-        weight_BSS = (mask_BS[:, :, None] & mask_BS[:, None, :]).to(x_BSG.dtype)
-        other_BSS = weight_BSS * (1.0 - torch.eye(mask_BS.shape[1], device=mask_BS.device))
-        between_BSS = weight_BSS / weight_BSS.sum((1, 2), keepdim=True)
-        within_BSS = other_BSS / other_BSS.sum((1, 2), keepdim=True).clamp(min=1.0)
-        x_y_BSS, x_x_BSS, y_y_BSS = (_distance(*pair) for pair in ((x_BSG, y_BSG), (x_BSG, x_BSG), (y_BSG, y_BSG)))
-        # Where the floor holds a distance, nothing moves it.
-        to_y_BSS = 2.0 * between_BSS / x_y_BSS * (x_y_BSS > SMALLEST_DISTANCE)
-        to_x_BSS = 2.0 * within_BSS / x_x_BSS * (x_x_BSS > SMALLEST_DISTANCE)
-        ctx.save_for_backward(x_BSG, y_BSG, to_x_BSS, to_y_BSS)
-        return (2.0 * between_BSS * x_y_BSS - within_BSS * (x_x_BSS + y_y_BSS)).sum((1, 2))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream_B: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of the drawn cells."""
-        x_BSG, y_BSG, to_x_BSS, to_y_BSS = ctx.saved_tensors
-        to_x_BSS, to_y_BSS = (each * upstream_B[:, None, None] for each in (to_x_BSS, to_y_BSS))
-        own_BSS = torch.diag_embed((to_y_BSS - to_x_BSS).sum(-1)) + to_x_BSS
-        return torch.baddbmm(own_BSS @ x_BSG, to_y_BSS, y_BSG, alpha=-1.0), None, None
+    weight_BSS = (mask_BS[:, :, None] & mask_BS[:, None, :]).to(x_BSG.dtype)
+    other_BSS = weight_BSS * (1.0 - torch.eye(mask_BS.shape[1], device=mask_BS.device))
+    between_BSS = weight_BSS / weight_BSS.sum((1, 2), keepdim=True)
+    within_BSS = other_BSS / other_BSS.sum((1, 2), keepdim=True).clamp(min=1.0)
+    x_y_BSS, x_x_BSS, y_y_BSS = (_distance(*pair) for pair in ((x_BSG, y_BSG), (x_BSG, x_BSG), (y_BSG, y_BSG)))
+    # Where the floor holds a distance, nothing moves it.
+    to_y_BSS = 2.0 * between_BSS / x_y_BSS * (x_y_BSS > SMALLEST_DISTANCE)
+    to_x_BSS = 2.0 * within_BSS / x_x_BSS * (x_x_BSS > SMALLEST_DISTANCE)
+    own_BSS = torch.diag_embed((to_y_BSS - to_x_BSS).sum(-1)) + to_x_BSS
+    energy_B = (2.0 * between_BSS * x_y_BSS - within_BSS * (x_x_BSS + y_y_BSS)).sum((1, 2))
+    return energy_B, torch.baddbmm(own_BSS @ x_BSG, to_y_BSS, y_BSG, alpha=-1.0)
 
 
 def _distance(x_BSG: torch.Tensor, y_BSG: torch.Tensor) -> torch.Tensor:
     """Euclidean distances [B, S, S]; a floor keeps the gradient of a root at zero finite."""
     # Squares are not taken from the products: torch 2.13 compiles what keeps both into wrong gradients.
     x_BS, y_BS = (torch.linalg.vector_norm(each, dim=-1).square() for each in (x_BSG, y_BSG))
-    square_BSS = x_BS[:, :, None] + y_BS[:, None] - 2.0 * x_BSG @ y_BSG.mT
+    square_BSS = x_BS[:, :, None] + y_BS[:, None] - 2.0 * (x_BSG @ y_BSG.mT)
     return square_BSS.clamp(min=SMALLEST_DISTANCE**2).sqrt()

@@ -36,10 +36,19 @@ class SetDecoder(PreTrainedModel):
         for name, parameter in self.backbone.named_parameters():
             if name.startswith("pooler."):
                 parameter.requires_grad_(False)
+        # Only the first token is read. So the last layer's feed-forward part, most of its work, sees no other, and the
+        # layer returns no other; BERT and GPT-2 are built in another way, and do it for all.
+        layers: Any = getattr(self.backbone, "layers", None)
+        if layers is not None and hasattr(layers[-1], "mlp"):
+            layers[-1].mlp.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1].contiguous(), *inputs[1:]))
+            layers[-1].register_forward_hook(lambda _, __, states: states[:, :1])
         return int(config.hidden_size)
 
-    def hidden(self, tokens_BLD: torch.Tensor, real_BL: torch.Tensor) -> torch.Tensor:
-        """What the backbone makes of tokens, [B, L, D] float32; those that are not ``real_BL`` (bool) are not seen."""
+    def first_hidden(self, tokens_BLD: torch.Tensor, real_BL: torch.Tensor) -> torch.Tensor:
+        """What the backbone makes of the first of tokens [B, L, D]: [B, D] float32.
+
+        It does not see tokens that are not ``real_BL`` (bool).
+        """
         # A 4-dimensional mask is taken as it is by every backbone: this is what makes a causal one look both ways. The
         # smallest bfloat16 is a float32 as well, so that autocast does not turn it into an infinity.
         hidden = torch.finfo(torch.bfloat16).min
@@ -50,7 +59,7 @@ class SetDecoder(PreTrainedModel):
             states = self.backbone(
                 inputs_embeds=tokens_BLD, attention_mask=mask_B1LL, position_ids=position_BL
             ).last_hidden_state
-        return states.float()
+        return states[:, 0].float()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
@@ -144,10 +153,9 @@ class PerturbationDecoder(SetDecoder):
             effect_scale: factor on the log ratio to the control profile; 0 predicts the control profile itself.
             in_size: see :class:`CountHead`.
         """
-        factors_GR, response_BR = self.gene_factors(batch.response_BG)
-        tokens_BLD, real_BL = self.tokens(batch, response_BR)
-        set_state_BD = self.hidden(tokens_BLD, real_BL)[:, 0]
-        return self.head(set_state_BD, factors_GR, batch, self.config.trust, effect_scale, in_size)
+        tokens_BLD, real_BL = self.tokens(batch, self.gene_factors(batch.response_BG))
+        set_state_BD = self.first_hidden(tokens_BLD, real_BL)
+        return self.head(set_state_BD, self.gene_factors, batch, self.config.trust, effect_scale, in_size)
 
 
 def _projection(inputs: int, width: int) -> nn.Sequential:

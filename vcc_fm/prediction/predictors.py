@@ -84,4 +84,5 @@ class DecoderPredictor:
     def log_share(self, one: CellSet, effect_scale: float) -> np.ndarray:
         """See :class:`Predictor`."""
         batch = self._assembler.assemble([one]).to(self._device)
-        return self.decoder(batch, effect_scale, in_size=True).log_share_BSG[0, : len(one.control_rows)].cpu().numpy()
+        predicted = self.decoder(batch, effect_scale, in_size=True)
+        return predicted.log_share_BSG(batch)[0, : len(one.control_rows)].cpu().numpy()

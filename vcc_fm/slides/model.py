@@ -66,7 +66,7 @@ class PatchDecoder(SetDecoder):
         tokens_BLD = self.token_norm(torch.cat([*tokens, self.near_projection(near_BSF) + place_BSD], dim=1))
         real_BL = torch.cat([torch.ones_like(batch.mask_BS[:, :1]).expand(-1, 2), batch.mask_BS], dim=1)
         expected_BT = torch.cat([near_BSF[:, 0], wide_BF], dim=-1) @ self.get_buffer("slope") + self.get_buffer("mean")
-        return expected_BT + self.head(self.hidden(tokens_BLD, real_BL)[:, 0])
+        return expected_BT + self.head(self.first_hidden(tokens_BLD, real_BL))
 
 
 class ExpressionError:
