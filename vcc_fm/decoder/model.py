@@ -36,12 +36,12 @@ class SetDecoder(PreTrainedModel):
         for name, parameter in self.backbone.named_parameters():
             if name.startswith("pooler."):
                 parameter.requires_grad_(False)
-        # Only the first token is read. So the last layer's feed-forward part, most of its work, sees no other, and the
-        # layer returns no other; BERT and GPT-2 are built in another way, and do it for all.
-        layers: Any = getattr(self.backbone, "layers", None)
-        if layers is not None and hasattr(layers[-1], "mlp"):
-            layers[-1].mlp.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1].contiguous(), *inputs[1:]))
-            layers[-1].register_forward_hook(lambda _, __, states: states[:, :1])
+        # Only the first token is read. So the last layer's feed-forward part, three quarters of its work, sees no
+        # other, nor does what follows it, in a backbone that is built like Llama; any other computes all tokens.
+        last, norm = getattr(self.backbone, "layers", [None])[-1], getattr(self.backbone, "norm", None)
+        if norm is not None and hasattr(getattr(last, "mlp", None), "down_proj"):
+            for module in (last.mlp, norm):
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1].contiguous(), *inputs[1:]))
         return int(config.hidden_size)
 
     def first_hidden(self, tokens_BLD: torch.Tensor, real_BL: torch.Tensor) -> torch.Tensor:
