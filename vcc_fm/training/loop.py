@@ -146,6 +146,7 @@ class Trainer:
         # A fused step by one process or several alike can be told by the device not to be taken.
         self._judged_there = fused and engine_of(accelerator) in ("one process", "DDP")
         self._norm: tuple[int, _Later] | None = None
+        self._told: _Later | None = None
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=fused)
         total, trainable = count_parameters(model)
         self._trainable = trainable / total
@@ -260,11 +261,16 @@ class Trainer:
         return done - self.selection.best_step >= self.config.patience * self.config.eval_every
 
     def _agreed(self, asked: bool) -> bool:
-        """Whether any process was asked to stop; a scheduler need not tell all of them."""
+        """Whether any process was asked to stop; a scheduler need not tell all of them.
+
+        Of several, whether any was when this was last called: what they say now is known once their GPUs are done with
+        all that came before it, and none waits for that at every step.
+        """
         if self.accelerator.num_processes == 1:
             return asked
-        told = torch.tensor(float(asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told, "sum") > 0)
+        told = torch.full((), float(asked), device=self.accelerator.device)
+        before, self._told = self._told, _Later(self.accelerator.reduce(told, "sum"))
+        return before is not None and float(before) > 0
 
     def _optimise(self, step: int, batches: Iterator[Fed], window: Window) -> None:
         """Optimiser step ``step`` (from 0), over all its micro-batches; not taken if its gradient is not finite.
