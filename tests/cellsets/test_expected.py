@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_screens import CONTROL, dataset_of, screen, store_of
 
+from vcc_fm.cellsets.answers import read_answers, write_answers
 from vcc_fm.cellsets.expected_file import load_expected, save_expected
 from vcc_fm.ground.errors import UserError
 
@@ -97,3 +99,31 @@ def test_what_cannot_be_is_refused(data, tmp_path, name, value, message):
     save_file(arrays, path, {"about": json.dumps(about)})
     with pytest.raises(UserError, match=message):
         load_expected(path, GENES, "+")
+
+
+def test_answers_in_a_folder_are_those_of_the_model(data, tmp_path):
+    training, console = data.split.groups("train"), Console(record=True, width=200)
+    asked = {"held_out": [("K", "g5")], "without_group": training, "without_perturbation": training[3:]}
+    write_answers(tmp_path / "answers", data.expected, asked, "train", console)
+    said = console.export_text()
+    assert f"train: fits what is expected to {len(training)} training groups of 12 genes" in said
+    assert f"train: expected responses: {2 * len(training) - 2}/{2 * len(training) - 2} groups" in said
+    found, model = read_answers(tmp_path / "answers"), data.expected
+    pairs = [(found.of("K", "g5"), model.of("K", "g5"))]
+    pairs += [(found.left_out(*group), model.left_out(*group)) for group in training]
+    pairs += [(found.left_out(*group, True), model.left_out(*group, True)) for group in training[3:]]
+    for one, other in pairs:
+        for name in ("mean", "deviation", "reliability"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert one.power == other.power
+    with pytest.raises(KeyError):
+        found.left_out(*training[0], True)
+
+
+def test_answers_may_be_none_of_a_kind(data, tmp_path):
+    asked = {"held_out": [], "without_group": data.split.groups("train"), "without_perturbation": []}
+    write_answers(tmp_path / "answers", data.expected, asked, "train", Console(quiet=True))
+    found = read_answers(tmp_path / "answers")
+    assert not found.held_out
+    assert not found.without_perturbation
+    assert found.without_group.keys() == set(data.split.groups("train"))

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.mixed_model import MixedModel
 from vcc_fm.cellsets.sampler import SetSampler
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.load import load_decoder
@@ -95,7 +97,12 @@ def test_resume_equals_uninterrupted_bit_for_bit(tiny: Tiny, monkeypatch: pytest
         with pytest.raises(KeyboardInterrupt):
             train_decoder(recipe, data, phase)
     assert done == 5
-    train_decoder(recipe, data, phase)
+    # What is expected of all groups was computed once, and is not computed by another process or a later start.
+    assert (layout.phase(0, phase) / "expected").is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr(MixedModel, "__init__", None)
+        train_decoder(recipe, replace(data), phase)
+    assert not (layout.phase(0, phase) / "expected").exists()
     resumed = load_file(layout.decoder(0, phase).path / "model.safetensors")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert losses(recipe, phase) == log

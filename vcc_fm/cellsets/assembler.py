@@ -10,7 +10,7 @@ import torch
 
 from vcc_fm.cellsets.batch import Batch, SparseCounts
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.expected import Expected
+from vcc_fm.cellsets.expected import Expected, Expects
 from vcc_fm.cellsets.sampler import CellSet
 
 
@@ -40,6 +40,7 @@ class Assembler:
         device: torch.device | None = None,
         sparse: bool | None = None,
         targets: int = 1,
+        expected: Expects | None = None,
     ):
         """Look up what never changes between batches.
 
@@ -51,11 +52,12 @@ class Assembler:
             device: where the batches go; the table of control profiles is put there now.
             sparse: whether counts travel sparse and become dense on the device; None: unless that is the CPU.
             targets: P at the least; shorter sets of target genes are padded.
+            expected: tells expected responses; None: the dataset's.
         """
         self.data = data
         self.set_size = set_size
         self.response = response
-        self._least_targets = targets
+        self._least_targets, self._expected = targets, expected
         device = torch.device("cpu") if device is None else device
         self.sparse = device.type != "cpu" if sparse is None else sparse
         self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
@@ -75,10 +77,10 @@ class Assembler:
         """
         if not self.response:
             return None
-        group = one.context, one.perturbation
+        group, source = (one.context, one.perturbation), self._expected or self.data.expected
         if one.measured_rows is None or self.data.split.roles.get(group) != "train":
-            return self.data.expected.of(*group)
-        return self.data.expected.left_out(*group, one.hide_response)
+            return source.of(*group)
+        return source.left_out(*group, one.hide_response)
 
     def assemble(self, sets: list[CellSet], buffer: np.ndarray | None = None) -> Batch:
         """Read and stack ``sets``; shorter ones are padded and masked.

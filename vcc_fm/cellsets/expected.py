@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -61,6 +62,16 @@ class Expected:
         known = float((self.reliability * np.square(self.mean, dtype=np.float64))[there].sum())
         factor = np.clip(np.sqrt(self.power / max(known, 1e-30)), 1.0, LARGEST)
         return np.where(there, self.mean * np.float32(factor), self.mean)
+
+
+class Expects(Protocol):
+    """Tells what is expected: a mixed model, or what one said."""
+
+    def of(self, context: str, perturbation: str) -> Expected:
+        """See :meth:`ExpectedResponses.of`."""
+
+    def left_out(self, context: str, perturbation: str, everywhere: bool = False) -> Expected:
+        """See :meth:`ExpectedResponses.left_out`."""
 
 
 @dataclass(frozen=True)

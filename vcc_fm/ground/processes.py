@@ -46,9 +46,21 @@ def leave_a_core_to_the_loader() -> None:
     """
     state = process_state()
     if state.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        peers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, cores // peers - 1))
+        torch.set_num_threads(max(1, _cores() // _peers() - 1))
+
+
+def spare_cores() -> int:
+    """Cores that this process may use while each of its peers on the same machine uses one."""
+    return max(1, _cores() - _peers() + 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _peers() -> int:
+    """Processes of this launch on this machine, this one among them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def check_compiler(key: str) -> None:

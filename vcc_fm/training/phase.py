@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import threadpoolctl
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
 
+from vcc_fm.cellsets.answers import Answers, read_answers, write_answers
 from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.groups import training_groups
@@ -25,6 +28,7 @@ from vcc_fm.decoder.four_bit import is_4_bit
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder, SetDecoder
 from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
+from vcc_fm.ground.processes import spare_cores
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.accelerator import (
@@ -37,6 +41,9 @@ from vcc_fm.training.accelerator import (
 from vcc_fm.training.checkpoint import load_trained, save_decoder
 from vcc_fm.training.loop import Selection, Trainer
 from vcc_fm.training.trust import Trust, choose_trust
+
+EXPECTED = "expected"
+"""Folder of the expected responses, while a phase trains."""
 
 Settings = TypeVar("Settings", bound=BackboneSettings, covariant=True)
 
@@ -99,6 +106,7 @@ def train_phase(
             trained = finished(weights)
             trust = _trust(phase, trainer, _inner(trained))
             save(phase, trained, trainer.selection, final, console, trust, data.cells.meta["simulated"])
+            shutil.rmtree(work / EXPECTED, ignore_errors=True)
 
 
 @contextmanager
@@ -138,8 +146,10 @@ def _trainer(
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     # One shape of all batches, which is compiled once.
     targets = data.most_targets if config.compile else 1
-    assembler = Assembler(data, vocabulary, config.set_size, takes_responses, accelerator.device, targets=targets)
     training = training_groups(data.split, config, data.cells.contexts, name)
+    expected = _expected(phase, data, training, work, accelerator, console) if takes_responses else None
+    sets = config.set_size, takes_responses
+    assembler = Assembler(data, vocabulary, *sets, accelerator.device, targets=targets, expected=expected)
     samplers = _samplers(phase, data, training)
     if accelerator.is_main_process:
         console.print(_first_line(name, config, accelerator, model), highlight=False, soft_wrap=True)
@@ -166,6 +176,24 @@ def _trainer(
     score = judge and judge_weights
     trainer = Trainer(name, config, model, losses, *samplers, assembler, work, accelerator, console, score)
     return trainer, finished
+
+
+def _expected(
+    phase: Phase, data: Dataset, training: list[Group], work: Path, accelerator: Accelerator, console: Console
+) -> Answers:
+    """What the mixed model expects of all groups of a phase: one process computes it where ``work`` has it not."""
+    if accelerator.is_main_process and not (work / EXPECTED).exists():
+        asked = {
+            "held_out": data.split.groups("validation"),
+            "without_group": training,
+            "without_perturbation": training if phase.decoder.response_dropout else [],
+        }
+        # The others wait, some of them busily. Launchers give each of several processes one thread.
+        threads = spare_cores() if accelerator.num_processes > 1 else None
+        with threadpoolctl.threadpool_limits(threads, "blas"):
+            write_answers(work / EXPECTED, data.expected, asked, phase.name, console)
+    accelerator.wait_for_everyone()
+    return read_answers(work / EXPECTED)
 
 
 def _decoder(phase: Phase, data: Dataset, trains: bool = False) -> tuple[PerturbationDecoder | PeftModel, list[str]]:

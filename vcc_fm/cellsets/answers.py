@@ -1,0 +1,88 @@
+"""Expected responses of all groups that a training phase asks for: computed once, and mapped into memory.
+
+The mixed model takes n^3 operations for n groups and n^2 a gene, the answers without whole perturbations more again:
+seconds for hundreds of groups, an hour of a core for thousands. So one process computes them and writes them to a
+folder; all processes, and those of a later start, map that, and share the memory of what they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from vcc_fm.cellsets.expected import Expected, ExpectedResponses
+from vcc_fm.cellsets.split import Group
+from vcc_fm.ground.files import read_json, whole_folder, write_json
+from vcc_fm.ground.progress import ProgressLines
+
+
+@dataclass(frozen=True)
+class Answers:
+    """As :class:`ExpectedResponses`, for the groups that were asked for.
+
+    Attributes:
+        held_out: what is expected given all training responses.
+        without_group: of a training group, without its own response.
+        without_perturbation: of a training group, without all responses of its perturbation.
+    """
+
+    held_out: dict[Group, Expected]
+    without_group: dict[Group, Expected]
+    without_perturbation: dict[Group, Expected]
+
+    def of(self, context: str, perturbation: str) -> Expected:
+        """See :meth:`ExpectedResponses.of`."""
+        return self.held_out[context, perturbation]
+
+    def left_out(self, context: str, perturbation: str, everywhere: bool = False) -> Expected:
+        """See :meth:`ExpectedResponses.left_out`."""
+        return (self.without_perturbation if everywhere else self.without_group)[context, perturbation]
+
+
+def write_answers(
+    folder: Path, expected: ExpectedResponses, asked: Mapping[str, Sequence[Group]], name: str, console: Console
+) -> None:
+    """Ask ``expected`` for groups, and write what it says to ``folder``, which appears when it is whole.
+
+    Args:
+        folder: for :func:`read_answers`; it takes 8 bytes a gene and group asked for.
+        expected: tells.
+        asked: the attributes of :class:`Answers` -> groups.
+        name: of the phase that asks, for messages.
+        console: where progress goes.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    fitted = f"{len(expected.evidence.groups):,} training groups of {len(expected.axis):,} genes"
+    console.print(f"{name}: fits what is expected to {fitted}", highlight=False, soft_wrap=True)
+    done, total = 0, sum(map(len, asked.values()))
+    with whole_folder(folder) as partial:
+        write_json(partial / "asked.json", asked)
+        np.save(partial / "reliability.npy", expected.model.reliability)
+        for group in asked["without_group"][:1]:
+            expected.left_out(*group)  # computes all of them, before there is a rate to tell
+        lines = ProgressLines(f"{name}: expected responses", "groups", console)
+        for kind, groups in asked.items():
+            table = np.empty((len(groups), 2, len(expected.axis)), np.float32)
+            for row, group in enumerate(groups):
+                one = expected.of(*group) if kind == "held_out" else expected.left_out(*group, kind != "without_group")
+                table[row] = one.mean, one.deviation
+                lines(done := done + 1, total)
+            np.save(partial / f"{kind}.npy", table)
+
+
+def read_answers(folder: Path) -> Answers:
+    """Map what :func:`write_answers` wrote."""
+    reliability = np.load(folder / "reliability.npy")
+
+    def of(kind: str, groups: Iterable[Group]) -> dict[Group, Expected]:
+        table = np.load(folder / f"{kind}.npy", mmap_mode="r")
+        pairs = zip(groups, table, strict=True)
+        return {(context, label): Expected(both[0], both[1], reliability) for (context, label), both in pairs}
+
+    return Answers(**{kind: of(kind, groups) for kind, groups in read_json(folder / "asked.json").items()})
