@@ -262,6 +262,16 @@ def test_products_beside_a_bfloat16_backbone_may_be_rounded(tiny: Tiny, monkeypa
     assert seen == [True, False]
 
 
+def test_processes_agree_on_a_stop_one_step_after_one_of_them_is_asked() -> None:
+    others = iter([0.0, 0.0, 1.0, 0.0])
+    together = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=lambda told, _: told + next(others))
+    trainer = SimpleNamespace(accelerator=together, _told=None)
+    asked = [True, False, False, False]
+    assert [loop.Trainer._agreed(trainer, one) for one in asked] == [False, True, False, True]  # type: ignore[arg-type]
+    trainer.accelerator.num_processes = 1
+    assert loop.Trainer._agreed(trainer, True)  # type: ignore[arg-type]
+
+
 def test_processes_of_the_recipe_are_required(tiny: Tiny) -> None:
     recipe, data = tiny("pretrain.processes=2")
     with pytest.raises(UserError, match=r"train.processes=2, but 1 take part.*--processes 2"):

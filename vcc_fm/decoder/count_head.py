@@ -94,7 +94,7 @@ class CountHead(nn.Module):
 
         Args:
             set_state_BD: hidden states of the set tokens.
-            gene_factors: of the genes.
+            gene_factors: spread what was learned over the genes.
             batch: the sets.
             trust: factor on what was learned.
             effect_scale: factor on delta.
