@@ -30,6 +30,24 @@ def estimate(folder, uneven: bool, perturbed: float = 1.0) -> np.ndarray:
     return found
 
 
+def test_moments_and_weighted_sums_are_those_of_their_formulas(tmp_path):
+    rng = np.random.default_rng(5)
+    counts = draw_counts(rng, rng.dirichlet(np.full(8, 4.0)), rng.uniform(50, 400, 200), 0.6)
+    store = store_of(
+        tmp_path, screen(counts, "K", "12" * 100, [CONTROL] * 190 + ["A"] * 10, [f"g{i}" for i in range(8)])
+    )
+    profile, rows = control_log_shares(store), store.rows(perturbation=CONTROL)
+    x, mu = store.dense(rows).astype(float), store.depth[rows, None] * np.exp(profile[store.batch[rows]].astype(float))
+    excess, squares = ((x - mu) ** 2 - mu).sum(axis=0), (mu**2).sum(axis=0)
+    better = squares > np.median(squares)
+    common = np.median(excess[better] / squares[better])
+    alpha = control_dispersion(store, profile)
+    np.testing.assert_allclose(alpha, (excess + 20 * common) / (squares + 20), rtol=1e-4)
+    weight = 1 / (1 + alpha * mu)
+    ratio = (20 + (weight * x).sum(axis=0)) / (20 + (weight * mu).sum(axis=0))
+    np.testing.assert_allclose(null_ratios(store, profile, alpha)[0], ratio, rtol=1e-5)
+
+
 @pytest.mark.parametrize("uneven", [False, True])
 def test_the_simulated_dispersion_is_recovered(tmp_path, uneven):
     found = estimate(tmp_path, uneven)
