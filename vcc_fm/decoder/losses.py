@@ -194,8 +194,8 @@ def _of_counts(y: torch.Tensor, mu: torch.Tensor, r: torch.Tensor, lgamma_r: tor
 def _pseudobulk(found_BG: torch.Tensor, wanted_BG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over genes of squared differences, [B], and its slope by each predicted value.
 
-    A difference is in units of which the logarithm moves by 1 at what is predicted. There, because the logarithm of few
-    counts is in the mean below that of their mean. The slope takes these units as fixed.
+    A difference is in units of which the logarithm moves by 1 at what is predicted. There, because the logarithm of
+    few counts is in the mean below that of their mean. The slope takes these units as fixed.
     """
     unit_BG = BULK_TARGET_SUM / (1.0 + BULK_TARGET_SUM * found_BG)
     error_BG = unit_BG * (found_BG - wanted_BG)
@@ -207,8 +207,8 @@ def _sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cells drawn around the predicted shares at the control cells' depths, log1p CP10k; how log shares move them.
 
-    With mean m, dispersion alpha and noise z a count is ``m + z r``, ``r = sqrt(m + alpha m^2)``, or 0 if that is below;
-    its slope by log m is ``m (1 + z (1/2 + alpha m) / r)``.
+    With mean m, dispersion alpha and noise z a count is ``m + z r``, ``r = sqrt(m + alpha m^2)``, but at least 0; its
+    slope by log m is ``m (1 + z (1/2 + alpha m) / r)``.
     """
     # In place where it can be: on a CPU a new array costs three times what it takes to fill one.
     scale_BS1 = CELL_TARGET_SUM / depth_BS[..., None]
