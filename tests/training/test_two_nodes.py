@@ -33,6 +33,8 @@ def network() -> Iterator[None]:
         pytest.skip("needs the program ip (iproute2)")
     try:
         for node in NODES:
+            if Path(f"/run/netns/vcc{node}").exists():  # of tests that were killed
+                ip("netns", "del", f"vcc{node}")
             ip("netns", "add", f"vcc{node}")
     except OSError as error:
         pytest.skip(f"needs the right to make network namespaces: {error}")
