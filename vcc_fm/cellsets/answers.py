@@ -7,8 +7,9 @@ folder; all processes, and those of a later start, map that, and share the memor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,19 +62,24 @@ def write_answers(
     fitted = f"{len(expected.evidence.groups):,} training groups of {len(expected.axis):,} genes"
     console.print(f"{name}: fits what is expected to {fitted}", highlight=False, soft_wrap=True)
     done, total = 0, sum(map(len, asked.values()))
-    with whole_folder(folder) as partial:
-        write_json(partial / "asked.json", asked)
-        np.save(partial / "reliability.npy", expected.model.reliability)
+    ask: dict[str, Callable[..., Expected]] = {
+        "held_out": expected.of,
+        "without_group": expected.left_out,
+        "without_perturbation": partial(expected.left_out, everywhere=True),
+    }
+    with whole_folder(folder) as unfinished:
+        write_json(unfinished / "asked.json", asked)
+        np.save(unfinished / "reliability.npy", expected.model.reliability)
         for group in asked["without_group"][:1]:
             expected.left_out(*group)  # computes all of them, before there is a rate to tell
         lines = ProgressLines(f"{name}: expected responses", "groups", console)
         for kind, groups in asked.items():
             table = np.empty((len(groups), 2, len(expected.axis)), np.float32)
             for row, group in enumerate(groups):
-                one = expected.of(*group) if kind == "held_out" else expected.left_out(*group, kind != "without_group")
+                one = ask[kind](*group)
                 table[row] = one.mean, one.deviation
                 lines(done := done + 1, total)
-            np.save(partial / f"{kind}.npy", table)
+            np.save(unfinished / f"{kind}.npy", table)
 
 
 def read_answers(folder: Path) -> Answers:

@@ -61,7 +61,7 @@ class Assembler:
         device = torch.device("cpu") if device is None else device
         self.sparse = device.type != "cpu" if sparse is None else sparse
         self._log_share_UG = torch.from_numpy(data.log_shares).to(device)
-        self._measured_U = self._log_share_UG.isfinite().sum(-1, dtype=torch.float32)
+        self._measured_U = torch.from_numpy(data.cells.measured.sum(axis=1, dtype=np.float32)).to(device)
         self._pinned = device.type == "cuda"
         self._protein = data.protein_rows
         self._context_code, batch_code, self._target_code = (

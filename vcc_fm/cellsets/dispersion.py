@@ -21,9 +21,9 @@ def control_dispersion(store: CellStore, log_shares: np.ndarray) -> np.ndarray:
     moments: ``alpha_g = sum((x - mu)^2 - mu) / sum(mu^2)``, each gene drawn towards the median of the well-measured
     genes by ``PRIOR_CELLS``, then kept within [1e-2, 10].
     """
-    excess, squares = np.zeros(len(store.genes)), np.zeros(len(store.genes))
+    excess, squares, shares = np.zeros(len(store.genes)), np.zeros(len(store.genes)), np.exp(log_shares)
     for cells in _cells(store, store.rows(perturbation=store.control)):
-        _add_moments(*cells, np.exp(log_shares), excess, squares)
+        _add_moments(*cells, shares, excess, squares)
     well_measured = squares > np.median(squares)
     common = np.median(excess[well_measured] / squares[well_measured]) if well_measured.any() else 0.3
     common = float(np.clip(common, SMALLEST, LARGEST))
@@ -46,10 +46,10 @@ def null_ratios(store: CellStore, log_shares: np.ndarray, dispersion: np.ndarray
         [number of contexts, G] float32; 1 where the context did not measure a gene.
     """
     seen = np.full((len(store.contexts), len(store.genes)), NULL_PRIOR_COUNTS)
-    expected = seen.copy()
+    expected, shares = seen.copy(), np.exp(log_shares)
     for code, context in enumerate(store.contexts):
         for cells in _cells(store, store.rows(context, store.control)):
-            _add_weighted(*cells, np.exp(log_shares), dispersion, seen[code], expected[code])
+            _add_weighted(*cells, shares, dispersion, seen[code], expected[code])
     return (seen / expected).astype(np.float32)
 
 
