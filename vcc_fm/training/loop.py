@@ -24,6 +24,7 @@ from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.training.accelerator import count_parameters, engine_of
 from vcc_fm.training.average import WeightAverage
 from vcc_fm.training.checkpoint import Checkpoints
+from vcc_fm.training.later import Later
 from vcc_fm.training.prefetch import Prefetcher
 from vcc_fm.training.speed import Window, Work
 from vcc_fm.training.tracking import TrainingLog
@@ -104,19 +105,6 @@ def mean_loss(terms: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
     return sum((weight * terms[name].mean() for name, weight in losses.weights.items()), torch.zeros(()))
 
 
-class _Later:
-    """A number that a GPU may have yet to compute; to ask for it waits for nothing that the GPU is told later."""
-
-    def __init__(self, value: torch.Tensor):
-        self._value = value.to("cpu", non_blocking=True)
-        self._there = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
-
-    def __float__(self) -> float:
-        if self._there is not None:
-            self._there.synchronize()
-        return float(self._value)
-
-
 class Trainer:
     """One training phase of one model."""
 
@@ -145,8 +133,8 @@ class Trainer:
         fused = accelerator.device.type in ("cpu", "cuda")
         # A fused step by one process or several alike can be told by the device not to be taken.
         self._judged_there = fused and engine_of(accelerator) in ("one process", "DDP")
-        self._norm: tuple[int, _Later] | None = None
-        self._told: _Later | None = None
+        self._norm: tuple[int, Later] | None = None
+        self._told: Later | None = None
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=fused)
         total, trainable = count_parameters(model)
         self._trainable = trainable / total
@@ -269,7 +257,7 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return asked
         told = torch.full((), float(asked), device=self.accelerator.device)
-        before, self._told = self._told, _Later(self.accelerator.reduce(told, "sum"))
+        before, self._told = self._told, Later(self.accelerator.reduce(told, "sum"))
         return before is not None and float(before) > 0
 
     def _optimise(self, step: int, batches: Iterator[Fed], window: Window) -> None:
@@ -293,7 +281,7 @@ class Trainer:
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
                     norm = norm if self._judged_there else torch.tensor(float(norm))
                     self._settle(window)
-                    self._norm, taken = (step, _Later(norm)), norm.isfinite().to(self.accelerator.device)
+                    self._norm, taken = (step, Later(norm)), norm.isfinite().to(self.accelerator.device)
                     if self._judged_there:
                         # As torch's GradScaler does. To ask for the norm here would let the GPU wait, until this
                         # thread has Python's lock again.

@@ -148,8 +148,9 @@ def _trainer(
     targets = data.most_targets if config.compile else 1
     training = training_groups(data.split, config, data.cells.contexts, name)
     expected = _expected(phase, data, training, work, accelerator, console) if takes_responses else None
-    sets = config.set_size, takes_responses
-    assembler = Assembler(data, vocabulary, *sets, accelerator.device, targets=targets, expected=expected)
+    assembler = Assembler(
+        data, vocabulary, config.set_size, takes_responses, accelerator.device, targets=targets, expected=expected
+    )
     samplers = _samplers(phase, data, training)
     if accelerator.is_main_process:
         console.print(_first_line(name, config, accelerator, model), highlight=False, soft_wrap=True)
