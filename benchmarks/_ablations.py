@@ -20,6 +20,7 @@ from vcc_fm.baselines.oracles import Oracle
 from vcc_fm.cellsets.expected import ExpectedResponses, likely_tables
 from vcc_fm.cellsets.kernels import Kernels, Vectors
 from vcc_fm.cellsets.mixed_model import MixedModel
+from vcc_fm.cellsets.portions import Portions
 from vcc_fm.recipe.parts import BASELINES
 
 
@@ -46,7 +47,7 @@ class OneAmplitude(_Other):
         """The same responses, another model of them."""
         whole = self.data.expected
         found = replace(whole)
-        found.__dict__["model"] = _OneAmplitude(whole.evidence, Kernels(whole.targets, whole.tables))
+        found.__dict__["model"] = Portions(whole.evidence, Kernels(whole.targets, whole.tables), _OneAmplitude)
         return found
 
 
@@ -112,7 +113,7 @@ class SureSize(Mixed):
 
     def _sure(self, perturbation: str) -> float:
         """Of a perturbation that was measured nowhere, as the distribution of all has it."""
-        model = self.data.expected.model
+        model = self.data.expected.model.model_of(perturbation)
         sizes = model._sizes
         if sizes is None:
             return 1.0

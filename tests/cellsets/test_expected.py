@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from tiny_screens import CONTROL, dataset_of, screen, store_of
 
 from vcc_fm.cellsets.answers import read_answers, write_answers
 from vcc_fm.cellsets.expected_file import load_expected, save_expected
+from vcc_fm.cellsets.kernels import Kernels
+from vcc_fm.cellsets.portions import Portions
 from vcc_fm.ground.errors import UserError
 
 GENES = [f"g{i}" for i in range(12)]
@@ -101,12 +104,15 @@ def test_what_cannot_be_is_refused(data, tmp_path, name, value, message):
         load_expected(path, GENES, "+")
 
 
-def test_answers_in_a_folder_are_those_of_the_model(data, tmp_path):
+@pytest.mark.parametrize(("largest", "several"), [(4000, ""), (4, ", in 3 portions")])
+def test_answers_in_a_folder_are_those_of_the_model(data, tmp_path, largest, several):
+    data = replace(data)
+    data.expected.__dict__["model"] = Portions(data.expected.evidence, Kernels(data.targets), largest=largest)
     training, console = data.split.groups("train"), Console(record=True, width=200)
     asked = {"held_out": [("K", "g5")], "without_group": training, "without_perturbation": training[3:]}
     write_answers(tmp_path / "answers", data.expected, asked, "train", console)
     said = console.export_text()
-    assert f"train: fits what is expected to {len(training)} training groups of 12 genes" in said
+    assert f"train: fits what is expected to {len(training)} training groups of 12 genes{several}\n" in said
     assert f"train: expected responses: {2 * len(training) - 2}/{2 * len(training) - 2} groups" in said
     found, model = read_answers(tmp_path / "answers"), data.expected
     pairs = [(found.of("K", "g5"), model.of("K", "g5"))]

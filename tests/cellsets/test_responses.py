@@ -10,7 +10,7 @@ from vcc_fm.baselines.additive import Additive
 from vcc_fm.cellsets.dispersion import control_dispersion
 from vcc_fm.cellsets.expected_file import load_expected, save_expected
 from vcc_fm.cellsets.profiles import BATCH_PRIOR, control_log_shares, with_unmeasured
-from vcc_fm.cellsets.responses import Responses, estimate_responses
+from vcc_fm.cellsets.responses import TARGETS_BESIDE, Responses, estimate_responses, own_genes
 from vcc_fm.cellsets.split import Split
 
 
@@ -158,6 +158,28 @@ def test_pooling_weighs_by_precision_and_shrinks_each_kind_of_gene_by_its_like()
     np.testing.assert_allclose(target_noise, [1 / 9, 1 / 3, 1, 1 / 9, 1 / 4], rtol=1e-6)
     assert found.elsewhere("K", "C") is None
     assert found.elsewhere("K", "B") is None
+
+
+@pytest.mark.parametrize("groups", [40, 2 * TARGETS_BESIDE])
+def test_target_genes_alone_get_what_they_get_beside_all_others(groups):
+    rng, genes = np.random.default_rng(4), 30
+    labels = [f"g{i % 10}" for i in range(groups - 2)] + ["g0+g20"] * 2
+    named = [(f"c{i // 10}", label) for i, label in enumerate(labels[:-2])] + [("c0", labels[-1]), ("c1", labels[-1])]
+    ratio = rng.normal(0, 0.5, (groups, genes)).astype(np.float32)
+    precision = rng.uniform(0.5, 40.0, (groups, genes)).astype(np.float32)
+    precision[:, 7] = 0.0  # a gene that nobody measured
+    ratio[:, 7] = 0.0
+    own = own_genes(labels, "+", [f"g{i}" for i in range(genes)])
+    found = Responses(named, ratio, precision, own)
+    for label, places in own.items():
+        for place in places:
+            for context in ("c0", "c1", "new"):
+                one = found.target_elsewhere(context, label, place)
+                assert one == pytest.approx(found.elsewhere(context, label)[place], rel=1e-4)
+                one = found.target_here_or_elsewhere(context, label, place)
+                assert one == pytest.approx(found.here_or_elsewhere(context, label)[place], rel=1e-4)
+            assert (found.target_elsewhere("new", label, place) == 0) == (place == 7)
+    assert found.target_elsewhere("c0", "g25", 25) is None
 
 
 def test_a_knock_down_among_silent_genes_arrives_elsewhere_as_it_was_measured(tmp_path):

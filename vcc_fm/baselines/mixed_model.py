@@ -27,7 +27,8 @@ class Mixed(Baseline):
         del groups, device
         model = self.data.expected.model
         widths = [len(next(iter(table.values()))) for table in model.kernels.tables]
-        console.print(f"mixed-model: {len(model.contexts):,} training groups, widths of tables {widths}")
+        fitted = f"{len(model.evidence.groups):,} training groups" + f" in {len(model)} portions" * (len(model) > 1)
+        console.print(f"mixed-model: {fitted}, widths of tables {widths}")
 
     def log_ratio(self, context: str, perturbation: str) -> np.ndarray:
         """[G] float32."""

@@ -1,8 +1,7 @@
 """Expected responses of all groups that a training phase asks for: computed once, and mapped into memory.
 
-The mixed model takes n^3 operations for n groups and n^2 a gene, the answers without whole perturbations more again:
-seconds for hundreds of groups, an hour of a core for thousands. So one process computes them and writes them to a
-folder; all processes, and those of a later start, map that, and share the memory of what they read.
+Seconds of a core for hundreds of groups, hours for tens of thousands. So one process computes them and writes them to
+a folder; all processes, and those of a later start, map that, and share the memory of what they read.
 """
 
 from __future__ import annotations
@@ -60,26 +59,26 @@ def write_answers(
         OSError: the disk refuses.
     """
     fitted = f"{len(expected.evidence.groups):,} training groups of {len(expected.axis):,} genes"
+    if (portions := len(expected.model)) > 1:
+        fitted += f", in {portions} portions"
     console.print(f"{name}: fits what is expected to {fitted}", highlight=False, soft_wrap=True)
     done, total = 0, sum(map(len, asked.values()))
-    ask: dict[str, Callable[..., Expected]] = {
-        "held_out": expected.of,
-        "without_group": expected.left_out,
-        "without_perturbation": partial(expected.left_out, everywhere=True),
+    ask: dict[str, Callable[[Sequence[Group]], Iterable[dict[Group, Expected]]]] = {
+        "held_out": lambda groups: ({group: expected.of(*group)} for group in groups),
+        "without_group": expected.each_left_out,
+        "without_perturbation": partial(expected.each_left_out, everywhere=True),
     }
     with whole_folder(folder) as unfinished:
         write_json(unfinished / "asked.json", asked)
         np.save(unfinished / "reliability.npy", expected.model.reliability)
-        for group in asked["without_group"][:1]:
-            expected.left_out(*group)  # computes all of them, before there is a rate to tell
         lines = ProgressLines(f"{name}: expected responses", "groups", console)
         for kind, groups in asked.items():
-            table = np.empty((len(groups), 2, len(expected.axis)), np.float32)
-            for row, group in enumerate(groups):
-                one = ask[kind](*group)
-                table[row] = one.mean, one.deviation
-                lines(done := done + 1, total)
-            np.save(unfinished / f"{kind}.npy", table)
+            shape, places = (len(groups), 2, len(expected.axis)), {group: row for row, group in enumerate(groups)}
+            table = np.lib.format.open_memmap(unfinished / f"{kind}.npy", "w+", np.float32, shape)
+            for found in ask[kind](groups):
+                for group, one in found.items():
+                    table[places[group]] = one.mean, one.deviation
+                lines(done := done + len(found), total)
 
 
 def read_answers(folder: Path) -> Answers:

@@ -6,7 +6,7 @@ The decoder corrects it, and the baseline ``mixed-model`` is it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -16,7 +16,9 @@ import numpy as np
 from vcc_fm.cellsets.evidence import Evidence
 from vcc_fm.cellsets.kernels import Kernels, Vectors, principal_features
 from vcc_fm.cellsets.mixed_model import MixedModel
+from vcc_fm.cellsets.portions import Portions
 from vcc_fm.cellsets.responses import Responses
+from vcc_fm.cellsets.split import Group
 from vcc_fm.store.cells import evenly_spaced
 
 WIDTHS = (4, 8, 16, 32)
@@ -98,9 +100,9 @@ class ExpectedResponses:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @cached_property
-    def model(self) -> MixedModel:
-        """Fitted when first asked for: n^3 operations for n training groups, and n^2 a gene."""
-        return MixedModel(self.evidence, Kernels(self.targets, self.tables))
+    def model(self) -> Portions:
+        """Fitted when it is first asked."""
+        return Portions(self.evidence, Kernels(self.targets, self.tables))
 
     def of(self, context: str, perturbation: str) -> Expected:
         """Given all training responses, its own included where it is a training group."""
@@ -114,7 +116,7 @@ class ExpectedResponses:
     def left_out(self, context: str, perturbation: str, everywhere: bool = False) -> Expected:
         """Of a training group, as if it had not been measured: what a held-out group would get.
 
-        Those of all groups are computed at the first call.
+        Kept, with all that are computed at once.
 
         Args:
             context: of the group.
@@ -124,19 +126,26 @@ class ExpectedResponses:
         key = context, perturbation, everywhere
         with self._lock:
             if key not in self._kept:
-                self._leave_out(perturbation if everywhere else None)
+                found = self._left_out(perturbation, everywhere)
+                self._kept.update({(*group, everywhere): one for group, one in found})
         return self._kept[key]
 
-    def _leave_out(self, perturbation: str | None) -> None:
-        """Keep what training groups get: all, each without itself; or those of one perturbation, without all these."""
-        groups = list(self.evidence.groups)
-        rows = np.array([row for row, (_, label) in enumerate(groups) if perturbation in (None, label)])
-        model, everywhere = self.model, perturbation is not None
-        found = model.leave_together_out(rows) if everywhere else model.leave_one_out(rows)
+    def each_left_out(self, groups: Iterable[Group], everywhere: bool = False) -> Iterator[dict[Group, Expected]]:
+        """As :meth:`left_out`, of many groups: those that are computed at once together, and none is kept."""
+        left = dict.fromkeys(groups)
+        while left:
+            _, perturbation = next(iter(left))
+            found = {group: one for group, one in self._left_out(perturbation, everywhere) if group in left}
+            for group in found:
+                del left[group]
+            yield found
+
+    def _left_out(self, perturbation: str, everywhere: bool) -> Iterator[tuple[Group, Expected]]:
+        """Of all groups that are computed together with those of a perturbation."""
+        rows, found = self.model.left_out(perturbation, everywhere)
         for row, mean, deviation in zip(rows, found.mean, found.deviation, strict=True):
-            context, label = groups[row]
-            expected = self._with_knock_down(context, label, mean, deviation, everywhere)
-            self._kept[context, label, everywhere] = expected
+            context, label = self.evidence.groups[row]
+            yield (context, label), self._with_knock_down(context, label, mean, deviation, everywhere)
 
     def _with_knock_down(
         self, context: str, perturbation: str, mean: np.ndarray, deviation: np.ndarray, nowhere: bool = False
@@ -150,11 +159,11 @@ class ExpectedResponses:
     def _knock_down(self, context: str, perturbation: str, gene: str, nowhere: bool) -> float:
         """Log ratio of a target gene: of the perturbation elsewhere, or of its single one, or of all training ones."""
         responses, place = self.responses, self.axis[gene]
-        elsewhere = None if nowhere else responses.elsewhere(context, perturbation)
+        elsewhere = None if nowhere else responses.target_elsewhere(context, perturbation, place)
         if elsewhere is not None:
-            return float(elsewhere[place])
+            return elsewhere
         if gene != perturbation and responses.has_single([gene]):
-            return float(responses.here_or_elsewhere(context, gene)[place])
+            return responses.target_here_or_elsewhere(context, gene, place)
         return responses.knock_down
 
 

@@ -1,0 +1,102 @@
+"""Mixed models of more groups than one can solve: one for each portion of the perturbations.
+
+A mixed model takes n^3 operations for n groups. Most of what it knows of a perturbation it has from the perturbation's
+own groups and from its single perturbations; what the others tell is known from some thousands of groups nearly as
+well as from all (docs/scaling.md). So above ``LARGEST`` groups the perturbations are dealt out, each with all its
+groups, and time and memory grow as the number of groups does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from vcc_fm.cellsets.evidence import Evidence
+from vcc_fm.cellsets.kernels import Kernels
+from vcc_fm.cellsets.mixed_model import MixedModel, Predicted
+
+LARGEST = 4000
+"""Groups of a portion, about: minutes of a core on 18,080 genes."""
+
+
+class Portions:
+    """One mixed model up to ``LARGEST`` groups, or half as many again; above that several, fitted when asked.
+
+    Args:
+        evidence: responses of the training groups.
+        kernels: how alike perturbations are.
+        fit: makes the model of a portion.
+        largest: see ``LARGEST``.
+    """
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        kernels: Kernels,
+        fit: Callable[[Evidence, Kernels], MixedModel] = MixedModel,
+        largest: int = LARGEST,
+    ):
+        self.evidence, self.kernels, self._fit = evidence, kernels, fit
+        self._labels = np.array([label for _, label in evidence.groups])
+        names = np.unique(self._labels)
+        number = max(min(round(len(self._labels) / largest), len(names)), 1)
+        # Dealt like cards in the order of names, so that each portion is a sample of all.
+        self._portion = {str(name): place % number for place, name in enumerate(names)}
+        self._rows, self._models = dict[int, np.ndarray](), dict[int, MixedModel]()
+
+    def __len__(self) -> int:
+        return len(set(self._portion.values()))
+
+    @cached_property
+    def reliability(self) -> np.ndarray:
+        """[G] float32, see :class:`MixedModel`; of the first portion, as one is much like another."""
+        return self._model(0).reliability
+
+    def model_of(self, perturbation: str) -> MixedModel:
+        """The one that answers for a training perturbation; the first, of any other."""
+        return self._model(self._portion.get(perturbation, 0))
+
+    def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """As :meth:`MixedModel.predict`, of any perturbation in any context.
+
+        Of a perturbation without a training group the portion tells that has its single perturbations. Where several
+        portions have some, it does what its genes do, added up. Where none has any, the mean of all portions is taken,
+        and of their variances.
+        """
+        if perturbation in self._portion:
+            return self.model_of(perturbation).predict(context, perturbation)
+        genes = self.kernels.targets(perturbation)
+        known = {self._portion[gene] for gene in genes if gene in self._portion}
+        if len(known) > 1:
+            each, share = [self.predict(context, gene) for gene in genes], 1
+        else:
+            each = [self._model(one).predict(context, perturbation) for one in known or range(len(self))]
+            share = len(each)
+        means, deviations, amplitudes = zip(*each, strict=True)
+        deviation = np.sqrt(np.square(deviations).sum(axis=0) / share)
+        return np.sum(means, axis=0) / share, deviation, float(np.sqrt(np.mean(np.square(amplitudes))))
+
+    def left_out(self, perturbation: str, everywhere: bool) -> tuple[np.ndarray, Predicted]:
+        """Signals of training groups as if they had not been measured.
+
+        Returns:
+            Rows of the groups, and their signals: of all groups of a portion, ``perturbation`` in it, each without
+            itself; or, ``everywhere``, of all groups of ``perturbation``, without these.
+        """
+        number = self._portion[perturbation]
+        model, own = self._model(number), [label for label, one in self._portion.items() if one == number]
+        rows = np.flatnonzero(np.isin(self._labels, perturbation if everywhere else own))
+        inside = np.searchsorted(self._rows[number], rows)
+        return rows, model.leave_together_out(inside) if everywhere else model.leave_one_out(inside)
+
+    def _model(self, number: int) -> MixedModel:
+        """Of a portion's perturbations, and of the single perturbations of its combinations."""
+        if number not in self._models:
+            own = [label for label, one in self._portion.items() if one == number]
+            genes = [gene for label in own for gene in self.kernels.targets(label)]
+            rows = np.flatnonzero(np.isin(self._labels, [*own, *genes]))
+            evidence = self.evidence if len(rows) == len(self._labels) else self.evidence.of(rows)
+            self._rows[number], self._models[number] = rows, self._fit(evidence, self.kernels)
+        return self._models[number]
