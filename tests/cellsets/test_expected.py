@@ -104,7 +104,7 @@ def test_what_cannot_be_is_refused(data, tmp_path, name, value, message):
         load_expected(path, GENES, "+")
 
 
-@pytest.mark.parametrize(("largest", "several"), [(4000, ""), (4, ", in 3 portions")])
+@pytest.mark.parametrize(("largest", "several"), [(4000, []), (4, ["train: mixed model: 3/3 portions"])])
 def test_answers_in_a_folder_are_those_of_the_model(data, tmp_path, largest, several):
     data = replace(data)
     data.expected.__dict__["model"] = Portions(data.expected.evidence, Kernels(data.targets), largest=largest)
@@ -112,7 +112,8 @@ def test_answers_in_a_folder_are_those_of_the_model(data, tmp_path, largest, sev
     asked = {"held_out": [("K", "g5")], "without_group": training, "without_perturbation": training[3:]}
     write_answers(tmp_path / "answers", data.expected, asked, "train", console)
     said = console.export_text()
-    assert f"train: fits what is expected to {len(training)} training groups of 12 genes{several}\n" in said
+    assert f"train: fits what is expected to {len(training)} training groups of 12 genes\n" in said
+    assert [line.split("  ")[0] for line in said.splitlines() if "portions" in line] == several
     assert f"train: expected responses: {2 * len(training) - 2}/{2 * len(training) - 2} groups" in said
     found, model = read_answers(tmp_path / "answers"), data.expected
     pairs = [(found.of("K", "g5"), model.of("K", "g5"))]

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from vcc_fm.baselines.ridge import Ridge
+from vcc_fm.cellsets.kernels import principal_axes
 
 COMPONENTS = 10
 
@@ -21,12 +22,9 @@ class ExpressionRidge(Ridge):
     @cached_property
     def _loadings(self) -> np.ndarray:
         """[G, K] loadings of the genes, K at most ``COMPONENTS``."""
-        ratio = self.data.responses.ratio.astype(np.float64)
-        centred = ratio - ratio.mean(axis=0)
-        # In the space of groups, of which there are fewer than genes.
-        values, vectors = np.linalg.eigh(centred @ centred.T)
-        kept = [i for i in np.argsort(-values)[:COMPONENTS] if values[i] > 1e-9 * values.max()]
-        return centred.T @ vectors[:, kept] / np.sqrt(np.maximum(values[kept], 1e-300))
+        ratio = self.data.responses.ratio
+        values, axes = principal_axes(ratio - ratio.mean(axis=0), COMPONENTS)
+        return axes[values > 1e-4 * values.max(initial=0.0)].T
 
     def features(self, perturbation: str) -> np.ndarray | None:
         """Mean loadings of the target genes, [K]; None where one of them is not on the axis."""

@@ -59,9 +59,11 @@ def write_answers(
         OSError: the disk refuses.
     """
     fitted = f"{len(expected.evidence.groups):,} training groups of {len(expected.axis):,} genes"
-    if (portions := len(expected.model)) > 1:
-        fitted += f", in {portions} portions"
     console.print(f"{name}: fits what is expected to {fitted}", highlight=False, soft_wrap=True)
+    if (portions := len(expected.model)) > 1:
+        lines = ProgressLines(f"{name}: mixed model", "portions", console)
+        for fitted_portions, _ in enumerate(expected.model.models(), 1):
+            lines(fitted_portions, portions)
     done, total = 0, sum(map(len, asked.values()))
     ask: dict[str, Callable[[Sequence[Group]], Iterable[dict[Group, Expected]]]] = {
         "held_out": lambda groups: ({group: expected.of(*group)} for group in groups),

@@ -145,10 +145,19 @@ def _loadings(residual: np.ndarray, genes: Sequence[str], number: int) -> dict[s
     Residuals are in standard deviations of their noise, float32; they are clipped in place.
     """
     np.clip(residual, -CLIP, CLIP, out=residual)
-    number = min(number, min(residual.shape) - 1)
-    if number < 1 or not residual.any():
-        return {}
-    start = np.ones(min(residual.shape), np.float32)  # else the solver draws one
-    _, values, right = scipy.sparse.linalg.svds(residual, k=number, v0=start)
+    values, axes = principal_axes(residual, number)
+    return dict(zip(genes, axes.T * values, strict=True)) if len(values) else {}
+
+
+def principal_axes(table: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leading singular values [k] of a float32 table [n, G] and their right vectors [k, G], the largest first.
+
+    k is ``number``, or less where rows or columns are few; 0 where the table is.
+    """
+    number = min(number, min(table.shape) - 1)
+    if number < 1 or not table.any():
+        return np.zeros(0), np.zeros((0, table.shape[1]))
+    start = np.ones(min(table.shape), table.dtype)  # else the solver draws one
+    _, values, right = scipy.sparse.linalg.svds(table, k=number, v0=start)
     largest_first = np.argsort(-values)
-    return dict(zip(genes, (right[largest_first].T * values[largest_first]), strict=True))
+    return values[largest_first], right[largest_first]

@@ -8,7 +8,7 @@ groups, and time and memory grow as the number of groups does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +48,10 @@ class Portions:
 
     def __len__(self) -> int:
         return len(set(self._portion.values()))
+
+    def models(self) -> Iterator[MixedModel]:
+        """Of all portions, one after the other; each takes its time where it was not yet asked."""
+        return map(self._model, range(len(self)))
 
     @cached_property
     def reliability(self) -> np.ndarray:

@@ -32,8 +32,9 @@ class ProgressLines:
         self._last = now
         rate = (done - self._before) / max(now - self._begin, 1e-9)
         left = (total - done) / max(rate, 1e-9)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         self._console.print(
-            f"{self._what}: {done:,}/{total:,} {self._unit}  {rate:,.0f} {self._unit}/s  ETA {left:.0f} s",
+            f"{self._what}: {done:,}/{total:,} {self._unit}  {shown} {self._unit}/s  ETA {left:.0f} s",
             highlight=False,
             soft_wrap=True,
         )

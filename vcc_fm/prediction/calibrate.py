@@ -22,6 +22,7 @@ from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.groups import validation_groups
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.prediction.asking import Asked
 from vcc_fm.prediction.emission import emit_groups, write_measured
 from vcc_fm.prediction.predict import make_predictor
@@ -113,7 +114,7 @@ def validation_table(
     with tempfile.TemporaryDirectory() as scratch:
         truth = Path(scratch, "truth.h5ad")
         write_measured(truth, data.cells, groups, uns)
-        entries = []
+        entries, lines = list[Entry](), ProgressLines("calibrate", "predictions", console)
         for name in names:
             predictor = make_predictor(name, data, decoder, asked, config, console)
             for scale in scales:
@@ -121,4 +122,5 @@ def validation_table(
                 with CountsFile(entry.path, data.cells.genes, uns | {"predictor": name}) as file:
                     emit_groups(file, data, predictor, scale, asked, config, seed)
                 entries.append(entry)
-        return score(truth, entries, data.cells.control, preset, Path(scratch, "cache"))
+                lines(len(entries), len(names) * len(scales))
+        return score(truth, entries, data.cells.control, preset, Path(scratch, "cache"), console=console)

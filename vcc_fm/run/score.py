@@ -43,6 +43,7 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
             recipe.score.preset,
             layout.anchors,
             recipe.score.members,
+            console,
         )
     )
     # Before anything is drawn or printed: what fails there must not take the scores along.

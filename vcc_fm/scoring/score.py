@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,9 +15,11 @@ from typing import Any, NamedTuple
 import anndata as ad
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import sha256_file
+from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.ground.words import listed, many
 from vcc_fm.scoring.inputs import Labels, check_pair, check_truth, read_context, read_labels
 from vcc_fm.scoring.means import Members, scaled_means, uncertain
@@ -42,7 +45,13 @@ def _threads_kept() -> Iterator[None]:
 
 @_threads_kept()
 def score(
-    truth: Path, entries: list[Entry], control: str, preset_name: str, cache: Path, members: Members = None
+    truth: Path,
+    entries: list[Entry],
+    control: str,
+    preset_name: str,
+    cache: Path,
+    members: Members = None,
+    console: Console | None = None,
 ) -> ScoreTable:
     """Score predictions against measured cells, each context by itself.
 
@@ -57,6 +66,7 @@ def score(
         preset_name: what is measured.
         cache: folder for what is measured of the truth alone, keyed by its SHA-256 and the scorer's version.
         members: metrics of a second mean; see :data:`Members`.
+        console: where progress goes, if anywhere.
 
     Returns:
         The table; a context's scaled mean is taken over the metrics that are defined, and says how many.
@@ -71,12 +81,19 @@ def score(
     measured, predicted, notes = _checked(truth, entries, control, preset)
     digest = sha256_file(truth)
     parts: list[_Context] = []
-    for context in measured.contexts():
-        scorer = preset.open(read_context(measured, context), context, control, cache, digest)
+    contexts, done = measured.contexts(), itertools.count(1)
+    lines = ProgressLines("score", "predictions", console or Console(quiet=True))
+
+    def cells(context: str) -> Iterator[ad.AnnData]:
+        """One prediction in memory at a time."""
         asked = set(measured.groups(context).index)
-        # One prediction in memory at a time.
-        cells = (read_context(labels, context, asked) for labels in predicted)
-        parts.append(_context(entries, cells, context, scorer, preset))
+        for labels in predicted:
+            yield read_context(labels, context, asked)
+            lines(next(done), len(contexts) * len(predicted))
+
+    for context in contexts:
+        scorer = preset.open(read_context(measured, context), context, control, cache, digest)
+        parts.append(_context(entries, cells(context), context, scorer, preset))
 
     scored_by = version(preset.scorer)
     rows = pd.DataFrame([row for part in parts for row in part.rows]).assign(scorer=preset.scorer, version=scored_by)
