@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from test_decoder_model import BACKBONES
 from transformers import AutoConfig, AutoModel
 
-from vcc_fm.cellsets.dataset import Dataset
+from vcc_fm.cellsets.dataset import GENE_AXES, Dataset
 from vcc_fm.decoder.build import adopt, build_decoder
 from vcc_fm.decoder.config import check_backbone
 from vcc_fm.decoder.load import load_decoder
@@ -76,6 +77,49 @@ def test_genes_contexts_and_batches_are_matched_by_name(tiny_run: Recipe, data: 
     assert torch.equal(moved.context_code.weight[2], base.context_code.weight[2])
     assert moved.context_code.weight[1].abs().sum() == 0
     assert torch.equal(moved.head.log_dispersion, torch.from_numpy(data.dispersion).log().float())
+
+
+def test_a_gene_is_seen_as_its_protein_has_it_on_axes_that_are_kept(tiny_run: Recipe, data: Dataset) -> None:
+    base = scratch(tiny_run, data)
+    genes, scaling = base.gene_factors, base.protein_scaling
+    vectors = torch.from_numpy(data.gene_vectors)
+    whole, seen = scaling(vectors), genes.coordinates_GK[data.genes_with_protein]
+    assert 0 < len(seen) == len(vectors) <= len(data.cells.genes)
+    # Short vectors: the axes keep all that tells the genes apart but one, of the least, times one factor.
+    assert genes.axes_KV.shape[0] == vectors.shape[1] <= GENE_AXES
+    kept = torch.pdist(seen) / torch.pdist(whole)
+    torch.testing.assert_close(kept, kept.mean().expand_as(kept), rtol=0.05, atol=0)
+    assert seen[:, genes.axes_KV.any(dim=1)].square().mean() == pytest.approx(1.0, rel=1e-4)
+    # Of fewer genes, other axes would be the principal ones; those of the base stay, and mean what they did.
+    few = replace(data)
+    few.__dict__["genes_with_protein"] = data.genes_with_protein[::3]
+    moved, _ = adopt(base, tiny_run.decoder, few)
+    assert len(few.gene_axes) < len(data.gene_axes)
+    assert torch.equal(moved.gene_factors.axes_KV, genes.axes_KV)
+    here = few.genes_with_protein
+    torch.testing.assert_close(moved.gene_factors.coordinates_GK[here], genes.coordinates_GK[here])
+    without = np.delete(np.arange(len(data.cells.genes)), here)
+    assert (moved.gene_factors.coordinates_GK[without] == 0).all()
+
+
+def test_long_vectors_are_seen_on_few_axes(tiny_run: Recipe, data: Dataset) -> None:
+    store, width = data.protein_vectors, 3 * GENE_AXES
+    vectors = np.random.default_rng(0).normal(1, 2, (len(store.keys), width)).astype(np.float32)
+    known = {"keys": store.keys, "folder": store.folder, "missing": store.missing}
+    meta = {**store.meta, "fingerprint": "longer"}
+    longer = replace(data, protein_vectors=SimpleNamespace(vectors=vectors, width=width, meta=meta, **known))
+    genes = scratch(tiny_run, longer).gene_factors
+    assert genes.axes_KV.shape == (GENE_AXES, width)
+    assert genes.projection.weight.shape[1] == GENE_AXES
+    # What the axes show is what a singular value decomposition would.
+    _, values, right = np.linalg.svd(longer.gene_vectors - vectors.mean(axis=0), full_matrices=False)
+    shown = genes.coordinates_GK[longer.genes_with_protein].square().sum(0).numpy()
+    number = min(GENE_AXES, len(values) - 1)
+    np.testing.assert_allclose(shown[:number] / shown.sum(), values[:number] ** 2 / (values[:number] ** 2).sum(), 1e-3)
+    assert shown.sum() == pytest.approx(len(longer.genes_with_protein) * number, rel=1e-3)
+    length = np.linalg.norm(genes.axes_KV.numpy(), axis=1, keepdims=True)[:number]
+    along = np.abs((genes.axes_KV.numpy()[:number] / length * right[:number]).sum(axis=1))
+    np.testing.assert_allclose(along[:5], 1.0, atol=1e-3)
 
 
 def test_other_vectors_start_their_reader_anew(tiny_run: Recipe, data: Dataset) -> None:

@@ -45,7 +45,7 @@ def make_decoder(kind: str = "llama", **keys: Any) -> PerturbationDecoder:
         for parameter in decoder.parameters():
             if parameter.ndim > 1 or parameter.abs().sum() == 0:
                 parameter.normal_(std=0.3)
-        decoder.gene_factors.vector_GV.normal_()
+        decoder.gene_factors.coordinates_GK.normal_()
     return decoder
 
 
@@ -145,7 +145,7 @@ def test_the_last_layer_computes_for_the_first_token_alone_what_it_would_for_all
     assert seen[0] == (SETS, 1, 16)
     assert seen[1] == (SETS, 2 + TARGETS + CELLS, 16)
     assert len(found) == len(wanted) > 20
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -208,7 +208,7 @@ def test_a_gene_never_seen_is_predicted_from_its_protein() -> None:
     decoder.gene_factors.free[3] = 0.0
     batch = replace(batch, response_BG=torch.zeros_like(batch.response_BG))
     assert decoder(batch).delta_BG[..., 3].abs().max() > 1e-3
-    decoder.gene_factors.vector_GV[3] = 0.0
+    decoder.gene_factors.coordinates_GK[3] = 0.0
     assert decoder(batch).delta_BG[..., 3].abs().max() == 0.0
 
 

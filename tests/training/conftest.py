@@ -74,7 +74,7 @@ def tiny(tiny_recipe: Path) -> Callable[..., tuple[Recipe, Dataset]]:
 
     def load(*overrides: str, validation: bool = False) -> tuple[Recipe, Dataset]:
         recipe = load_recipe(tiny_recipe, list(overrides))
-        data = load_dataset(recipe, 0)
+        data = replace(load_dataset(recipe, 0))  # what a test does to it, no other sees
         if not validation:
             return recipe, data
         roles = {group: "validation" if role == "test" else role for group, role in data.split.roles.items()}

@@ -74,7 +74,7 @@ def test_a_rate_that_explodes_stops_and_keeps_what_was_finite(tiny: Tiny, valida
         train_decoder(recipe, data, "pretrain")
 
 
-def test_input_that_is_not_finite_is_named(tiny: Tiny) -> None:
+def test_input_that_is_not_finite_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, data = tiny(*EVERY)
     fresh(recipe)
     take = data.cell_vectors.take
@@ -84,7 +84,7 @@ def test_input_that_is_not_finite_is_named(tiny: Tiny) -> None:
         found[0, 0] = np.nan
         return found
 
-    data.cell_vectors.take = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(data.cell_vectors, "take", broken)
     data.__dict__["some_control_vectors"] = np.ones((5, data.cell_vectors.width), np.float32)
     with pytest.raises(UserError, match=r"step 1: .* their input is not finite \(cells_BSE\)"):
         train_decoder(recipe, data, "pretrain")

@@ -12,7 +12,7 @@ import numpy as np
 from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
 from vcc_fm.cellsets.evidence import Evidence, evidence_of
 from vcc_fm.cellsets.expected import WIDTHS, ExpectedResponses, likely_tables
-from vcc_fm.cellsets.kernels import Vectors, co_response, coexpression
+from vcc_fm.cellsets.kernels import Vectors, co_response, coexpression, principal_axes
 from vcc_fm.cellsets.profiles import control_log_shares, with_unmeasured
 from vcc_fm.cellsets.responses import Responses, estimate_responses, own_genes
 from vcc_fm.cellsets.split import Split, assert_no_leak
@@ -24,6 +24,8 @@ from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import EmbeddingStore
 
 SOME = 20_000
+GENE_AXES = 32
+"""Of proteins, on which a decoder knows the genes: as many as are tried for likeness."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,28 @@ class Dataset:
         if self.protein_names is None:
             return rows
         return {symbol: rows[name] for symbol, name in self.protein_names.items()}
+
+    @cached_property
+    def genes_with_protein(self) -> np.ndarray:
+        """[g] places on the gene axis whose gene has a protein vector."""
+        return np.flatnonzero([symbol in self.protein_rows for symbol in self.cells.genes])
+
+    @property
+    def gene_vectors(self) -> np.ndarray:
+        """Their protein vectors, [g, V] float32."""
+        names = [self.cells.genes[gene] for gene in self.genes_with_protein]
+        return np.asarray(self.protein_vectors.vectors[[self.protein_rows[name] for name in names]], np.float32)
+
+    @cached_property
+    def gene_axes(self) -> np.ndarray:
+        """Principal components of their differences from the mean protein, [k, V] float32, at most ``GENE_AXES``.
+
+        Divided so that the coordinates of the genes have a mean square of 1.
+        """
+        mean = self.protein_vectors.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+        values, axes = principal_axes(self.gene_vectors - mean, GENE_AXES)
+        size = np.sqrt(np.square(values).sum() / max(len(self.genes_with_protein) * len(values), 1))
+        return np.asarray(axes / size if len(values) else axes, np.float32)
 
     @cached_property
     def all_targets(self) -> set[str]:

@@ -110,18 +110,23 @@ def _new(config: PerturbationDecoderConfig) -> PerturbationDecoder:
         raise unfit(config.backbone, error) from None
 
 
-def _initialise(decoder: PerturbationDecoder, data: Dataset) -> None:
-    """What is known before training: size of the vectors, proteins of the gene axis, dispersion of control cells."""
-    position = data.protein_rows
-    genes = decoder.gene_factors
+def _initialise(decoder: PerturbationDecoder, data: Dataset, like: PerturbationDecoder | None = None) -> None:
+    """What is known before training: size of the vectors, proteins of the gene axis, dispersion of control cells.
+
+    Proteins are seen as another decoder, which read the same encoder's, sees them.
+    """
+    genes, scaling = decoder.gene_factors, decoder.protein_scaling
     with torch.no_grad():
-        decoder.protein_scaling.fit(data.protein_vectors.vectors)
         decoder.cell_scaling.fit(data.some_control_vectors)
-        gene_GV = decoder.protein_scaling.mean.expand_as(genes.vector_GV).clone()
-        for gene, symbol in enumerate(data.cells.genes):
-            if symbol in position:
-                gene_GV[gene] = torch.from_numpy(data.protein_vectors.vectors[position[symbol]].copy())
-        genes.vector_GV.copy_(decoder.protein_scaling(gene_GV))
+        if like is None:
+            scaling.fit(data.protein_vectors.vectors)
+            axes = torch.from_numpy(data.gene_axes)
+            genes.axes_KV[: len(axes)] = axes * scaling.scale
+        else:
+            scaling.load_state_dict(like.protein_scaling.state_dict())
+            genes.axes_KV.copy_(like.gene_factors.axes_KV)
+        # A gene without a protein vector is the average one.
+        genes.coordinates_GK[data.genes_with_protein] = scaling(torch.from_numpy(data.gene_vectors)) @ genes.axes_KV.T
         decoder.head.log_dispersion.copy_(torch.from_numpy(data.dispersion).log())
 
 
@@ -142,7 +147,7 @@ def _inherited(base: PerturbationDecoderConfig, config: PerturbationDecoderConfi
 
 READERS = {
     "cell": ("cell_scaling.", "cell_projection."),
-    "protein": ("protein_scaling.", "target_projection.", "gene_factors.projection."),
+    "protein": ("protein_scaling.", "target_projection.", "gene_factors.projection.", "gene_factors.axes_KV"),
 }
 """What of a decoder reads the vectors of an encoder, and means nothing to another encoder's."""
 
@@ -166,7 +171,6 @@ def adopt(
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
     decoder = PerturbationDecoder(config)
-    _initialise(decoder, data)
     fresh = [
         side
         for side, then, now in (
@@ -175,6 +179,7 @@ def adopt(
         )
         if then["fingerprint"] != now["fingerprint"]
     ]
+    _initialise(decoder, data, None if "protein" in fresh else base)
     anew = tuple(prefix for side in fresh for prefix in READERS[side])
     # Rows of these tables belong to labels: what each row was called then, and what it is called now.
     tables: dict[str, tuple[list[str], list[str]]] = {
@@ -184,7 +189,7 @@ def adopt(
         "gene_factors.free": (base.config.genes, config.genes),
     }
     # What is known of this dataset's own genes is not taken from another's.
-    own = ("gene_factors.vector_GV", "head.log_dispersion")
+    own = ("gene_factors.coordinates_GK", "head.log_dispersion")
     state = decoder.state_dict()
     state["gene_factors.free"].zero_()
     for name, value in base.state_dict().items():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
+from vcc_fm.cellsets.dataset import GENE_AXES
 from vcc_fm.cellsets.expected import LARGEST
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 
@@ -31,26 +32,31 @@ class CountDistribution(NamedTuple):
 
 
 class GeneFactors(nn.Module):
-    """Factors ``f_g`` of the genes: free for genes seen in training, plus a linear function of the protein vector.
+    """Factors ``f_g`` of the genes: free for genes seen in training, plus a linear function of the protein.
 
-    A gene that was never seen so has a factor too. What is asked for is never the factors but their products with a
-    vector or two a set: these are formed from right to left, which takes a tenth of the time of forming the factors.
+    A gene that was never seen so has a factor too. Of its scaled vector are kept coordinates on a few axes, the
+    principal components over the genes. Factors of whole vectors were no better (docs/lab.md), and for 18,080 genes
+    these are a third of a gigabyte in each checkpoint.
+
+    What is asked for is never the factors but their products with a vector or two a set, formed from right to left.
     """
 
-    vector_GV: torch.Tensor
+    axes_KV: torch.Tensor
+    coordinates_GK: torch.Tensor
 
     def __init__(self, genes: int, protein_width: int, rank: int):
         super().__init__()
+        axes = min(GENE_AXES, protein_width)
         self.free = nn.Parameter(torch.randn(genes, rank) / rank**0.5)
-        self.projection = nn.Linear(protein_width, rank, bias=False)
-        self.register_buffer("vector_GV", torch.zeros(genes, protein_width))
+        self.projection = nn.Linear(axes, rank, bias=False)
+        self.register_buffer("axes_KV", torch.zeros(axes, protein_width))
+        self.register_buffer("coordinates_GK", torch.zeros(genes, axes))
 
     def forward(self, seen: torch.Tensor, to_genes: bool = False) -> torch.Tensor:
         """Responses [B, G] seen through the factors, [B, R]; or the other way, [B, R] spread over genes, [B, G]."""
         if to_genes:
-            # Transposed twice: a CPU's product of a few rows with the large matrix takes three times as long.
-            return seen @ self.free.T + (self.vector_GV @ (seen @ self.projection.weight).T).T
-        return (seen @ self.free + self.projection(seen @ self.vector_GV)) / seen.shape[1] ** 0.5
+            return seen @ self.free.T + (seen @ self.projection.weight) @ self.coordinates_GK.T
+        return (seen @ self.free + self.projection(seen @ self.coordinates_GK)) / seen.shape[1] ** 0.5
 
 
 class CountHead(nn.Module):

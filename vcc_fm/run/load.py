@@ -40,10 +40,16 @@ def separator_of(recipe: Recipe, cells: CellStore) -> str:
     return cells.separator if recipe.data.store is not None else recipe.data.separator
 
 
+_LAST: dict[tuple[Any, ...], Dataset] = {}
+
+
 def load_dataset(
     recipe: Recipe, fold: int, finished: Callable[[Output], Path] = Output.require, asked: Iterable[str] = ()
 ) -> Dataset:
     """The stores and the split of one fold.
+
+    The last one is kept: what is fitted to it (profiles, responses, their mixed model) serves all stages and seeds
+    that a process runs.
 
     Args:
         recipe: of the run.
@@ -55,20 +61,28 @@ def load_dataset(
         UserError: a stage has not been run, or was run for another recipe; or as :func:`covered_genes`.
     """
     layout = Layout(recipe)
-    cells, proteins = CellStore(finished(layout.cells)), EmbeddingStore(finished(layout.proteins))
-    cell_vectors = EmbeddingStore(finished(layout.cell_embeddings))
-    finished(layout.splits)
-    return Dataset(
-        cells,
-        cell_vectors,
-        proteins,
-        Split.read(layout.split(fold)),
-        separator_of(recipe, cells),
-        covered_genes(recipe, cells, proteins, asked).found(),
-        recipe.embed.proteins.missing,
-        recipe.embed.cells,
-        unmeasured=recipe.decoder.unmeasured,
-    )
+    outputs = layout.cells, layout.proteins, layout.cell_embeddings, layout.splits
+    paths = [finished(output) for output in outputs]
+    made = [
+        (path.resolve(), path.stat().st_ino, output.fingerprint) for path, output in zip(paths, outputs, strict=True)
+    ]
+    read = recipe.model_dump_json(include={"data": True, "embed": True, "decoder": {"unmeasured"}})
+    key = (*made, read, fold, tuple(sorted(asked)))
+    if key not in _LAST:
+        cells, proteins, cell_vectors = CellStore(paths[0]), EmbeddingStore(paths[1]), EmbeddingStore(paths[2])
+        _LAST.clear()
+        _LAST[key] = Dataset(
+            cells,
+            cell_vectors,
+            proteins,
+            Split.read(layout.split(fold)),
+            separator_of(recipe, cells),
+            covered_genes(recipe, cells, proteins, asked).found(),
+            recipe.embed.proteins.missing,
+            recipe.embed.cells,
+            unmeasured=recipe.decoder.unmeasured,
+        )
+    return _LAST[key]
 
 
 def read_splits(recipe: Recipe) -> list[Split]:
