@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused(data, tmp_path, name, value, message):
 @pytest.mark.parametrize(("largest", "several"), [(4000, []), (4, ["train: mixed model: 3/3 portions"])])
 def test_answers_in_a_folder_are_those_of_the_model(data, tmp_path, largest, several):
     data = replace(data)
-    data.expected.__dict__["model"] = Portions(data.expected.evidence, Kernels(data.targets), largest=largest)
+    data.expected.__dict__["model"] = Portions(data.expected.evidence, Kernels(data.targets), size=largest)
     training, console = data.split.groups("train"), Console(record=True, width=200)
     asked = {"held_out": [("K", "g5")], "without_group": training, "without_perturbation": training[3:]}
     write_answers(tmp_path / "answers", data.expected, asked, "train", console)
@@ -125,6 +125,8 @@ def test_answers_in_a_folder_are_those_of_the_model(data, tmp_path, largest, sev
         assert one.power == other.power
     with pytest.raises(KeyError):
         found.left_out(*training[0], True)
+    with pytest.raises(KeyError, match="elsewhere"):
+        list(model.each_left_out([training[0], ("elsewhere", "g1")]))
 
 
 def test_answers_may_be_none_of_a_kind(data, tmp_path):

@@ -11,7 +11,7 @@ from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, sto
 from vcc_fm.baselines.mixed_model import Mixed
 from vcc_fm.cellsets.evidence import Evidence, evidence_of, noise_profile
 from vcc_fm.cellsets.expected import Expected, likely_tables
-from vcc_fm.cellsets.kernels import Kernels, co_response, coexpression, principal_features
+from vcc_fm.cellsets.kernels import Kernels, co_response, coexpression, principal_axes, principal_features
 from vcc_fm.cellsets.mixed_model import MixedModel
 
 GENES = 60
@@ -369,6 +369,30 @@ def test_variances_are_those_of_drawn_counts(tmp_path):
     well = found.unit["K"] / found.depth.mean() < 0.2
     assert well.sum() > 10
     assert (z[:, well] ** 2).mean() == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize(("shape", "number"), [((40, 30), 5), ((30, 40), 5), ((6, 30), 20), ((30, 1), 4)])
+def test_axes_are_the_leading_ones_and_turned_one_way(shape, number):
+    rng = np.random.default_rng(0)
+    table = rng.normal(0, 1, shape) * np.geomspace(1, 20, shape[1])
+    table -= table.mean(axis=0)
+    values, axes = principal_axes(table, number)
+    _, wanted, right = np.linalg.svd(table, full_matrices=False)
+    kept = min(number, *shape)
+    np.testing.assert_allclose(values, wanted[:kept], atol=1e-9)
+    real = wanted[:kept] > 1e-9
+    np.testing.assert_allclose(np.abs(axes[real]), np.abs(right[:kept][real]), atol=1e-7)
+    assert (np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1) > 0).all()
+    np.testing.assert_allclose(principal_axes(-table[::-1], number)[1][real], axes[real], atol=1e-7)
+
+
+@pytest.mark.parametrize("table", [np.eye(4)[np.arange(16) % 4] - 0.25, np.array([[1.0, 2, 3], [3, 2, 1]]) - 2])
+def test_centred_tables_have_axes(table):
+    for number in (1, 2):
+        values, axes = principal_axes(table.astype(np.float32), number)
+        assert len(values) == len(axes) == number
+        assert np.isfinite(axes).all()
+    assert len(principal_axes(np.zeros((3, 4)), 2)[0]) == 0
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ COMBINED = [*SINGLES, ("H", "p0+p1"), ("K", "p2+p11")]
 
 
 def portions_of(evidence: Evidence, largest: int) -> Portions:
-    return Portions(evidence, Kernels(targets, [features(30)]), largest=largest)
+    return Portions(evidence, Kernels(targets, [features(30)]), size=largest)
 
 
 def close(found, expected, atol: float = 1e-6) -> None:
@@ -72,19 +72,43 @@ def test_a_combination_has_its_single_perturbations_beside_it():
         assert all(found.model_of(COMBINED[row][1]) is found.model_of(label) for row in rows)
 
 
+def common(groups, seed: int = 4) -> tuple[Evidence, np.ndarray]:
+    """Responses of which a part is the same everywhere; that part."""
+    shared = np.random.default_rng(seed).normal(0, 1, 400)
+    evidence = drawn(groups, genes=400)
+    return replace(evidence, ratio=(evidence.ratio + shared).astype(np.float32)), shared
+
+
 def test_a_combination_of_two_portions_is_the_sum_of_its_genes():
-    found = portions_of(drawn(SINGLES), 12)
+    evidence, shared = common(SINGLES)
+    found, whole = (Portions(evidence, Kernels(targets), size=size) for size in (12, 4000))
     apart, together = ("p0", "p1"), ("p0", "p10")
     assert found.model_of(apart[0]) is not found.model_of(apart[1])
     assert found.model_of(together[0]) is found.model_of(together[1])
     one, other = (found.predict("H", gene) for gene in apart)
     mean, deviation, amplitude = found.predict("H", "p0+p1")
-    close([mean, deviation], [one[0] + other[0], np.hypot(one[1], other[1])])
+    close([deviation], [np.hypot(one[1], other[1])])
     assert amplitude == pytest.approx(np.sqrt((one[2] ** 2 + other[2] ** 2) / 2))
     close(found.predict("H", "p0+p10"), found.model_of("p0").predict("H", "p0+p10"))
-    # Of a gene that nobody knows, what it is expected to do is added.
-    unknown = found.predict("H", "p20")
-    close([found.predict("H", "p0+p1+p20")[0]], [one[0] + other[0] + unknown[0]])
+    # What all perturbations do is done once, as one model has it.
+    wanted = whole.predict("H", "p0+p1")[0]
+    slope = np.polyfit(shared, mean, 1)[0]
+    assert slope == pytest.approx(np.polyfit(shared, wanted, 1)[0], abs=0.15)
+    assert np.polyfit(shared, one[0] + other[0], 1)[0] > slope + 0.5
+    assert np.corrcoef(mean, wanted)[0, 1] > 0.97
+    assert np.isfinite(found.predict("H", "p0+p1+p99")[0]).all()
+
+
+def test_a_gene_that_was_measured_in_combinations_alone_is_known_to_their_portions():
+    groups = [(context, f"p{2 * i}+p{2 * i + 1}") for context in "HK" for i in range(6)]
+    found = Portions(drawn(groups, genes=400), Kernels(targets), size=4)
+    assert len(found) == 3
+    for label in ("p2", "p3", "p2+p3"):
+        close(found.predict("new", label), found.model_of("p2+p3").predict("new", label))
+    assert found.model_of("p0+p1") is not found.model_of("p2+p3")
+    # The genes of a new combination lie in two portions.
+    mean, singles = found.predict("new", "p0+p2")[0], [found.predict("new", gene)[0] for gene in ("p0", "p2")]
+    assert np.corrcoef(mean, sum(singles))[0, 1] > 0.95
 
 
 def test_of_an_unknown_perturbation_all_portions_tell():
@@ -109,7 +133,7 @@ def test_portions_lose_next_to_nothing():
     unseen = np.stack([known[f"p{i}"] @ slope for i in range(120, 150)])
     errors = []
     for largest in (4000, 120):
-        found = Portions(evidence, Kernels(targets, [known]), largest=largest)
+        found = Portions(evidence, Kernels(targets, [known]), size=largest)
         answers = np.empty_like(evidence.ratio)
         for label in ("p0", "p1", "p10", "p100")[: len(found)]:
             rows, left = found.left_out(label, everywhere=False)

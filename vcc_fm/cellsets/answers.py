@@ -6,6 +6,7 @@ a folder; all processes, and those of a later start, map that, and share the mem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,12 +76,17 @@ def write_answers(
         np.save(unfinished / "reliability.npy", expected.model.reliability)
         lines = ProgressLines(f"{name}: expected responses", "groups", console)
         for kind, groups in asked.items():
-            shape, places = (len(groups), 2, len(expected.axis)), {group: row for row, group in enumerate(groups)}
-            table = np.lib.format.open_memmap(unfinished / f"{kind}.npy", "w+", np.float32, shape)
-            for found in ask[kind](groups):
-                for group, one in found.items():
-                    table[places[group]] = one.mean, one.deviation
-                lines(done := done + len(found), total)
+            places, shape = {group: row for row, group in enumerate(groups)}, (2, len(expected.axis))
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(groups), *shape)}
+            # Written, not mapped: a full disk is then an error, and no signal.
+            with (unfinished / f"{kind}.npy").open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                begin = file.tell()
+                for found in ask[kind](groups):
+                    for group, one in found.items():
+                        file.seek(begin + places[group] * 4 * math.prod(shape))
+                        file.write(np.stack([one.mean, one.deviation]).astype("<f4").tobytes())
+                    lines(done := done + len(found), total)
 
 
 def read_answers(folder: Path) -> Answers:

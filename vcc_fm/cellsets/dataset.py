@@ -161,7 +161,8 @@ class Dataset:
 
         Divided so that the coordinates of the genes have a mean square of 1.
         """
-        mean = self.protein_vectors.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+        # In double precision: processes with other threads, and a later start, must find the same axes.
+        mean = self.protein_vectors.vectors.mean(axis=0, dtype=np.float64)
         values, axes = principal_axes(self.gene_vectors - mean, GENE_AXES)
         size = np.sqrt(np.square(values).sum() / max(len(self.genes_with_protein) * len(values), 1))
         return np.asarray(axes / size if len(values) else axes, np.float32)

@@ -138,6 +138,8 @@ class ExpectedResponses:
             found = {group: one for group, one in self._left_out(perturbation, everywhere) if group in left}
             for group in found:
                 del left[group]
+            if not found:
+                raise KeyError(next(iter(left)))
             yield found
 
     def _left_out(self, perturbation: str, everywhere: bool) -> Iterator[tuple[Group, Expected]]:

@@ -145,19 +145,26 @@ def _loadings(residual: np.ndarray, genes: Sequence[str], number: int) -> dict[s
     Residuals are in standard deviations of their noise, float32; they are clipped in place.
     """
     np.clip(residual, -CLIP, CLIP, out=residual)
-    values, axes = principal_axes(residual, number)
+    # They are centred: of as many axes as there are rows the last would be rounding.
+    values, axes = principal_axes(residual, min(number, min(residual.shape) - 1))
     return dict(zip(genes, axes.T * values, strict=True)) if len(values) else {}
 
 
 def principal_axes(table: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Leading singular values [k] of a float32 table [n, G] and their right vectors [k, G], the largest first.
+    """Leading singular values [k] of a table [n, G] and their right vectors [k, G], the largest first.
 
-    k is ``number``, or less where rows or columns are few; 0 where the table is.
+    k is ``number``, or less where rows or columns are fewer; 0 where the table is. The largest part of each vector is
+    above zero, so that rounding turns none around.
     """
-    number = min(number, min(table.shape) - 1)
     if number < 1 or not table.any():
-        return np.zeros(0), np.zeros((0, table.shape[1]))
-    start = np.ones(min(table.shape), table.dtype)  # else the solver draws one
-    _, values, right = scipy.sparse.linalg.svds(table, k=number, v0=start)
+        return np.zeros(0, table.dtype), np.zeros((0, table.shape[1]), table.dtype)
+    if number < min(table.shape):
+        # Else the solver draws one. One of equal numbers would be nothing where rows or columns are centred.
+        start = np.random.default_rng(0).standard_normal(min(table.shape)).astype(table.dtype)
+        _, values, right = scipy.sparse.linalg.svds(table, k=number, v0=start)
+    else:
+        _, values, right = np.linalg.svd(table, full_matrices=False)
     largest_first = np.argsort(-values)
-    return values[largest_first], right[largest_first]
+    values, right = values[largest_first], right[largest_first]
+    largest = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
+    return values, right * np.sign(largest)

@@ -2,7 +2,7 @@
 
 A mixed model takes n^3 operations for n groups. Most of what it knows of a perturbation it has from the perturbation's
 own groups and from its single perturbations; what the others tell is known from some thousands of groups nearly as
-well as from all (docs/scaling.md). So above ``LARGEST`` groups the perturbations are dealt out, each with all its
+well as from all (docs/scaling.md). So above ``PORTION`` groups the perturbations are dealt out, each with all its
 groups, and time and memory grow as the number of groups does.
 """
 
@@ -17,18 +17,18 @@ from vcc_fm.cellsets.evidence import Evidence
 from vcc_fm.cellsets.kernels import Kernels
 from vcc_fm.cellsets.mixed_model import MixedModel, Predicted
 
-LARGEST = 4000
-"""Groups of a portion, about: minutes of a core on 18,080 genes."""
+PORTION = 4000
+"""Groups of one, about: minutes of a core on 18,080 genes."""
 
 
 class Portions:
-    """One mixed model up to ``LARGEST`` groups, or half as many again; above that several, fitted when asked.
+    """One mixed model up to ``PORTION`` groups, or half as many again; above that several, fitted when asked.
 
     Args:
         evidence: responses of the training groups.
         kernels: how alike perturbations are.
         fit: makes the model of a portion.
-        largest: see ``LARGEST``.
+        size: see ``PORTION``.
     """
 
     def __init__(
@@ -36,14 +36,19 @@ class Portions:
         evidence: Evidence,
         kernels: Kernels,
         fit: Callable[[Evidence, Kernels], MixedModel] = MixedModel,
-        largest: int = LARGEST,
+        size: int = PORTION,
     ):
         self.evidence, self.kernels, self._fit = evidence, kernels, fit
         self._labels = np.array([label for _, label in evidence.groups])
         names = np.unique(self._labels)
-        number = max(min(round(len(self._labels) / largest), len(names)), 1)
+        number = max(min(round(len(self._labels) / size), len(names)), 1)
         # Dealt like cards in the order of names, so that each portion is a sample of all.
         self._portion = {str(name): place % number for place, name in enumerate(names)}
+        # What a target gene does alone is known where it was measured alone, or else in combinations.
+        self._knows: dict[str, set[int]] = {}
+        for label, one in self._portion.items():
+            for gene in kernels.targets(label):
+                self._knows.setdefault(gene, set()).add(self._portion.get(gene, one))
         self._rows, self._models = dict[int, np.ndarray](), dict[int, MixedModel]()
 
     def __len__(self) -> int:
@@ -65,22 +70,24 @@ class Portions:
     def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray, float]:
         """As :meth:`MixedModel.predict`, of any perturbation in any context.
 
-        Of a perturbation without a training group the portion tells that has its single perturbations. Where several
-        portions have some, it does what its genes do, added up. Where none has any, the mean of all portions is taken,
-        and of their variances.
+        Of a perturbation without a training group those portions tell, in the mean, that know all its target genes,
+        but for genes that none knows. Where there is no such portion, it does what its genes do, added up, with what
+        all perturbations do only once; its deviation is that of a sum of independent effects.
         """
         if perturbation in self._portion:
             return self.model_of(perturbation).predict(context, perturbation)
         genes = self.kernels.targets(perturbation)
-        known = {self._portion[gene] for gene in genes if gene in self._portion}
-        if len(known) > 1:
-            each, share = [self.predict(context, gene) for gene in genes], 1
-        else:
-            each = [self._model(one).predict(context, perturbation) for one in known or range(len(self))]
-            share = len(each)
-        means, deviations, amplitudes = zip(*each, strict=True)
-        deviation = np.sqrt(np.square(deviations).sum(axis=0) / share)
-        return np.sum(means, axis=0) / share, deviation, float(np.sqrt(np.mean(np.square(amplitudes))))
+        known = [self._knows[gene] for gene in genes if gene in self._knows] or [set(range(len(self)))]
+        if portions := set.intersection(*known):
+            each = [self._model(one).predict(context, perturbation) for one in sorted(portions)]
+            means, deviations, amplitudes = (np.stack(one) for one in zip(*each, strict=True))
+            return means.mean(axis=0), np.sqrt(np.square(deviations).mean(axis=0)), float(amplitudes.mean())
+        each = [self.predict(context, gene) for gene in genes]
+        means, deviations, amplitudes = (np.stack(one) for one in zip(*each, strict=True))
+        amplitude = float(np.sqrt(np.mean(np.square(amplitudes))))
+        shared, _, mean_amplitude = self.predict(context, "")  # of a gene that is like no other
+        mean = means.sum(axis=0) - (amplitudes.sum() - amplitude) / mean_amplitude * shared
+        return mean.astype(np.float32), np.sqrt(np.square(deviations).sum(axis=0)), amplitude
 
     def left_out(self, perturbation: str, everywhere: bool) -> tuple[np.ndarray, Predicted]:
         """Signals of training groups as if they had not been measured.

@@ -43,6 +43,11 @@ def separator_of(recipe: Recipe, cells: CellStore) -> str:
 _LAST: dict[tuple[Any, ...], Dataset] = {}
 
 
+def forget_dataset() -> None:
+    """Give the memory of the last dataset back, and of all that was fitted to it."""
+    _LAST.clear()
+
+
 def load_dataset(
     recipe: Recipe, fold: int, finished: Callable[[Output], Path] = Output.require, asked: Iterable[str] = ()
 ) -> Dataset:
@@ -61,23 +66,23 @@ def load_dataset(
         UserError: a stage has not been run, or was run for another recipe; or as :func:`covered_genes`.
     """
     layout = Layout(recipe)
+    cells, proteins = CellStore(finished(layout.cells)), EmbeddingStore(finished(layout.proteins))
+    cell_vectors = EmbeddingStore(finished(layout.cell_embeddings))
+    finished(layout.splits)
+    unknown = sorted(set(asked) - set(cells.labels))
+    made = [(store.folder.resolve(), store.folder.stat().st_ino) for store in (cells, proteins, cell_vectors)]
     outputs = layout.cells, layout.proteins, layout.cell_embeddings, layout.splits
-    paths = [finished(output) for output in outputs]
-    made = [
-        (path.resolve(), path.stat().st_ino, output.fingerprint) for path, output in zip(paths, outputs, strict=True)
-    ]
     read = recipe.model_dump_json(include={"data": True, "embed": True, "decoder": {"unmeasured"}})
-    key = (*made, read, fold, tuple(sorted(asked)))
+    key = (*made, *(output.fingerprint for output in outputs), read, fold, *unknown)
     if key not in _LAST:
-        cells, proteins, cell_vectors = CellStore(paths[0]), EmbeddingStore(paths[1]), EmbeddingStore(paths[2])
-        _LAST.clear()
+        forget_dataset()
         _LAST[key] = Dataset(
             cells,
             cell_vectors,
             proteins,
             Split.read(layout.split(fold)),
             separator_of(recipe, cells),
-            covered_genes(recipe, cells, proteins, asked).found(),
+            covered_genes(recipe, cells, proteins, unknown).found(),
             recipe.embed.proteins.missing,
             recipe.embed.cells,
             unmeasured=recipe.decoder.unmeasured,

@@ -13,6 +13,7 @@ from vcc_fm.ground.files import read_json
 from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
+from vcc_fm.run.load import forget_dataset
 from vcc_fm.run.outputs import Output
 from vcc_fm.run.provenance import sections
 from vcc_fm.scoring.compare import Side, paired
@@ -30,6 +31,7 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
         UserError: the predictions are missing or were made from another recipe, or truth and predictions differ in
             genes or labels.
     """
+    forget_dataset()
     layout = Layout(recipe)
     entries = [Entry("model", "model", layout.predictions.require())]
     for name in recipe.score.baselines:
