@@ -97,15 +97,19 @@ class Portions:
             itself; or, ``everywhere``, of all groups of ``perturbation``, without these.
         """
         number = self._portion[perturbation]
-        model, own = self._model(number), [label for label, one in self._portion.items() if one == number]
-        rows = np.flatnonzero(np.isin(self._labels, perturbation if everywhere else own))
+        model, asked = self._model(number), [perturbation] if everywhere else self._own(number)
+        rows = np.flatnonzero(np.isin(self._labels, asked))
         inside = np.searchsorted(self._rows[number], rows)
         return rows, model.leave_together_out(inside) if everywhere else model.leave_one_out(inside)
+
+    def _own(self, number: int) -> list[str]:
+        """Perturbations of a portion."""
+        return [label for label, one in self._portion.items() if one == number]
 
     def _model(self, number: int) -> MixedModel:
         """Of a portion's perturbations, and of the single perturbations of its combinations."""
         if number not in self._models:
-            own = [label for label, one in self._portion.items() if one == number]
+            own = self._own(number)
             genes = [gene for label in own for gene in self.kernels.targets(label)]
             rows = np.flatnonzero(np.isin(self._labels, [*own, *genes]))
             evidence = self.evidence if len(rows) == len(self._labels) else self.evidence.of(rows)
