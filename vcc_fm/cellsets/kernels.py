@@ -88,8 +88,8 @@ def principal_features(vectors: Vectors, number: int) -> dict[str, np.ndarray]:
     if len(vectors) < 3:
         return {}
     table = np.stack(list(vectors.values())).astype(np.float64)
-    left, values, _ = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)
-    scores = (left * values)[:, :number]
+    table -= table.mean(axis=0)
+    scores = table @ principal_axes(table, number)[1].T
     scale = float(np.sqrt((scores**2).sum(axis=1).mean()))
     return dict(zip(vectors, scores / scale, strict=True)) if scale > 1e-12 else {}
 

@@ -78,12 +78,13 @@ class Portions:
             return self.model_of(perturbation).predict(context, perturbation)
         genes = self.kernels.targets(perturbation)
         known = [self._knows[gene] for gene in genes if gene in self._knows] or [set(range(len(self)))]
-        if portions := set.intersection(*known):
-            each = [self._model(one).predict(context, perturbation) for one in sorted(portions)]
-            means, deviations, amplitudes = (np.stack(one) for one in zip(*each, strict=True))
-            return means.mean(axis=0), np.sqrt(np.square(deviations).mean(axis=0)), float(amplitudes.mean())
-        each = [self.predict(context, gene) for gene in genes]
+        if portions := sorted(set.intersection(*known)):
+            each = [self._model(one).predict(context, perturbation) for one in portions]
+        else:
+            each = [self.predict(context, gene) for gene in genes]
         means, deviations, amplitudes = (np.stack(one) for one in zip(*each, strict=True))
+        if portions:
+            return means.mean(axis=0), np.sqrt(np.square(deviations).mean(axis=0)), float(amplitudes.mean())
         amplitude = float(np.sqrt(np.mean(np.square(amplitudes))))
         shared, _, mean_amplitude = self.predict(context, "")  # of a gene that is like no other
         mean = means.sum(axis=0) - (amplitudes.sum() - amplitude) / mean_amplitude * shared
