@@ -143,8 +143,9 @@ def test_every_engine_trains_the_same_model(
     engine, processes = name.split("-3")[0] if name == "DDP-3" else name, ENGINES[name].processes
     # Sharded or not, all parameters are counted.
     number = sum(parameter.numel() for parameter in load_decoder(one.folder / "base").parameters())
-    said = f"pretrain: {engine}, {processes} process(es) on cpu; a step is 12 sets, up to 72 cells; "
-    assert re.search(rf"{re.escape(said)}[\d,]+ of {number:,} parameters train", done.stdout), done.stdout
+    said = re.escape(f"train: {engine}, {processes} process(es) on cpu; a step is 12 sets, up to 72 cells; ")
+    assert re.search(rf"^pre{said}[\d,]+ of {number:,} parameters train", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(rf"^{said}5,\d+ of", done.stdout, re.MULTILINE), done.stdout
     run = Run(tmp_path / "out" / "runs" / "tiny")
     for phase in ("pretrain", "train"):
         assert len(one.losses(phase)) == 9
