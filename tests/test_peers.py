@@ -109,6 +109,7 @@ def test_the_others_are_not_blamed_for_the_silence_of_the_meeting_place() -> Non
     [
         (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"), True),
         (RuntimeError("NCCL error in: ncclRemoteError"), True),
+        (RuntimeError("wait timeout after 600000ms, keys: /attempt 1/here/0"), True),
         (RuntimeError("size (320) must match (0)"), False),
         (ValueError("gloo"), False),
     ],

@@ -159,6 +159,25 @@ def test_random_kills_change_no_bit_and_leave_no_process(
 
 
 @pytest.mark.slow
+def test_a_launcher_may_start_its_processes_again(tiny_recipe: Path, tmp_path: Path) -> None:
+    *start, script = launchers(2)[0]()
+    whole = Run(tiny_recipe, tmp_path / "whole", lambda: [*start, script], *LONG).finish()
+    run = Run(tiny_recipe, tmp_path / "killed", lambda: [*start, "--max_restarts", "4", script], *LONG)
+    with run.started() as process:
+        for step, rank in ((8, "1"), (24, "0"), (40, "1")):
+            while run.steps() < step:
+                assert process.poll() is None, (run.folder / "said").read_text()
+                time.sleep(0.02)
+            [worker] = [one for one in run.processes() if one.environ().get("RANK") == rank]
+            worker.kill()
+    said = (run.folder / "said").read_text()
+    assert process.returncode == 0, said
+    assert "fault of vcc-fm" not in said
+    killed = load_file(run.folder / "runs" / "tiny" / "model" / "model.safetensors")
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [0, 1], ids=["accelerate", "vcc-fm"])
 def test_a_silent_process_is_named_and_the_others_end(tiny_recipe: Path, tmp_path: Path, way: int) -> None:
     endless = [*LONG, "train.steps=100000", "train.eval_every=100000", "train.checkpoint_every=20", "lost_after=8"]

@@ -20,6 +20,7 @@ from types import TracebackType
 from torch.distributed import TCPStore
 
 from vcc_fm.ground.errors import TRY_AGAIN
+from vcc_fm.ground.processes import attempt
 
 BEAT = 2.0
 """Seconds between two signs of life."""
@@ -70,7 +71,7 @@ class Peers:
 
     def _beat(self) -> None:
         """Leave signs of life, and note when those of the others changed."""
-        key = "vcc_fm/alive/{}".format
+        key = f"vcc_fm/alive/{attempt()}/{{}}".format
         name = f"process {self._rank} ({socket.gethostname()}, pid {os.getpid()})"
         store, count, ended = None, 0, False
         while not ended:
@@ -114,6 +115,7 @@ def lost_connection(error: BaseException) -> bool:
     """Whether an error says that a process could not be reached, rather than that something is wrong here."""
     return isinstance(error, RuntimeError) and bool(
         re.search(
-            r"gloo|NCCL|[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|recvValue|sendBytes", str(error)
+            r"gloo|NCCL|[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|recvValue|sendBytes|wait timeout",
+            str(error),
         )
     )

@@ -10,15 +10,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from torch.distributed import PrefixStore, Store, TCPStore, register_rendezvous_handler
 
 from vcc_fm.ground.errors import UserError
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for each other."""
+MEETING = datetime.timedelta(minutes=10)
+"""How long processes that a launcher started again wait until all have come."""
+_AGAIN = "vcc-fm-again"
 
 
 def process_state() -> PartialState:
@@ -35,7 +40,33 @@ def process_state() -> PartialState:
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not here)
     # One process may work alone for hours (on a large file, on a slow disk), which is no fault of the others that
     # wait; one that is gone is noticed by its silence (ground/peers.py).
-    return PartialState(cpu=cpu, **({"timeout": PATIENCE} if several else {}))
+    options: dict[str, Any] = {"timeout": PATIENCE} if several else {}
+    if attempt() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        options["init_method"] = f"{_AGAIN}://"
+    return PartialState(cpu=cpu, **options)
+
+
+def attempt() -> int:
+    """How often the launcher has started its processes again (``--max_restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _meet_again(url: str, timeout: datetime.timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
+    """Meet in the launcher's store, apart from what earlier attempts left there.
+
+    The store outlives the processes, and torch 2.13 writes under the same names again: one that starts late reads the
+    address of a process that is gone.
+    """
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = PrefixStore(f"attempt {attempt()}", TCPStore(host, port, world, is_master=False, timeout=timeout))
+    store.set(f"here/{rank}", "")
+    # One that another node started another number of times does not come.
+    store.wait([f"here/{peer}" for peer in range(world)], MEETING)
+    yield store, rank, world
+
+
+register_rendezvous_handler(_AGAIN, _meet_again)
 
 
 def leave_a_core_to_the_loader() -> None:

@@ -139,22 +139,23 @@ def script_main(
     try:
         recipe = load_any(arguments.recipe, arguments.overrides)
         folders = begin(recipe)
-        state = process_state()
-        console = Console(quiet=arguments.quiet or not state.is_main_process)
         with ExitStack() as stack:
-            if state.num_processes > 1:
-                peers = stack.enter_context(Peers(state.process_index, state.num_processes, recipe.lost_after))
-            if state.is_main_process and not arguments.launched:
-                patience = A_DAY if state.num_processes == 1 else PATIENCE_OF_PEERS
-                for folder in folders:
-                    stack.enter_context(sole_writer(folder, console, patience))
-            state.wait_for_everyone()
             try:
+                state = process_state()
+                console = Console(quiet=arguments.quiet or not state.is_main_process)
+                if state.num_processes > 1:
+                    peers = stack.enter_context(Peers(state.process_index, state.num_processes, recipe.lost_after))
+                if state.is_main_process and not arguments.launched:
+                    patience = A_DAY if state.num_processes == 1 else PATIENCE_OF_PEERS
+                    for folder in folders:
+                        stack.enter_context(sole_writer(folder, console, patience))
+                state.wait_for_everyone()
                 action(recipe, console)
             except RuntimeError as error:
-                if peers is None or not lost_connection(error):
+                if os.environ.get("WORLD_SIZE", "1") == "1" or not lost_connection(error):
                     raise
-                raise TryAgain(peers.lost() or f"the connection to another process broke ({error})") from error
+                found = peers.lost() if peers is not None else None
+                raise TryAgain(found or f"the connection to another process broke ({error})") from error
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - the last frame: a fault is shown in one line and has its own exit code
