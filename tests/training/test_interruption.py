@@ -212,33 +212,62 @@ VCC_FM = """#!/bin/bash
 [[ " $* " == *" --only "* ]] || { echo done >> "$QUEUE"; exit 0; }
 exec "$PYTHON" -m vcc_fm "$@"
 """
+ACCELERATE = """#!/bin/bash
+cd "$ROOT"
+exec "$PYTHON" -m accelerate.commands.launch "${@:2}"
+"""
+
+
+class Cluster:
+    """Without Slurm: srun runs what it is given, scontrol notes what it is asked."""
+
+    def __init__(self, folder: Path, vcc_fm: str, accelerate: str):
+        programs, self.folder, self.queue = folder / "programs", folder, folder / "queue"
+        programs.mkdir()
+        for name, text in {"srun": SRUN, "scontrol": SCONTROL, "vcc-fm": vcc_fm, "accelerate": accelerate}.items():
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        self._environment = ENVIRONMENT | {
+            **{"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": sys.executable, "QUEUE": str(self.queue)},
+            **{"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1", "SLURM_NODEID": "0"},
+            **{"SLURM_GPUS_ON_NODE": "2", "MOST_LOST": "1", "ROOT": str(ROOT)},
+            "CONFIG": str(ROOT / "recipes/accelerate/multinode.yaml"),
+        }
+
+    def job(self, recipe: Path) -> subprocess.Popen[str]:
+        command = ["bash", str(ROOT / "recipes/slurm/train.sbatch"), str(recipe)]
+        with (self.folder / "said").open("a") as said:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self._environment, stdout=said, stderr=said, text=True
+            )
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_a_slurm_job_hears_its_signal_in_every_stage(tmp_path: Path, stage: str) -> None:
+    stays = f'#!/bin/bash\n[[ "$*" != *{stage}* ]] || {{ touch here; exec sleep 60; }}\n'
+    cluster = Cluster(tmp_path, stays, stays)
+    job = cluster.job(tmp_path / "r.yaml")
+    until = time.monotonic() + 30
+    while not (tmp_path / "here").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == 0
+    assert cluster.queue.read_text() == "requeue 7\n"
+
+
+def test_a_slurm_job_is_queued_again_after_so_many_failures(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "#!/bin/bash\n", "#!/bin/bash\nexit 1\n")
+    assert [cluster.job(tmp_path / "r.yaml").wait(30) for _ in range(3)] == [0, 1, 1]
+    assert cluster.queue.read_text() == "requeue 7\n"
 
 
 @pytest.mark.slow
 def test_the_slurm_job_is_queued_again_and_goes_on(tiny_recipe: Path, tmp_path: Path) -> None:
-    # Without Slurm: srun runs what it is given, scontrol notes what it is asked.
     run = Run(tiny_recipe, tmp_path / "out", list, *LONG, "train.steps=400", "train.checkpoint_every=1000")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(load_recipe(tiny_recipe, run._arguments[1:]).model_dump_json())
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    accelerate = f'#!/bin/bash\nexec "{sys.executable}" -m accelerate.commands.launch "${{@:2}}"\n'
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "vcc-fm": VCC_FM, "accelerate": accelerate}.items():
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    queue = tmp_path / "queue"
-    environment = ENVIRONMENT | {
-        **{"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": sys.executable, "QUEUE": str(queue)},
-        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1", "SLURM_NODEID": "0"},
-        "SLURM_GPUS_ON_NODE": "2",
-    }
-    command = ["bash", str(ROOT / "recipes/slurm/train.sbatch"), str(recipe)]
-
-    def job() -> subprocess.Popen[str]:
-        with (tmp_path / "said").open("a") as said:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, text=True)
-
-    first = job()
+    cluster = Cluster(tmp_path, VCC_FM, ACCELERATE)
+    queue, first = cluster.queue, cluster.job(recipe)
     while run.steps() < 40:
         assert first.poll() is None, (tmp_path / "said").read_text()
         time.sleep(0.05)
@@ -247,6 +276,6 @@ def test_the_slurm_job_is_queued_again_and_goes_on(tiny_recipe: Path, tmp_path: 
     assert queue.read_text() == "requeue 7\n"
     checkpoints = list((run.folder / "runs" / "tiny" / "training" / "train" / "checkpoints").glob("step-*"))
     assert len(checkpoints) == 1
-    assert job().wait(300) == 0, (tmp_path / "said").read_text()
+    assert cluster.job(recipe).wait(300) == 0, (tmp_path / "said").read_text()
     assert queue.read_text() == "requeue 7\ndone\n"
     assert (run.folder / "runs" / "tiny" / "model" / "model.safetensors").exists()
