@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vcc_fm.ground.files import whole_file
 from vcc_fm.training.checkpoint import read_log
 
 
@@ -33,9 +34,9 @@ class TrainingLog:
         self._begin = time.perf_counter()
         self._first = resumed
         if self._main:
-            folder.mkdir(parents=True, exist_ok=True)
             kept = read_log(self.path, resumed)
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            with whole_file(self.path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=not (self._main and console.is_terminal))
         self._task = self._bar.add_task(phase, total=steps, completed=resumed)
