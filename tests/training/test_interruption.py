@@ -203,7 +203,18 @@ def test_a_silent_process_is_named_and_the_others_end(tiny_recipe: Path, tmp_pat
 
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
-exec "$@"
+"$@" &
+echo $! > "$QUEUE.step"
+trap 'kill -KILL $!' TERM  # as Slurm's own
+wait $!
+"""
+SCANCEL = """#!/bin/bash
+exec "$PYTHON" -c '
+import psutil, signal, sys
+step = psutil.Process(int(open(sys.argv[1]).read()))
+for one in [*step.children(recursive=True), step]:
+    one.send_signal(signal.SIGUSR1)
+' "$QUEUE.step"
 """
 SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$QUEUE"; fi
@@ -219,12 +230,13 @@ exec "$PYTHON" -m accelerate.commands.launch "${@:2}"
 
 
 class Cluster:
-    """Without Slurm: srun runs what it is given, scontrol notes what it is asked."""
+    """Without Slurm: srun runs what it is given, scancel signals all of that, scontrol notes what it is asked."""
 
     def __init__(self, folder: Path, vcc_fm: str, accelerate: str):
         programs, self.folder, self.queue = folder / "programs", folder, folder / "queue"
         programs.mkdir()
-        for name, text in {"srun": SRUN, "scontrol": SCONTROL, "vcc-fm": vcc_fm, "accelerate": accelerate}.items():
+        slurm = {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL}
+        for name, text in {**slurm, "vcc-fm": vcc_fm, "accelerate": accelerate}.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
         self._environment = ENVIRONMENT | {
@@ -244,7 +256,11 @@ class Cluster:
 
 @pytest.mark.parametrize("stage", ["prepare", "train"])
 def test_a_slurm_job_hears_its_signal_in_every_stage(tmp_path: Path, stage: str) -> None:
-    stays = f'#!/bin/bash\n[[ "$*" != *{stage}* ]] || {{ touch here; exec sleep 60; }}\n'
+    # A launcher that is deaf to the signal, and a process of it that is not, as each worker.
+    hears = (
+        f'import signal; signal.signal(signal.SIGUSR1, signal.SIG_DFL); open("here", "w"); signal.pause() # {stage}'
+    )
+    stays = f'#!/bin/bash\n[[ "$*" != *{stage}* ]] || {{ "$PYTHON" -c \'{hears}\'; exit 1; }}\n'
     cluster = Cluster(tmp_path, stays, stays)
     job = cluster.job(tmp_path / "r.yaml")
     until = time.monotonic() + 30
