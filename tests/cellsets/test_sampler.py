@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_screens import CONTROL, Screen, dataset_of, screen, store_of
 
+from vcc_fm.cellsets import sampler as sampler_module
 from vcc_fm.cellsets.assembler import Assembler, Vocabulary
 from vcc_fm.cellsets.sampler import CellSet, SetSampler, control_sets
 
@@ -307,3 +308,20 @@ def test_threads_may_ask_for_sets_of_different_epochs(tmp_path):
         for _ in range(10):
             for one, other in zip(alone, threads.map(lambda epoch: epoch_of(sampler, epoch), epochs), strict=True):
                 same(one, other)
+
+
+def test_an_epoch_is_drawn_once_however_threads_read_over_its_end(tmp_path, monkeypatch):
+    sizes = {("K", batch, label): 200 for batch in "12" for label in (CONTROL, "A", "B", "C")}
+    data = dataset_of(store_of(tmp_path, sized(sizes)))
+    sampler, drawn = SetSampler(data, data.split.groups("train"), 4, 0), []
+    make = sampler_module._Epoch
+    monkeypatch.setattr(
+        sampler_module, "_Epoch", lambda seed, number, *more: drawn.append(number) or make(seed, number, *more)
+    )
+    end = len(sampler)
+    for ahead in range(8):  # in the order of two threads, one on each side
+        for position in (end - 8 + ahead, end + ahead):
+            sampler[position]
+    assert drawn == [0, 1]
+    sampler[end + end // 2]
+    assert list(sampler._epochs) == [1]  # what is drawn takes 8 bytes a cell

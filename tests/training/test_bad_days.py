@@ -142,6 +142,68 @@ def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny, monkeypatch: pytest.Mon
         assert all(torch.equal(value, again[name]) for name, value in whole.items()), what
 
 
+def test_what_was_passed_over_takes_no_place_of_a_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = tiny(*EVERY, "pretrain.keep_checkpoints=1", validation=True)
+    checkpoints = fresh(recipe)
+    stop_after(3, recipe, data, monkeypatch)
+    for step in (500, 700):
+        shutil.copytree(checkpoints / "step-00000002", checkpoints / f"step-{step:08d}")
+    stop_after(3, recipe, data, monkeypatch)
+    assert [path.name for path in checkpoints.glob("step-*")] == ["step-00000004"]
+
+
+def test_no_whole_checkpoint_is_not_a_start_from_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = tiny(*EVERY, validation=True)
+    checkpoints = fresh(recipe)
+    stop_after(5, recipe, data, monkeypatch)
+    for path in checkpoints.glob("step-*"):
+        flip(path / "optimizer.bin")
+    before = sorted(checkpoints.rglob("*"))
+    with pytest.raises(UserError, match=r"no checkpoint is whole \(step-00000004 .*; step-00000002 .*\); put back"):
+        train_decoder(recipe, data, "pretrain")
+    assert sorted(checkpoints.rglob("*")) == before
+
+
+def test_another_recipe_costs_no_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = tiny(*EVERY, validation=True)
+    checkpoints = fresh(recipe)
+    stop_after(5, recipe, data, monkeypatch)
+    before = sorted(path.relative_to(checkpoints) for path in checkpoints.rglob("*"))
+    other, said = tiny(*EVERY, "pretrain.lr=0.04", validation=True)[0], Console(record=True, width=200)
+    train_decoder(other, data, "pretrain", said)
+    aside = checkpoints.parent.with_name("pretrain.aside")
+    assert f"checkpoints of another recipe are set aside in {aside}" in said.export_text(clear=False)
+    assert "pretrain 0/8" in said.export_text()
+    assert sorted(path.relative_to(aside / "checkpoints") for path in (aside / "checkpoints").rglob("*")) == before
+    train_decoder(recipe, data, "pretrain", said)
+    text = said.export_text()
+    assert "pretrain 6/8 validation" in text
+    assert "pretrain 0/8" not in text  # it went on
+    assert aside.exists()
+    shutil.rmtree(aside)
+
+
+def test_a_run_goes_on_with_other_micro_batches(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = tiny(*EVERY, "pretrain.checkpoint_every=1", validation=True)
+    fresh(recipe)
+    train_decoder(recipe, data, "pretrain")
+    whole = load_file(Layout(recipe).decoder(0, "pretrain").path / "model.safetensors")
+    fresh(recipe)
+    # An odd number of micro-batches, and then two a step.
+    stop_after(3, recipe, data, monkeypatch)
+    sets = recipe.phases["pretrain"].batch_sets
+    assert sets % 2 == 0
+    said = Console(record=True, width=200)
+    again, data = tiny(*EVERY, "pretrain.checkpoint_every=1", f"pretrain.micro_sets={sets // 2}", validation=True)
+    train_decoder(again, data, "pretrain", said)
+    text = said.export_text()
+    assert "pretrain 8/8 train" in text
+    assert "pretrain 0/8" not in text  # it went on
+    resumed = load_file(Layout(again).decoder(0, "pretrain").path / "model.safetensors")
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_flipped_bit_of_a_checkpoint_or_a_model_is_seen_wherever_it_is(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +258,7 @@ def test_best_weights_are_verified_and_kept_as_long_as_a_checkpoint_names_them(
     monkeypatch.setattr(loop.Trainer, "evaluate", lambda *_: {"loss": 1e9})
     for file in checkpoints.glob("best-*.safetensors"):
         flip(file)
-    with pytest.raises(UserError, match=r"best weights of this phase are missing or damaged; remove"):
+    with pytest.raises(UserError, match=r"no checkpoint is whole \(step-00000006 is .* best weights .* damaged"):
         train_decoder(recipe, data, "pretrain")
 
 

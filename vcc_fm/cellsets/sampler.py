@@ -73,6 +73,30 @@ class Sets(ABC):
         return [self[step * batch_sets + i] for i in range(batch_sets)[share]]
 
 
+class _Epoch:
+    """What is drawn for the sets of one epoch.
+
+    Attributes:
+        number: of the epoch.
+        order: [sets] positions in the sampler's list of them.
+        hidden: [sets, 2] bool, whether codes, and whether responses, are hidden.
+        noise_seed: [sets] int64.
+        place: [sets] between 0 and 1, where a set begins in the controls of its batches.
+        passes: number of a pass and a group -> the order of its cells; drawn when first wanted.
+        controls: the controls of all batches, each in the epoch's order where ``batches`` says that it is drawn.
+    """
+
+    def __init__(self, seed: int, number: int, sets: int, dropout: tuple[float, float], pools: list[np.ndarray]):
+        self.number = number
+        self.order = np.random.default_rng([seed, number, 0]).permutation(sets)
+        rng = np.random.default_rng([seed, number, 2])
+        self.hidden = rng.random((sets, 2)) < dropout
+        self.noise_seed = rng.integers(2**62, size=sets)
+        self.place = rng.random(sets)
+        self.passes = dict[tuple[int, int], np.ndarray]()
+        self.controls, self.batches = np.empty(sum(map(len, pools)), np.int64), np.zeros(len(pools), bool)
+
+
 class SetSampler(Sets):
     """An endless, addressable stream of cell sets over the measured cells of some groups.
 
@@ -114,30 +138,26 @@ class SetSampler(Sets):
         self._pools = self._control_pools()
         self._pool_size = np.array([len(pool) for pool in self._pools])
         self._pool_start = np.cumsum(self._pool_size) - self._pool_size
-        self._controls = np.empty(self._pool_size.sum(), np.int64)
         # A group of n cells gives ceil(n / S) sets of nearly equal size: no cell is left out or drawn twice.
         self._parts = [-(-len(rows) // set_size) for rows in self._rows]
         weight = [1.0 if weights is None else weights.get(group, 1.0) for group in groups]
         taken = [max(1, round(parts * w)) for parts, w in zip(self._parts, weight, strict=True)]
         self._sets = [(group, item, number) for group, number in enumerate(taken) for item in range(number)]
-        self._epoch = -1
+        self._epochs = dict[int, _Epoch]()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._sets)
 
-    def _begin(self, epoch: int) -> None:
-        """Draw what an epoch's sets need; the order of a group's cells and of a batch's controls when first wanted."""
-        if self._epoch != epoch:
-            number = len(self._sets)
-            self._epoch = epoch
-            self._set_order = np.random.default_rng([self.seed, epoch, 0]).permutation(number)
-            self._passes: dict[tuple[int, int], np.ndarray] = {}
-            rng = np.random.default_rng([self.seed, epoch, 2])
-            self._hidden = rng.random((number, 2)) < [self.code_dropout, self.response_dropout]
-            self._noise_seed = rng.integers(2**62, size=number)
-            self._place = rng.random(number)
-            self._drawn = np.zeros(len(self._pools), bool)
+    def _drawn(self, epoch: int, offset: int) -> _Epoch:
+        """What is drawn for an epoch. The one before stays for a tenth of it: threads that read ahead ask for both."""
+        if epoch not in self._epochs:
+            dropout = self.code_dropout, self.response_dropout
+            beside = {number: drawn for number, drawn in self._epochs.items() if abs(number - epoch) == 1}
+            self._epochs = beside | {epoch: _Epoch(self.seed, epoch, len(self._sets), dropout, self._pools)}
+        elif offset > len(self._sets) / 10:
+            self._epochs.pop(epoch - 1, None)
+        return self._epochs[epoch]
 
     def _control_pools(self) -> list[np.ndarray]:
         """Rows of each batch's control cells; of those of its context where it has none."""
@@ -146,50 +166,50 @@ class SetSampler(Sets):
         instead = [self.data.context_controls[cells.contexts[code]] for code in context]
         return [self.data.control_rows.get(batch, pool) for batch, pool in enumerate(instead)]
 
-    def _part(self, number: int, group: int, part: int) -> np.ndarray:
+    def _part(self, drawn: _Epoch, number: int, group: int, part: int) -> np.ndarray:
         """The rows of a group's set ``part`` in pass ``number``."""
         key = number, group
-        if key not in self._passes:
+        if key not in drawn.passes:
             rows = np.random.default_rng([self.seed, number, 1, group]).permutation(self._rows[group])
-            self._passes[key] = rows
+            drawn.passes[key] = rows
         size, longer = divmod(len(self._rows[group]), self._parts[group])
         start = part * size + min(part, longer)
-        return self._passes[key][start : start + size + (part < longer)]
+        return drawn.passes[key][start : start + size + (part < longer)]
 
     def __getitem__(self, position: int) -> CellSet:
-        with self._lock:  # of what is drawn for one epoch at a time
+        with self._lock:  # of what is drawn
             return self._set(*divmod(position, len(self._sets)))
 
     def _set(self, epoch: int, offset: int) -> CellSet:
-        self._begin(epoch)
-        group, item, taken = self._sets[self._set_order[offset]]
+        drawn = self._drawn(epoch, offset)
+        group, item, taken = self._sets[drawn.order[offset]]
         pass_, part = divmod(epoch * taken + item, self._parts[group])
-        measured = self._part(pass_, group, part)
+        measured = self._part(drawn, pass_, group, part)
         context, perturbation = self.groups[group]
         return CellSet(
             context,
             perturbation,
-            self._matching_controls(epoch, measured, self._place[offset]),
+            self._matching_controls(drawn, measured, drawn.place[offset]),
             measured,
-            bool(self._hidden[offset, 0]),
-            bool(self._hidden[offset, 1]),
-            int(self._noise_seed[offset]),
+            bool(drawn.hidden[offset, 0]),
+            bool(drawn.hidden[offset, 1]),
+            int(drawn.noise_seed[offset]),
         )
 
-    def _matching_controls(self, epoch: int, measured: np.ndarray, place: float) -> np.ndarray:
+    def _matching_controls(self, drawn: _Epoch, measured: np.ndarray, place: float) -> np.ndarray:
         """One control cell of the same batch for each measured cell; of the context where the batch has none.
 
         A batch's controls are put in a new order every epoch; a set takes a run of them from its own random place on,
         from the end back to the beginning: none twice, unless the batch has fewer than the set needs.
         """
         batches = self.data.cells.batch[measured]
-        if not self._drawn[batches].all():
-            for batch in set(batches[~self._drawn[batches]].tolist()):
+        if not drawn.batches[batches].all():
+            for batch in set(batches[~drawn.batches[batches]].tolist()):
                 start, end = self._pool_start[batch], self._pool_start[batch] + self._pool_size[batch]
-                rng = np.random.default_rng([self.seed, epoch, 3, batch])
-                self._controls[start:end] = rng.permutation(self._pools[batch])
-                self._drawn[batch] = True
-        return _in_turn(batches, place, self._controls, self._pool_start, self._pool_size)
+                rng = np.random.default_rng([self.seed, drawn.number, 3, batch])
+                drawn.controls[start:end] = rng.permutation(self._pools[batch])
+                drawn.batches[batch] = True
+        return _in_turn(batches, place, drawn.controls, self._pool_start, self._pool_size)
 
     def scarce_controls(self) -> dict[str, int]:
         """Batches with fewer control cells than a set may need, and how many; a set then shows some of them twice."""

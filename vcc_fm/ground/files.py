@@ -78,6 +78,16 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_whole(final: Path) -> None:
+    """Remove a folder that is whole or absent, so that it is the one or the other when this process is killed."""
+    final = followed(final)
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def remove_leftovers(final: Path) -> None:
     """Remove what a killed writer of a folder that is whole now left beside it, such as the folder before."""
     for end in ("partial", "old"):

@@ -29,6 +29,8 @@ CALIBRATED = 2
 """The same of effect scales alone."""
 
 SILENT_KEYS = {"log_every", "prefetch", "processes", "tracker", "keep_checkpoints", "checkpoint_every"}
+SILENT_KEYS |= {"micro_sets", "gradient_checkpointing", "compile"}
+"""Of training, what changes numbers by rounding at the most: where it changes a run goes on, and a decoder stays."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def train_slides(phase: Phase[BackboneSettings], data: PatchData, work: Path, fi
     name, config = phase.name, phase.config
     if config.select != "loss":
         raise UserError(f"train.select={config.select}: a recipe on slides chooses by loss; its ranks are what scores")
-    with begun(phase, work) as accelerator:
+    with begun(phase, work, console) as accelerator:
         start, rows, held = start_of(data), data.rows("train"), data.rows("validation")
         said = f"{len(rows):,} nuclei, {len(held):,} to validate, {len(data.genes)} genes"
         console.print(f"{name}: {said}", soft_wrap=True)

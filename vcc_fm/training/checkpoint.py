@@ -59,7 +59,9 @@ class Checkpoints:
                 written_by = {"engine": engine_of(self.accelerator), "processes": self.accelerator.num_processes}
                 write_sealed(partial / "progress.json", {"step": step, "files": files, **written_by, **state})
         if main:
-            for old in self._newest_first()[self.keep :]:
+            # Later ones were passed over: counted among those to keep, they would take the place of whole ones.
+            kept, later = self._newest_first(), sum(_step_of(path) > step for path in self._newest_first())
+            for old in kept[:later] + kept[later + self.keep :]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
@@ -67,17 +69,18 @@ class Checkpoints:
         """Load the newest whole checkpoint into what Accelerate has prepared; all processes call it.
 
         Returns:
-            Its ``progress.json``, or None where there is no whole one; why newer ones were passed over.
+            Its ``progress.json``, or None where there is no checkpoint; why newer ones were passed over.
 
         Raises:
-            UserError: another engine wrote it, or as many processes as do not share its parts now.
+            UserError: another engine wrote it, or as many processes as do not share its parts now; or there are
+                checkpoints, and none is whole.
         """
         found: list[Any] = [None, None, []]
         if self.accelerator.is_main_process:
             for path in self._newest_first():
                 try:
                     progress = read_sealed(path / "progress.json", f"remove {path}")
-                    fault = _fault(path, progress)
+                    fault = _fault(path, progress) or self._best_fault(progress)
                 except UserError as error:
                     fault = str(error)
                 if fault is None:
@@ -88,7 +91,25 @@ class Checkpoints:
         if path is not None:
             self._check_engine(path, progress)
             self.accelerator.load_state(str(path))
+            # It counts micro-batches, of which a step may have another number now. A checkpoint is between two steps.
+            self.accelerator.step = 0
+        elif passed_over:
+            # Perhaps the disk is at fault. From the start, they would be written over.
+            raise UserError(
+                f"{self.folder}: no checkpoint is whole ({'; '.join(passed_over)}); put back what is missing and run "
+                "again, or remove the folder to train from the start"
+            )
         return progress, passed_over
+
+    def _best_fault(self, progress: dict[str, Any]) -> str | None:
+        """What is wrong with the best weights that a checkpoint names; None where they are whole, or not named."""
+        if progress["selection"] is None:
+            return None
+        try:
+            self.best(progress["selection"]["best_step"], progress["selection"]["best_sha256"])
+        except UserError as error:
+            return str(error)
+        return None
 
     def _check_engine(self, path: Path, progress: dict[str, Any]) -> None:
         """A checkpoint of whole weights is anybody's; one in parts is read by those who wrote it."""
@@ -144,8 +165,8 @@ class Checkpoints:
         file = self._best(step)
         if not file.is_file() or sha256_file(file) != sha256:
             raise UserError(
-                f"{file}: the best weights of this phase are missing or damaged; remove {self.folder.parent} and "
-                "train again"
+                f"{file}: the best weights of this phase are missing or damaged; put them back, or run again to go on "
+                "from a checkpoint whose best weights are whole"
             )
         return file
 

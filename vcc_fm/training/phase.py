@@ -27,7 +27,7 @@ from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.four_bit import is_4_bit
 from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder, SetDecoder
-from vcc_fm.ground.files import empty_folder, read_json, whole_folder, write_json
+from vcc_fm.ground.files import empty_folder, followed, read_json, remove_whole, whole_folder, write_json
 from vcc_fm.ground.processes import spare_cores
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
@@ -61,7 +61,7 @@ class Phase(Generic[Settings]):
         run: name of the recipe.
         recipe: the resolved recipe as JSON, saved beside the decoder.
         recipe_fingerprint: its fingerprint.
-        fingerprint: of everything that the decoder depends on; checkpoints of another are thrown away.
+        fingerprint: of everything that the decoder depends on; checkpoints of another are set aside.
         untrained: folder of a base that this recipe pretrained, whose untrained decoder the model should beat.
     """
 
@@ -98,7 +98,7 @@ def train_phase(
     Raises:
         UserError: there is nothing to train on, or the settings do not fit the data or the processes.
     """
-    with begun(phase, work) as accelerator:
+    with begun(phase, work, console) as accelerator:
         trainer, finished = _trainer(phase, data, work, accelerator, console, judge)
         weights = trainer.run()
         accelerator.wait_for_everyone()
@@ -106,18 +106,20 @@ def train_phase(
             trained = finished(weights)
             trust = _trust(phase, trainer, _inner(trained))
             save(phase, trained, trainer.selection, final, console, trust, data.cells.meta["simulated"])
-            shutil.rmtree(work / EXPECTED, ignore_errors=True)
+            remove_whole(work / EXPECTED)
 
 
 @contextmanager
-def begun(phase: Phase, work: Path) -> Iterator[Accelerator]:
-    """What a phase computes with; checkpoints of another in ``work`` are thrown away.
+def begun(phase: Phase, work: Path, console: Console) -> Iterator[Accelerator]:
+    """What a phase computes with; checkpoints of another in ``work`` are set aside.
 
     Raises:
         UserError: as :func:`make_accelerator`.
     """
     accelerator = make_accelerator(phase.config, work, phase.name)
-    _claim(work, phase.fingerprint, accelerator)
+    if accelerator.is_main_process:
+        _claim(work, phase, console)
+    accelerator.wait_for_everyone()
     if phase.config.tracker != "none":
         accelerator.init_trackers(f"{phase.run}-{phase.name}")
     yield accelerator
@@ -278,15 +280,38 @@ def save(
         save_decoder(trained, partial, {"recipe.json": phase.recipe, "training.json": record})
 
 
-def _claim(folder: Path, fingerprint: str, accelerator: Accelerator) -> None:
-    """Throw away checkpoints and log lines of another recipe."""
-    owner = folder / "owner.json"
-    if accelerator.is_main_process and not (owner.exists() and read_json(owner)["fingerprint"] == fingerprint):
-        # First of all the claim: a stop in the middle must not leave half a checkpoint under its old owner.
-        owner.unlink(missing_ok=True)
+def _claim(folder: Path, phase: Phase[BackboneSettings], console: Console) -> None:
+    """Set aside checkpoints and log of another recipe, and take back those of this one that it set aside.
+
+    The other recipe may be this one with a key that is tried, or with a base that is out of reach for a while. One is
+    kept beside, the last.
+    """
+    folder = followed(folder)
+    aside, moved = (folder.with_name(f"{folder.name}.{end}") for end in ("aside", "moved"))
+    if _owner(folder) == phase.fingerprint:
+        return
+    ours = next((path for path in (moved, aside) if _owner(path) == phase.fingerprint), None)
+    if ours is None:
+        shutil.rmtree(moved, ignore_errors=True)
+    elif ours == aside:
+        aside.rename(moved)
+    if any(folder.glob("checkpoints/step-*")):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        said = f"{phase.name}: checkpoints of another recipe are set aside in {aside}; that recipe takes them back"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    if ours is None:
         empty_folder(folder)
-        write_json(owner, {"fingerprint": fingerprint})
-    accelerator.wait_for_everyone()
+        write_json(folder / "owner.json", {"fingerprint": phase.fingerprint})
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        moved.rename(folder)
+
+
+def _owner(folder: Path) -> str | None:
+    """Fingerprint of the phase whose checkpoints a folder holds; None where nobody's."""
+    owner = folder / "owner.json"
+    return read_json(owner)["fingerprint"] if owner.exists() else None
 
 
 def _beside_untrained(base: Path, selection: Selection | None) -> list[str]:
