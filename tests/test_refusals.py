@@ -254,6 +254,7 @@ REFUSALS: dict[str, tuple[int, int, str]] = {
     "training.accelerator.make_accelerator": (0, 2, "machine"),
     "training.checkpoint.Checkpoints._check_engine": (0, 1, "machine"),
     "training.checkpoint.Checkpoints.best": (0, 1, "made"),
+    "training.checkpoint.Checkpoints.resume": (0, 1, "made"),
     "training.checkpoint.Checkpoints.save_best": (0, 1, "values"),
     "training.loop.Trainer._not_finite": (0, 1, "values"),
 }

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from program import train_decoder
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.ground.errors import UserError
@@ -181,6 +182,20 @@ def test_another_recipe_costs_no_checkpoint(tiny: Tiny, monkeypatch: pytest.Monk
     assert "pretrain 0/8" not in text  # it went on
     assert aside.exists()
     shutil.rmtree(aside)
+
+
+@pytest.mark.parametrize("stopped", [1, 5])
+def test_a_run_that_goes_on_has_one_curve(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, stopped: int) -> None:
+    recipe, data = tiny(*EVERY, "pretrain.log_every=1", "pretrain.tracker=tensorboard", validation=True)
+    folder = fresh(recipe).parent
+    stop_after(stopped, recipe, data, monkeypatch)
+    train_decoder(recipe, data, "pretrain")
+    log = [(line["split"], line["step"]) for line in read_log(folder / "metrics.jsonl")]
+    assert len(log) == len(set(log))
+    told = EventAccumulator(str(next(folder.rglob("events.out.*")).parent))
+    told.Reload()
+    for split, first, every in (("train", 1, 1), ("validation", 0, 2)):
+        assert [one.step for one in told.Scalars(f"{split}/likelihood")] == list(range(first, 9, every))
 
 
 def test_a_run_goes_on_with_other_micro_batches(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -121,7 +122,7 @@ def begun(phase: Phase, work: Path, console: Console) -> Iterator[Accelerator]:
         _claim(work, phase, console)
     accelerator.wait_for_everyone()
     if phase.config.tracker != "none":
-        accelerator.init_trackers(f"{phase.run}-{phase.name}")
+        accelerator.init_trackers(f"{phase.run}-{phase.name}", init_kwargs=_one_curve(work))
     yield accelerator
     accelerator.wait_for_everyone()
     # Not `end_training`, which would also part the processes that the next phase needs together.
@@ -302,10 +303,19 @@ def _claim(folder: Path, phase: Phase[BackboneSettings], console: Console) -> No
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     if ours is None:
         empty_folder(folder)
-        write_json(folder / "owner.json", {"fingerprint": phase.fingerprint})
+        write_json(folder / "owner.json", {"fingerprint": phase.fingerprint, "run": uuid.uuid4().hex})
     else:
         shutil.rmtree(folder, ignore_errors=True)
         moved.rename(folder)
+
+
+def _one_curve(work: Path) -> dict[str, dict[str, Any]]:
+    """What trackers are told so that a run that goes on has one curve: from its checkpoint on it is drawn anew."""
+    steps = [int(path.name[5:]) for path in work.glob("checkpoints/step-*") if path.name[5:].isdigit()]
+    return {
+        "tensorboard": {"purge_step": max(steps) + 1 if steps else 0},
+        "wandb": {"id": read_json(work / "owner.json")["run"], "resume": "allow"},
+    }
 
 
 def _owner(folder: Path) -> str | None:

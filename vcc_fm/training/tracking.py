@@ -34,7 +34,8 @@ class TrainingLog:
         self._begin = time.perf_counter()
         self._first = resumed
         if self._main:
-            kept = read_log(self.path, resumed)
+            # From the start, what it told of step 0 is told again.
+            kept = read_log(self.path, resumed) if resumed else []
             with whole_file(self.path) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
