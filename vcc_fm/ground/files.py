@@ -164,7 +164,8 @@ def one_writer(final: Path, wait_seconds: float = 24 * 3600) -> Iterator[None]:
             yield
     except Timeout:
         raise UserError(
-            f"{final}: another run has been writing it for {wait_seconds:.0f} s; wait for it or stop it"
+            f"{final}: another run has been writing it for {wait_seconds:.0f} s; wait for it or stop it "
+            f"(where none is left, on a disk that keeps locks as files, remove {lock})"
         ) from None
 
 
