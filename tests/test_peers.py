@@ -104,6 +104,16 @@ def test_the_others_are_not_blamed_for_the_silence_of_the_meeting_place() -> Non
     assert "process 1 (host, pid 1) has been silent for 12 s" in str(one._silent(10.0))
 
 
+def test_the_others_are_not_blamed_for_the_time_that_this_one_was_suspended() -> None:
+    one = Peers(0, 2, 10.0)  # never begun: it hears nothing
+    now = time.monotonic()
+    one._said[1], one._store_heard = ("process 1 (host, pid 1)\n5", now - 62.0), now - 61.0
+    one._forgive(60.0)
+    assert one._silent(10.0) is None
+    one._forgive(-60.0)
+    assert one._silent(0.5) is not None
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [

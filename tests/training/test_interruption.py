@@ -201,6 +201,23 @@ def test_a_silent_process_is_named_and_the_others_end(tiny_recipe: Path, tmp_pat
     assert process.returncode == (TRY_AGAIN if way else 1)
 
 
+@pytest.mark.slow
+def test_processes_that_are_suspended_together_go_on(tiny_recipe: Path, tmp_path: Path) -> None:
+    run = Run(tiny_recipe, tmp_path / "out", launchers(2)[0], *LONG, "train.steps=400", "lost_after=8")
+    with run.started() as process:
+        while run.steps() < 20:
+            assert process.poll() is None, (run.folder / "said").read_text()
+            time.sleep(0.02)
+        workers = [one for one in run.processes() if "RANK" in one.environ()]
+        assert len(workers) == 2
+        for one in workers:
+            one.suspend()
+        time.sleep(15)
+        for one in workers:
+            one.resume()
+    assert process.returncode == 0, (run.folder / "said").read_text()
+
+
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 "$@" &
