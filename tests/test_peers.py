@@ -110,8 +110,12 @@ def test_the_others_are_not_blamed_for_the_time_that_this_one_was_suspended() ->
     one._said[1], one._store_heard = ("process 1 (host, pid 1)\n5", now - 62.0), now - 61.0
     one._forgive(60.0)
     assert one._silent(10.0) is None
-    one._forgive(-60.0)
-    assert one._silent(0.5) is not None
+    one._said[1], one._store_heard = ("process 1 (host, pid 1)\n5", now), now  # heard before this was noticed
+    one._forgive(3600.0)
+    assert one._store_heard - now < 1.0
+    assert one._said[1][1] - now < 1.0
+    one._forgive(-3600.0)
+    assert one._store_heard - now < 1.0
 
 
 @pytest.mark.parametrize(

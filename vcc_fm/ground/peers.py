@@ -104,8 +104,10 @@ class Peers:
     def _forgive(self, seconds: float) -> None:
         """Leave a time out of all silences, if it was one."""
         if seconds > 0:
-            self._store_heard += seconds
-            self._said = {peer: (said, heard + seconds) for peer, (said, heard) in self._said.items()}
+            # What was heard since then stays as it is.
+            now = time.monotonic()
+            self._store_heard = min(now, self._store_heard + seconds)
+            self._said = {peer: (said, min(now, heard + seconds)) for peer, (said, heard) in self._said.items()}
 
     def _silent(self, seconds: float) -> str | None:
         now = time.monotonic()
