@@ -34,9 +34,9 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "last"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 3), (signal.SIGTERM, 2)])
 def test_a_stop_request_writes_a_checkpoint_and_costs_nothing(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, last: int
 ) -> None:
     recipe, data = tiny("pretrain.checkpoint_every=100", "pretrain.eval_every=2", "pretrain.lr=0.05", validation=True)
     layout, step = Layout(recipe), loop.Trainer._optimise
@@ -49,15 +49,19 @@ def test_a_stop_request_writes_a_checkpoint_and_costs_nothing(
 
     def told(self: loop.Trainer, at: int, *arguments: object) -> None:
         step(self, at, *arguments)  # type: ignore[arg-type]
-        if at == 2:
+        if at == last - 1:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_optimise", told)
-        with pytest.raises(TryAgain, match=r"pretrain stopped after step 3"):
+        with pytest.raises(TryAgain, match=rf"pretrain stopped after step {last}"):
             train_decoder(recipe, data, "pretrain")
     assert signal.getsignal(number) is handler
-    assert [path.name for path in (layout.phase(0, "pretrain") / "checkpoints").glob("step-*")] == ["step-00000003"]
+    folder = layout.phase(0, "pretrain")
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")] == [f"step-{last:08d}"]
+    # An evaluation that is due is not waited for.
+    looked = [line["step"] for line in read_log(folder / "metrics.jsonl") if line["split"] == "validation"]
+    assert looked == [0, 2][: last - 1]
     train_decoder(recipe, data, "pretrain")
     resumed = load_file(layout.decoder(0, "pretrain").path / "model.safetensors")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

@@ -168,7 +168,7 @@ class Trainer:
             TryAgain: this process, or another, was asked to stop (SIGTERM, SIGUSR1); a checkpoint was written.
         """
         found, passed_over = self.checkpoints.resume()
-        progress = found or {"step": 0, "selection": None}
+        progress = found or {"step": 0, "selection": None, "looks": True}
         first = progress["step"]
         if passed_over and self.accelerator.is_main_process:
             for line in passed_over:
@@ -182,8 +182,8 @@ class Trainer:
         loader = Prefetcher(self._micro_batch, numbers, self.config.prefetch, self.accelerator.device)
         try:
             with stop_requests() as asked:
-                if first == 0:
-                    self._look(0, log)
+                if progress["looks"]:
+                    self._look(first, log)
                 self._steps(first, loader, log, asked)
         finally:
             loader.close()
@@ -221,12 +221,14 @@ class Trainer:
                 values = window.summary(self.accelerator, rate)
                 log.write(done, "train", {"loss": _total(values, self.losses), **values})
                 window = self._window(loader)
-            if looks:
+            if looks and not stops:
                 self._look(done, log)
-                window = self._window(loader)
+                window, looks = self._window(loader), False
                 stops = self._agreed(asked()) and done < config.steps
             if stops or saves:
-                self.checkpoints.save(done, {"selection": self.selection and asdict(self.selection)})
+                # A launcher may not leave the time for an evaluation, which then comes first when the run goes on.
+                state = {"selection": self.selection and asdict(self.selection), "looks": looks}
+                self.checkpoints.save(done, state)
                 window = self._window(loader)
             if stops:
                 raise TryAgain(f"{self.phase} stopped after step {done}, of which there is a checkpoint")
