@@ -461,6 +461,7 @@ CASES = [
     Case(ASKING + "_of", asked(contexts=["z"]), "no control cells of 'z' (there are x, y)"),
     Case(ASKING + "_of", asked(perturbations=["non-targeting"], cells=4), "non-targeting is the control"),
     Case(ASKING + "_of", asked(perturbations=["G0", "G9"]), "G9 was not measured in x"),
+    Case(ASKING + "_of", asked(perturbations=["G0+G1", "G1+G0"]), "mean the same target genes"),
     Case(ASKING + "read_perturbations", asked(perturbations="FOLDER/panel.csv"), "panel.csv: no such file"),
     Case(ASKING + "read_perturbations", panel("gene\nG0\n"), "no column target_gene or perturbation or pert"),
     Case(ASKING + "read_perturbations", panel("target_gene\nG0\nG0\n"), "'G0' stands twice"),

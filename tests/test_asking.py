@@ -37,7 +37,7 @@ SIZES = {**dict.fromkeys(SPLIT.roles, 5), ("K", CONTROL): 9, ("L", CONTROL): 9, 
 
 def ask(*asks: dict, splits=(SPLIT,), cells="measured"):
     config = PredictConfig(ask=[AskConfig(**one) for one in asks] or [AskConfig()], cells=cells)
-    return asked_for(config, list(splits), SIZES, CONTROL)
+    return asked_for(config, list(splits), SIZES, CONTROL, "+")
 
 
 def test_held_out_groups_are_asked_of_the_fold_that_holds_them_out():
@@ -47,6 +47,15 @@ def test_held_out_groups_are_asked_of_the_fold_that_holds_them_out():
     assert found.notes == []
     assert ask(cells=7).groups == [Asked(0, "K", "y", 7)]
     assert ask({"cells": 3}, cells=7).groups == [Asked(0, "K", "y", 3)]
+
+
+def test_a_combination_is_one_perturbation_whatever_the_order_of_its_genes():
+    """Labels of a store are in alphabetical order; another order would be asked for as what was never measured."""
+    splits = (split(**{"K_x": "train", "K_x+y": "test"}),)
+    turned = ask({"perturbations": ["y+x"], "contexts": ["K"], "cells": 3}, splits=splits)
+    assert turned.truth == [Asked(0, "K", "x+y", 3)]
+    with pytest.raises(UserError, match="two labels mean the same target genes"):
+        ask({"perturbations": ["y+x", "x+y"]}, splits=splits)
 
 
 def test_only_what_was_held_out_has_a_truth_and_the_rest_is_told():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rich.console import Console
 from vcc_fm import __version__
 from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.cellsets.split import Split
+from vcc_fm.cellsets.targets import targets_of
 from vcc_fm.encoders.cells.embed import embed_cells
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import fingerprint
@@ -37,6 +39,7 @@ from vcc_fm.prediction.predictors import DecoderPredictor
 from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.recipe.parts import CELL_ENCODERS
 from vcc_fm.run.share import share_run
+from vcc_fm.sources.perturbations import combination
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.counts_file import CountsFile
 from vcc_fm.store.embeddings import EmbeddingStore
@@ -131,7 +134,8 @@ class PerturbationPipeline:
             controls: unperturbed cells [n, genes] of one context or several, in any gene order. ``X`` holds counts, or
                 values from which counts are proved, as in a recipe with ``values: auto``. ``obs`` may have the columns
                 ``context`` and ``batch``.
-            perturbations: target genes; those of a combination joined as in training (``KLF1+MAP2K6``).
+            perturbations: target genes; those of a combination joined as in training (``KLF1+MAP2K6``), in any order:
+                ``obs`` has them in alphabetical order, as the model was trained.
             cells: predicted for each perturbation in each context.
             options: of :meth:`write`.
 
@@ -182,7 +186,7 @@ class PerturbationPipeline:
         """
         console = Console(quiet=True) if console is None else console
         bundle, manifest = self.bundle, self.bundle.manifest
-        self._check_asked(perturbations, cells)
+        perturbations = self._check_asked(perturbations, cells)
         seed = manifest.seed if seed is None else seed
         scale = manifest.effect_scale if effect_scale is None else effect_scale
         with tempfile.TemporaryDirectory(prefix="vcc-fm-controls-") as scratch:
@@ -195,20 +199,21 @@ class PerturbationPipeline:
                     emit_groups(file, data, predictor, scale, [one], bundle.predict, seed)
                     progress((number + 1) * cells, total)
 
-    def _check_asked(self, perturbations: Sequence[str], cells: int) -> None:
+    def _check_asked(self, perturbations: Sequence[str], cells: int) -> list[str]:
+        """The perturbations as the model names them; refuses what it cannot predict."""
         separator, control = self.bundle.manifest.separator, self.bundle.manifest.control
         if isinstance(perturbations, str) or not perturbations:
             raise UserError("perturbations: give a list of target genes, such as ['TP53']")
         if cells < 1:
             raise UserError(f"cells={cells}: give a number above zero")
-        repeated = sorted({label for label in perturbations if list(perturbations).count(label) > 1})
-        if repeated:
+        labels = [combination(label.split(separator), separator) for label in perturbations]
+        if repeated := sorted(label for label, number in Counter(labels).items() if number > 1):
             raise UserError(f"perturbations: {repeated[0]} stands twice; name each once")
         known = {*self._protein_names(), *self._config.learned_targets}
-        targets = {gene: label for label in perturbations for gene in label.split(separator)}
+        targets = targets_of(labels, separator)
         if control in targets:
             raise UserError(f"perturbations: {control} is the control; control cells need no prediction")
-        if unknown := sorted(targets.keys() - known):
+        if unknown := sorted(targets - known):
             near = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(
@@ -216,6 +221,7 @@ class PerturbationPipeline:
                 f"{', '.join(unknown[:8])}{'; …' if len(unknown) > 8 else ''}{hint}; "
                 f"leave them out, or write a combination with {separator!r} between its genes"
             )
+        return labels
 
     def _protein_names(self) -> dict[str, str]:
         """Symbol -> its name among the proteins, for every gene that can be asked for."""

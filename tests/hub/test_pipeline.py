@@ -95,9 +95,15 @@ def test_the_seed_and_the_size_of_effects(pipeline, controls):
 def test_combinations_and_genes_that_were_never_perturbed(pipeline, controls):
     measured = set(pipeline.perturbations)
     new = next(str(name) for name in pipeline.bundle.proteins.keys if name not in measured)
-    pair = "+".join(pipeline.perturbations[:2])
-    predicted = pipeline(controls, [new, pair], cells=10)
-    assert set(predicted.obs["perturbation"]) == {new, pair}
+    first, second = sorted(pipeline.perturbations[:2])
+    predicted = pipeline(controls, [new, f"{first}+{second}"], cells=10)
+    assert set(predicted.obs["perturbation"]) == {new, f"{first}+{second}"}
+    # Whatever the order of its genes, which the model knows in one order only.
+    turned = pipeline(controls, [new, f"{second}+{first}"], cells=10)
+    assert list(turned.obs["perturbation"]) == list(predicted.obs["perturbation"])
+    np.testing.assert_array_equal(dense(turned), dense(predicted))
+    with pytest.raises(UserError, match=rf"{first}\+{second} stands twice"):
+        pipeline(controls, [f"{second}+{first}", f"{first}+{second}"])
 
 
 @pytest.mark.parametrize(

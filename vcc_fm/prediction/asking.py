@@ -20,6 +20,7 @@ from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.paths import expand
 from vcc_fm.ground.words import listed, many
 from vcc_fm.recipe.predict import AskConfig, PredictConfig
+from vcc_fm.sources.perturbations import combination
 
 LABEL_COLUMNS = ("target_gene", "perturbation", "pert")
 CELLS_COLUMN = "n_cells"
@@ -56,7 +57,9 @@ class Asking:
         return list(dict.fromkeys(one.perturbation for one in self.groups))
 
 
-def asked_for(config: PredictConfig, splits: list[Split], sizes: Mapping[Group, int], control: str) -> Asking:
+def asked_for(
+    config: PredictConfig, splits: list[Split], sizes: Mapping[Group, int], control: str, separator: str
+) -> Asking:
     """The groups that a recipe asks for.
 
     Args:
@@ -64,6 +67,7 @@ def asked_for(config: PredictConfig, splits: list[Split], sizes: Mapping[Group, 
         splits: of all folds. What is held out is asked of the fold that holds it out, anything else of the first.
         sizes: (context, perturbation) -> measured cells, the controls among them.
         control: label of control cells.
+        separator: what joins the target genes of a combination, in any order.
 
     Raises:
         UserError: a context has no control cells; a list names the control; a file of perturbations cannot be read;
@@ -72,7 +76,7 @@ def asked_for(config: PredictConfig, splits: list[Split], sizes: Mapping[Group, 
     found: dict[Group, Asked] = {}
     twice = 0
     for number, ask in enumerate(config.ask):
-        for one in _of(ask, f"predict.ask[{number}]", config, splits, sizes, control):
+        for one in _of(ask, f"predict.ask[{number}]", config, splits, sizes, control, separator):
             twice += (one.context, one.perturbation) in found
             found.setdefault((one.context, one.perturbation), one)
     # In the fold that predicts it: what one fold tests, another one trains on.
@@ -101,6 +105,7 @@ def _of(
     splits: list[Split],
     sizes: Mapping[Group, int],
     control: str,
+    separator: str,
 ) -> Iterator[Asked]:
     """The groups of one ask."""
     startable = [context for context, label in sizes if label == control]
@@ -116,9 +121,12 @@ def _of(
                     measured = split.cells[context, label]
                     yield Asked(split.fold, context, label, measured if cells == "measured" else cells)
         return
-    named = _named(ask, control)
-    if control in named:
+    given = _named(ask, control)
+    if control in given:
         raise UserError(f"{key}.perturbations: {control} is the control; control cells need no prediction")
+    named = {combination(label.split(separator), separator): number for label, number in given.items()}
+    if len(named) < len(given):
+        raise UserError(f"{key}.perturbations: two labels mean the same target genes; name each perturbation once")
     for context in ask.contexts or sorted(startable):
         for label, number in named.items():
             fixed = None if config.cells == "measured" else config.cells

@@ -105,7 +105,7 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
         check_split(recipe, splits, groups, control, problems)
         if splits:
             with collected(problems):
-                asking = asked_for(recipe.predict, splits, groups, control)
+                asking = asked_for(recipe.predict, splits, groups, control, separator)
                 plan["asked"] = {
                     "contexts": len({one.context for one in asking.groups}),
                     "perturbations": len(asking.labels()),

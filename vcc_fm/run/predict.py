@@ -29,7 +29,7 @@ def predict(recipe: Recipe, output: Output, console: Console) -> None:
     """
     layout, state = Layout(recipe), process_state()
     cells, splits = CellStore(layout.cells.require()), read_splits(recipe)
-    asking = asked_for(recipe.predict, splits, cells.group_cells, cells.control)
+    asking = asked_for(recipe.predict, splits, cells.group_cells, cells.control, cells.separator)
     folds = [_fold(recipe, fold, asking) for fold in range(recipe.split.folds)]
     data = folds[0].data
     known = {*data.protein_rows, *data.learned_targets}

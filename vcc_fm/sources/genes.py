@@ -14,6 +14,7 @@ from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.paths import expand
 from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.labels import missing_labels
+from vcc_fm.sources.perturbations import combination
 from vcc_fm.sources.symbols import ENSEMBL_ID, Renamed, SymbolTable, approved_symbols
 
 _HEADERS = {"gene_name", "gene_symbol"}
@@ -140,7 +141,7 @@ def renamed_targets(labels: np.ndarray, config: SourceConfig, renamed: Mapping[s
     found = [
         label
         if label == config.control
-        else config.separator.join(sorted({renamed.get(part, part) for part in label.split(config.separator)}))
+        else combination((renamed.get(part, part) for part in label.split(config.separator)), config.separator)
         for label in labels
     ]
     return np.array(found, dtype=object)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,11 @@ STRAND = r"_[+-]_\d.*"
 def split_label(label: str, separator: str) -> list[str]:
     """The parts of a label as they stand; the strand in a guide's name (``STRAND``) separates none."""
     return re.split(_between(separator), label)
+
+
+def combination(genes: Iterable[str], separator: str) -> str:
+    """The one label of a perturbation of these target genes: each once, in alphabetical order."""
+    return separator.join(sorted(set(genes)))
 
 
 def _between(separator: str) -> str:
@@ -188,7 +193,7 @@ def _parse(text: str, config: SourceConfig) -> tuple[str, list[str], bool]:
         done.append("repeated combination parts read once")
     if sorted(distinct) != distinct:
         done.append("combination parts sorted")
-    return separator.join(sorted(distinct)) or control, done, matched
+    return combination(distinct, separator) or control, done, matched
 
 
 def _gene(text: str, pattern: str) -> str | None:
