@@ -6,6 +6,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
 import pytest
 from program import TINY
 
@@ -40,6 +44,39 @@ def test_a_file_is_known_by_its_content_not_its_name(tmp_path):
     assert file_identity(str(tmp_path)) == "absent"
     assert file_identity(str(tmp_path / "none")) == "absent"
     assert file_identity("${VCC_FM_NOT_SET}/x") == "absent"
+
+
+def test_a_label_that_is_mended_in_place_changes_the_identity_of_an_h5ad_file(tmp_path):
+    """In the middle of a large file: neither its size nor its ends tell of it."""
+    obs = pd.DataFrame({"target": pd.Categorical(["A", "B"] * 2000), "depth": np.arange(4000.0)})
+    obs.index = [f"cell {number}" for number in range(4000)]
+    table = anndata.AnnData(np.ones((4000, 300), np.float32), obs=obs)
+    # A file has its parts in alphabetical order: what comes after the labels is larger than the end that is read.
+    table.obsm["X_pca"] = np.ones((4000, 100), np.float32)
+    path = tmp_path / "a.h5ad"
+    table.write_h5ad(path)
+
+    def unread() -> tuple[int, bytes, bytes]:
+        return path.stat().st_size, path.read_bytes()[: 1 << 20], path.read_bytes()[-(1 << 20) :]
+
+    found, before = {file_identity(str(path))}, unread()
+    for part, change in (
+        ("obs/target/codes", lambda codes: 1 - codes),
+        ("obs/depth", lambda depth: depth + 1),
+        ("obs/target/categories", lambda names: [b"A", b"C"]),
+        ("obs/_index", lambda names: names[::-1]),
+        ("var/_index", lambda names: names[::-1]),
+    ):
+        with h5py.File(path, "r+") as file:
+            file[part][()] = change(file[part][()])
+        # Texts are written at the end.
+        assert unread() == before or part not in ("obs/target/codes", "obs/depth")
+        identity = file_identity(str(path))
+        assert identity not in found, part
+        assert identity == file_identity(str(path))
+        found.add(identity)
+    path.write_bytes(path.read_bytes()[: 3 << 20])  # cut short: not to be opened, and no error here
+    assert file_identity(str(path)) not in found
 
 
 def test_a_source_that_moves_is_the_same_and_one_that_changes_is_another(tmp_path):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
+
+import h5py
+import numpy as np
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand, without_secrets
 
 _END = 1 << 20
+_COLUMN = 16 << 20
+"""Bytes of a column of labels that are read: 8 million cells in two bytes each."""
+_TEXT = 64
+"""Bytes for which a text counts, as reading it takes as long."""
+_LABELS = ("obs", "var", "raw/var")
 MODEL = ("config.json", "*.safetensors")
 """Files of a transformers model that say what it computes."""
 
@@ -30,8 +39,9 @@ def model_identity(model: str, patterns: tuple[str, ...] = MODEL) -> object:
 def file_identity(path: str) -> str:
     """Size and a SHA-256 of the first and last MiB of a file, whatever its name; ``absent`` where there is none.
 
-    Reading tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself
-    records the SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store. What stands at an
+    Of an h5ad file also what its labels hold: one that is mended in place may change neither size nor ends. Reading
+    tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself records the
+    SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store. What stands at an
     address is taken to stay the same: to ask at every look would need a network.
     """
     if "://" in path:
@@ -49,7 +59,27 @@ def file_identity(path: str) -> str:
         digest = hashlib.sha256(handle.read(_END))
         handle.seek(max(0, size - _END))
         digest.update(handle.read(_END))
+    if size > 2 * _END and h5py.is_hdf5(file):
+        # A damaged file, or one that is being written, is refused by who reads it.
+        with suppress(OSError, RuntimeError, KeyError), h5py.File(file, "r", locking=False) as content:
+            for table in _LABELS:
+                if isinstance(content.get(table), h5py.Group):
+                    content[table].visititems(lambda name, part: digest.update(_values(name, part)))
     return f"{size}:{digest.hexdigest()}"
+
+
+def _values(name: str, part: h5py.Group | h5py.Dataset) -> bytes:
+    """What a column of an h5ad file holds, or a part of it; where reading takes time, its size."""
+    if not isinstance(part, h5py.Dataset):
+        return b""
+    text = h5py.check_string_dtype(part.dtype) is not None
+    large = part.size * (_TEXT if text else part.dtype.itemsize) > _COLUMN
+    if large or (part.dtype.hasobject and not text):
+        return f"{name} {part.shape}".encode()
+    values = np.asarray(part[()])
+    # Texts are bytes here, those of one length in a plain array.
+    held = b"\0".join(map(bytes, values.flat)) if values.dtype.hasobject else values.tobytes()
+    return name.encode() + held
 
 
 def _zarr_identity(folder: Path) -> str:
