@@ -122,6 +122,9 @@ def test_explain_lists_every_key_with_default_and_meaning(main):
     assert rows["name"]["default"] == "required"
     assert "UMI" in rows["data.simulate.depth"]["meaning"]
     assert all(row["meaning"] for row in rows.values())
+    for recipe, key in (("cz/baron", "encoders.NAME.cells.encoder"), ("crunch1", "slides.path")):
+        listed = json.loads(main("plan", f"recipes/{recipe}.yaml", "--explain", "--json").out)
+        assert key in {row["key"] for row in listed}
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

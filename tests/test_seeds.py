@@ -93,7 +93,8 @@ def test_two_worlds_have_cells_of_their_own_and_end_in_one_table(tmp_path: Path)
 def test_worlds_are_simulated_and_scored(run: Path):
     recipe = load_recipe(run)
     made = world_overrides(recipe, 2, 200)
-    assert made == {f"tiny-world-{seed}": [f"seed={seed}", f"name=tiny-world-{seed}"] for seed in (200, 201)}
+    made_of = {seed: [f"seed={seed}", f"name=tiny-world-{seed}", "hub=null"] for seed in (200, 201)}
+    assert made == {f"tiny-world-{seed}": overrides for seed, overrides in made_of.items()}
     for update, refusal in (
         ({"data": recipe.data.model_copy(update={"simulate": None})}, "--worlds draws simulated cells"),
         ({"split": recipe.split.model_copy(update={"hold_out": "none"})}, "nothing is scored; hold something out"),

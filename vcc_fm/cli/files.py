@@ -220,7 +220,7 @@ def compare(
 
     Several runs with other held-out groups, such as simulated worlds, end in a table of all entries.
     """
-    from vcc_fm.run.seeds import against_baselines, scored, worlds_of
+    from vcc_fm.run.seeds import against_baselines, other_baselines, scored, worlds_of
     from vcc_fm.scoring.compare import Side, paired
     from vcc_fm.scoring.seeds import over_seeds, to_markdown
 
@@ -238,7 +238,7 @@ def compare(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     theirs = ours if b is None else scored(b)
-    others = [against] if against else next(iter(ours.values())).baselines() if b is None else [entry]
+    others = [against] if against else other_baselines(ours, entry) if b is None else [entry]
     found = {}
     for other in others:
         left, right = (entry, other) if b is None or other != entry else (a, b)

@@ -41,10 +41,11 @@ Seeds = Annotated[
 ]
 
 Worlds = Annotated[
-    int, typer.Option("--worlds", min=1, help="simulated worlds: other cells, split and training, in one table")
+    int | None, typer.Option("--worlds", min=2, help="simulated worlds: other cells, split, training; in one table")
 ]
 FirstWorld = Annotated[
-    int, typer.Option("--first-world", min=0, metavar="SEED", help="seed of the first world; the others follow")
+    int | None,
+    typer.Option("--first-world", min=0, metavar="SEED", help="seed of the first world; the others follow (200)"),
 ]
 
 

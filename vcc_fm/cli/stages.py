@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,6 +32,9 @@ from vcc_fm.cli.options import (
 )
 from vcc_fm.ground.errors import UserError
 from vcc_fm.run.table import STAGES
+
+if TYPE_CHECKING:
+    from vcc_fm.recipe.recipe import RunRecipe
 
 
 def run_stages(
@@ -115,21 +118,24 @@ def run(
         str | None, typer.Option(metavar="STAGE", help="run this stage alone, such as one of your own")
     ] = None,
     seeds: Seeds = 1,
-    worlds: Worlds = 1,
-    first_world: FirstWorld = 200,
+    worlds: Worlds = None,
+    first_world: FirstWorld = None,
     processes: Processes = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run all stages in order; what is already there is kept. Several seeds, or worlds, end in one table."""
-    if only is not None and max(seeds, worlds) > 1:
+    if only is not None and (seeds > 1 or worlds is not None):
         raise UserError("--only runs one stage of one seed; leave --seeds and --worlds away, or name one by repeat=K")
-    if worlds > 1:
+    if worlds is not None:
         if seeds > 1:
             raise UserError("--worlds trains once in each world, whose seeds differ; leave --seeds away")
-        _run_worlds(recipe, overrides, worlds, first_world, processes, quiet, as_json)
+        first = 200 if first_world is None else first_world
+        _run_worlds(recipe, overrides, worlds, first, processes, quiet, as_json)
         return
+    if first_world is not None:
+        raise UserError("--first-world is the seed of the first of several worlds; say how many with --worlds")
     _run_seeds(recipe, overrides, seeds, only, processes, quiet, as_json)
 
 
@@ -142,11 +148,13 @@ def _run_seeds(
         return
     from vcc_fm.recipe.read import load_any
 
-    console, ran = console_of(quiet, as_json), []
+    console, ran, loaded = console_of(quiet, as_json), [], load_any(recipe, overrides)
+    # Seeds are there to be compared; of models in one place the last would be left.
+    given = [*(overrides or []), *(["hub=null"] if "hub" in type(loaded).model_fields else [])]
     for repeat in range(seeds):
         console.rule(f"[bold]seed {repeat + 1} of {seeds}[/bold]")
-        ran.append(make_stages(recipe, [*(overrides or []), f"repeat={repeat}"], console, only, processes))
-    folder = load_any(recipe, overrides).run_folder
+        ran.append(make_stages(recipe, [*given, f"repeat={repeat}"], console, only, processes))
+    folder = loaded.run_folder
     if "means" in ran[0]:
         from vcc_fm.run.seeds import write_seeds
 
@@ -249,7 +257,7 @@ def plan(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")] = None,
     overrides: Overrides = None,
     explain_keys: Annotated[
-        bool, typer.Option("--explain", help="list every key of a recipe and what it means")
+        bool, typer.Option("--explain", help="list every key, and what it means; with a recipe, those of its kind")
     ] = False,
     processes: Processes = 1,
     quiet: Quiet = False,
@@ -258,15 +266,16 @@ def plan(
 ) -> None:
     """Say what would run, on what, and what would fail; write nothing. Exit code 2 if something would fail."""
     console = console_of(quiet, as_json)
-    from vcc_fm.recipe.read import load_recipe
+    from vcc_fm.recipe.read import load_any, load_recipe
+    from vcc_fm.recipe.recipe import Recipe
 
-    # A recipe's plugins bring keys of their own.
-    loaded = None if recipe is None else load_recipe(recipe, overrides)
     if explain_keys:
-        _explain(console, as_json)
+        # A recipe's plugins bring keys of their own.
+        _explain(Recipe if recipe is None else type(load_any(recipe, overrides)), console, as_json)
         return
-    if loaded is None:
+    if recipe is None:
         raise UserError("give a recipe, or --explain for its keys")
+    loaded = load_recipe(recipe, overrides)
     from vcc_fm.run.plan import make_plan
     from vcc_fm.run.plan_text import print_plan
 
@@ -282,10 +291,10 @@ def plan(
         raise typer.Exit(2)
 
 
-def _explain(console: Console, as_json: bool) -> None:
+def _explain(kind: type[RunRecipe], console: Console, as_json: bool) -> None:
     from vcc_fm.recipe.read import explain
 
-    rows = list(explain())
+    rows = list(explain(kind))
     if as_json:
         print_json([{"key": key, "default": default, "meaning": text} for key, default, text in rows])
         return

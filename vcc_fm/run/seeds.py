@@ -31,14 +31,14 @@ def crossval_overrides(recipe: Recipe, folds: int | None, contexts: bool) -> lis
     if not contexts:
         folds = 5 if folds is None else folds
         split = {"hold_out": "perturbations", "folds": folds, **kept}
-        return [f"variant=crossval-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]"]
+        return [f"variant=crossval-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]", "hub=null"]
     cells = CellStore(Layout(recipe).cells.require())
     perturbed = sorted({context for context, label in cells.group_cells if label != cells.control})
     if len(perturbed) < 2:
         raise UserError(f"--contexts: only {perturbed[0]} has perturbations; nothing would be left to train on")
     folds = len(perturbed) if folds is None else folds
     split = {"hold_out": "contexts", "contexts": perturbed, "folds": folds, **kept}
-    return [f"variant=crossval-contexts-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]"]
+    return [f"variant=crossval-contexts-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]", "hub=null"]
 
 
 def scored(place: str) -> dict[str, ScoreTable]:
@@ -68,7 +68,7 @@ def write_seeds(folder: Path, seeds: int, console: Console) -> None:
     frame = over_seeds(tables)
     text = to_markdown(frame)
     write_text(folder / "seeds.csv", frame.to_csv(index=False))
-    lines = [text, "", *(line for line in against_baselines(tables))]
+    lines = [text, "", *against_baselines(tables)]
     write_text(folder / "seeds.md", "\n".join(lines) + "\n")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     console.print(f"{folder / 'seeds.md'}, seeds.csv", markup=False, highlight=False, soft_wrap=True)
@@ -76,6 +76,8 @@ def write_seeds(folder: Path, seeds: int, console: Console) -> None:
 
 def world_overrides(recipe: Recipe, worlds: int, first: int) -> dict[str, list[str]]:
     """Overrides that make a simulated world of each seed, name -> overrides: other cells, split and training.
+
+    None of them is shared.
 
     Raises:
         UserError: the recipe's cells are not simulated, or nothing in it is scored.
@@ -85,7 +87,7 @@ def world_overrides(recipe: Recipe, worlds: int, first: int) -> dict[str, list[s
     if recipe.split.hold_out == "none":
         raise UserError("--worlds compares scores, and with split.hold_out=none nothing is scored; hold something out")
     names = {seed: f"{recipe.name}-world-{seed}" for seed in range(first, first + worlds)}
-    return {name: [f"seed={seed}", f"name={name}"] for seed, name in names.items()}
+    return {name: [f"seed={seed}", f"name={name}", "hub=null"] for seed, name in names.items()}
 
 
 def worlds_of(tables: dict[str, ScoreTable]) -> Worlds | None:
@@ -107,13 +109,15 @@ def write_worlds(folder: Path, tables: dict[str, ScoreTable], console: Console) 
 
 def against_baselines(tables: dict[str, ScoreTable], entry: str = "model") -> list[str]:
     """One line for each baseline: how far ``entry`` is ahead of it, and how sure that is."""
-    first = next(iter(tables.values()))
-    lines: list[str] = []
-    for name in first.baselines():
-        if name == entry:
-            continue
+    notes: list[str] = []
+    lines = []
+    for name in other_baselines(tables, entry):
         found = paired(Side(entry, entry, list(tables.values())), Side(name, name, list(tables.values())))
         lines.append(f"{entry} against {name}: {found.verdict()}")
-        if not lines[1:]:
-            lines[:0] = found.notes
-    return lines
+        notes = notes or found.notes
+    return notes + lines
+
+
+def other_baselines(tables: dict[str, ScoreTable], entry: str) -> list[str]:
+    """The baselines of a run that ``entry`` can be compared with."""
+    return [name for name in next(iter(tables.values())).baselines() if name != entry]
