@@ -30,6 +30,15 @@ def test_numba_has_a_cache_of_this_process_where_nothing_can_be_written(tmp_path
     assert not folder.exists(), "left behind"
 
 
+def test_a_user_whom_the_machine_does_not_know_has_no_home(tmp_path):
+    """As a container has it that runs under a number: no ``HOME``, and no entry in the list of users."""
+    unknown = "import pwd\ndef unknown(number):\n    raise KeyError(number)\npwd.getpwuid = unknown\n"
+    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", unknown + BODY]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_numba_keeps_its_own_cache_where_it_can():
     body = "import os, vcc_fm; print(os.environ.get('NUMBA_CACHE_DIR'))"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
