@@ -17,12 +17,14 @@ from rich.console import Console
 
 from vcc_fm.decoder.build import build_decoder
 from vcc_fm.decoder.lora import add_adapters
+from vcc_fm.recipe.decoder import GENE_AXES
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import load_dataset
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.plan_text import print_plan
+from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.training.accelerator import count_parameters
 
 LLAMA = TINY["decoder"]["backbone"]
@@ -62,6 +64,18 @@ def test_the_plan_says_what_the_stages_find_and_make(tiny_run):
         "predict": False,
         "score": False,
     }
+
+
+def test_the_plan_counts_a_decoder_of_wide_proteins(tmp_path):
+    """The gene factors keep a few axes of them, and the arithmetic of the plan must know it."""
+    recipe = load_recipe(write_recipe(tmp_path), ["embed.proteins.kmer=2", "decoder.base=scratch", "pretrain=null"])
+    for stage in stages_of(recipe)[:4]:
+        run_stage(stage, recipe, Console(quiet=True))
+    data = load_dataset(recipe, 0)
+    assert data.protein_vectors.width > GENE_AXES
+    found = make_plan(recipe, 1)["decoder"]
+    decoder, _ = build_decoder(recipe.decoder, data, "scratch", 0)
+    assert (found["parameters"], found["trainable"]) == count_parameters(decoder)
 
 
 def test_the_plan_counts_what_adapters_train(tiny_run):

@@ -13,12 +13,13 @@ import torch
 from test_decoder_model import BACKBONES
 from transformers import AutoConfig, AutoModel
 
-from vcc_fm.cellsets.dataset import GENE_AXES, Dataset
+from vcc_fm.cellsets.dataset import Dataset
 from vcc_fm.decoder.build import adopt, build_decoder
 from vcc_fm.decoder.config import check_backbone
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
+from vcc_fm.recipe.decoder import GENE_AXES
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.load import load_dataset
 

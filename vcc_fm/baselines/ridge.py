@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
 
 from vcc_fm.baselines.mean_response import MeanResponse
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import RidgeCV
 
 PENALTIES = tuple(np.logspace(-2, 4, 13))
 
@@ -42,6 +45,9 @@ class Ridge(MeanResponse):
             # A gene that was not measured has a ratio of 0, and nothing beyond the mean response either.
             measured = responses.precision[row] > 0
             beyond[:] = np.where(measured, responses.ratio[row] - means[responses.groups[row][0]], 0.0)
+        # Imported here: a recipe that is only read does not wait for it.
+        from sklearn.linear_model import RidgeCV
+
         return RidgeCV(alphas=PENALTIES).fit((x - mean) / scale, y), mean, scale
 
     def log_ratio(self, context: str, perturbation: str) -> np.ndarray:

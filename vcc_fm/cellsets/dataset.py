@@ -18,14 +18,13 @@ from vcc_fm.cellsets.responses import Responses, estimate_responses, own_genes
 from vcc_fm.cellsets.split import Split, assert_no_leak
 from vcc_fm.cellsets.targets import require_vectors, targets_of
 from vcc_fm.ground.errors import UserError
+from vcc_fm.recipe.decoder import GENE_AXES
 from vcc_fm.recipe.embed import CellEncoderSettings
 from vcc_fm.sources.controls import require_controls
 from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import EmbeddingStore
 
 SOME = 20_000
-GENE_AXES = 32
-"""Of proteins, on which a decoder knows the genes: as many as are tried for likeness."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from vcc_fm.recipe.section import Fraction, PositiveInt, Section
 
+GENE_AXES = 32
+"""Principal components of proteins by which a decoder knows the genes: as many as are tried for likeness."""
+
 
 class LoraSettings(Section):
     """Low-rank adapters on the backbone's linear layers (`peft`)."""

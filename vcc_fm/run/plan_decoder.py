@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcc_fm.ground.errors import UserError, asked_by
 from vcc_fm.ground.hub import expanded
+from vcc_fm.recipe.decoder import GENE_AXES
 from vcc_fm.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _plain(
     codes = 4 + len(cells["contexts"]) + cells["batches"] + len(proteins["targets_without_sequence"])
     vectors = cells["vector_width"] + 1 + proteins["width"]
     around = codes * width + (vectors + 2 * (width + 1) + 2) * width + (rank + 3) * width + 2 * width
-    head = (genes + proteins["width"] + width + 1) * rank + 2 * (width + 1)
+    head = (genes + min(GENE_AXES, proteins["width"]) + width + 1) * rank + 2 * (width + 1)
     trainable = linear + norms + around + head
     total = sizes["vocab_size"] * width + trainable
     if recipe.decoder.base == "pretrain":
