@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,18 @@ def _refusal(partial: Path) -> int | None:
     except OSError as error:
         return error.errno
     return None
+
+
+def ask_anew(path: Path) -> None:
+    """Forget what this machine remembers of a path on a network disk that another machine may have written since.
+
+    NFS keeps for up to a minute that a name is not in a folder, and asks its server again where the folder is opened
+    (nfs(5), close-to-open).
+    """
+    for folder in reversed(path.parents):
+        # One that is not there, or whose names are not to be read, has nothing to tell.
+        with suppress(OSError):
+            os.close(os.open(folder, os.O_RDONLY))
 
 
 def followed(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -88,6 +89,17 @@ class TrainConfig(Section):
         """How the sets of a step are shared: (sets that a process takes at a time, how many times a step)."""
         micro = self.micro_sets or self.batch_sets // processes
         return micro, self.batch_sets // (processes * micro)
+
+    def check_tracker(self, name: str) -> None:
+        """Refuse a tracker that is not installed, which Accelerate would go on without; ``name`` is the phase.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.tracker != "none" and find_spec(self.tracker) is None:
+            raise UserError(
+                f"{name}.tracker={self.tracker} is not installed: pip install {self.tracker}, or set it to none"
+            )
 
     def check_processes(self, processes: int, name: str) -> None:
         """Refuse a number of processes that cannot share the sets of an optimiser step.

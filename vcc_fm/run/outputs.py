@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from vcc_fm.ground.errors import UserError, reading
-from vcc_fm.ground.files import read_json, sha256_file, write_json
+from vcc_fm.ground.files import ask_anew, read_json, sha256_file, write_json
 from vcc_fm.store.description import NAME
 
 _SMALL = 1 << 20
@@ -59,6 +59,7 @@ class Output:
         Args:
             content: compare all of every file with its checksum, not only sizes and small files.
         """
+        ask_anew(self.path)
         if not self.path.exists() or not self._note.exists():
             return f"{self.path} is missing or was not finished"
         try:

@@ -66,7 +66,9 @@ def check_sharing(recipe: Recipe, problems: list[str]) -> None:
 
 
 def check_processes(recipe: Recipe, processes: int, problems: list[str]) -> None:
-    """The processes that take part can share the sets of an optimiser step."""
+    """The processes that take part can share the sets of an optimiser step, and tell a tracker of it."""
     for name, phase in recipe.phases.items():
         with collected(problems):
             phase.check_processes(processes, name)
+        with collected(problems):
+            phase.check_tracker(name)

@@ -63,6 +63,7 @@ def make_accelerator(config: TrainConfig, folder: Path, name: str = "train") -> 
     if not _launched_as:
         _launched_as.append(state.distributed_type)
     config.check_processes(state.num_processes, name)
+    config.check_tracker(name)
     _, accumulation = config.micro_batches(state.num_processes)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     if asked not in ("no", config.precision):
