@@ -110,6 +110,12 @@ def test_every_refusal_names_the_file_and_all_faults_at_once(load):
         load(SIMULATED.replace("100", "0") + "sead: 3")
 
 
+def test_a_merge_key_brings_what_does_not_stand_there(load):
+    text = SIMULATED.replace("{steps: 100}", "&t {steps: 100, lr: 0.5}")
+    recipe = load(text + "decoder: {base: pretrain}\npretrain: {<<: *t, steps: 7}\n")
+    assert (recipe.pretrain.steps, recipe.pretrain.lr, recipe.train.steps) == (7, 0.5, 100)
+
+
 @pytest.mark.parametrize("text", [SIMULATED + "name: again", SIMULATED.replace("100", "100, steps: 200")])
 def test_a_key_that_repeats_is_refused_with_its_line(load, text):
     with pytest.raises(UserError, match=r"line \d: key '(name|steps)' repeats"):
@@ -252,7 +258,7 @@ def test_explain_covers_every_key_with_a_description(load):
     full |= leaves(load(FILES, *stored, knock_down))
     # Null or empty in one of the two.
     full -= {"data.simulate", "data.sources", "pretrain", "hub", "embed.proteins.untrained"}
-    rows = list(explain())
+    rows = list(explain(Recipe))
     keys = [key for key, _, _ in rows]
     assert len(keys) == len(set(keys))
     assert full <= set(keys)
@@ -260,8 +266,18 @@ def test_explain_covers_every_key_with_a_description(load):
     assert all(len(description) > 8 for _, _, description in rows)
 
 
+def test_a_tracker_that_is_not_installed_is_refused_by_plan_and_training(load, monkeypatch):
+    train = load(SIMULATED + "").train.model_copy(update={"tracker": "trackio"})
+    monkeypatch.setattr("vcc_fm.recipe.train.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"train\.tracker=trackio is not installed: pip install trackio"):
+        train.check_tracker("train")
+    train.model_copy(update={"tracker": "none"}).check_tracker("train")
+    monkeypatch.setattr("vcc_fm.recipe.train.find_spec", lambda name: name)
+    train.check_tracker("train")
+
+
 def test_explain_shows_defaults_as_json_and_marks_what_is_required():
-    defaults = {key: default for key, default, _ in explain()}
+    defaults = {key: default for key, default, _ in explain(Recipe)}
     assert defaults["train.steps"] == "required"
     assert defaults["train.lr"] == "0.001"
     assert defaults["pretrain.contexts"] == "null"

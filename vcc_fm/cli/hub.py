@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from vcc_fm.cli.options import AsJson, Debug, Overrides, Processes, Quiet, RecipePath, app, console_of, print_json
 from vcc_fm.cli.stages import run_stages
@@ -183,7 +184,7 @@ def _predict_by_model(
         pipeline.write(out, table, asked, cells, console=console, **options)
     for one in told:
         if str(one.message).startswith("controls: "):
-            console.print(f"[yellow]warning[/yellow] {one.message}", highlight=False, soft_wrap=True)
+            console.print(f"[yellow]warning[/yellow] {escape(str(one.message))}", highlight=False, soft_wrap=True)
     console.print(f"{out}: {len(asked):,} perturbations by {pipeline.commit}", markup=False, soft_wrap=True)
     return {"file": str(out), "model": pipeline.commit, "perturbations": asked, "cells": cells}
 

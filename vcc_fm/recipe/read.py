@@ -39,6 +39,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: what it brings gives way to what stands here
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise UserError(
@@ -228,15 +230,15 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
             yield from _sections(inner)
 
 
-def explain(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def explain(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Every key of the recipe as (dotted key, default or ``required``, description with unit).
 
     The description of a key that not every encoder has begins with the names of those that have it.
     """
     for name, field in section.model_fields.items():
         inner, chosen = next(_sections(field.annotation), None), _chosen(field)
-        many = typing.get_origin(field.annotation) is list and inner is not None
-        key = f"{prefix}{name}" + (".0" if many else "")
+        within: dict[Any, str] = {} if inner is None else {list: ".0", dict: ".NAME"}
+        key = prefix + name + within.get(typing.get_origin(field.annotation), "")
         if chosen is not None:
             yield key, "", field.description or ""
             yield from _explain_parts(chosen, key)

@@ -105,7 +105,7 @@ def predict(recipe: SlideRecipe, output: Output, console: Console) -> None:
     with whole_folder(output.path) as partial:
         for sample, table in tables(folder, data):
             table.to_parquet(partial / f"{sample}.parquet", index=False)
-            console.print(f"predict: {sample}: {len(table):,} values", highlight=False)
+            console.print(f"predict: {sample}: {len(table):,} values", highlight=False, markup=False)
 
 
 def score(recipe: SlideRecipe, output: Output, console: Console) -> None:
