@@ -210,7 +210,7 @@ def write_bundle(
         separator=data.separator,
         effect_scale=effect_scale,
         predict=predict.model_dump(mode="json"),
-        cell_encoder=settings or _encoder_settings(data.cell_vectors),
+        cell_encoder=settings or data.cell_vectors.meta["settings"],
         protein_names={symbol: own for symbol, own in (data.protein_names or {}).items() if symbol != own},
         base=base[0],
         base_revision=base[1],
@@ -234,17 +234,6 @@ def _write_weights(folder: Path, model: Path, what: What, base: tuple[str, str])
     write_json(folder / ADAPTER / "adapter_config.json", settings)
     shutil.copy(model / "config.json", folder)
     save_around(load_decoder(model), folder / AROUND)
-
-
-def _encoder_settings(vectors: EmbeddingStore) -> dict[str, Any]:
-    """The section of a recipe by which further cells are embedded alike."""
-    if "settings" not in vectors.meta:
-        raise UserError(
-            f"{vectors.folder}: does not say how its encoder was set, as an older version wrote it; embed the cells "
-            "again"
-        )
-    settings: dict[str, Any] = vectors.meta["settings"]
-    return settings
 
 
 def _seal(folder: Path, manifest: Manifest, paths: Iterable[Path]) -> None:

@@ -177,21 +177,8 @@ def _describe(entry: Any, content: dict[str, Any]) -> str:
     return f"{where}: {entry['msg'].lower()}, found {shown(entry['input'])}"
 
 
-MOVED = {
-    "data.symbols": "data.names.symbols, with data.names.approved=true",
-    "data.symbols_sha256": "data.names.sha256",
-    "data.pins": "data.names.pins",
-    "embed.proteins.symbols": "data.names.symbols",
-    "embed.proteins.symbols_sha256": "data.names.sha256",
-    "embed.proteins.pins": "data.names.pins",
-}
-"""Keys of older recipes, and where they are now."""
-
-
 def _hint(parents: list[str], last: str, content: dict[str, Any]) -> str:
     """What an unknown key may have meant."""
-    if moved := MOVED.get(".".join([*parents, last])):
-        return f"it is {moved} now"
     section, owners = _section_at(parents, content)
     if near := difflib.get_close_matches(last, list(section.model_fields), n=1):
         return f"did you mean {near[0]}?"

@@ -136,7 +136,7 @@ def _ancestors(recipe: Recipe, layout: Layout, fold: int) -> list[Ancestor]:
     sources = []
     for one in read_json(layout.cells.require() / "store.json")["sources"]:
         licence, citation = said.get(one["name"], (None, None))
-        sources.append((one["name"], licence or one.get("licence"), citation or one.get("citation")))
+        sources.append((one["name"], licence or one["licence"], citation or one["citation"]))
     return ancestors_of(config, sources)
 
 

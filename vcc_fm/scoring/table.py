@@ -293,8 +293,6 @@ def read_table(path: Path) -> ScoreTable:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; run the score stage first") from None
-        if "scorer" in content and "values" not in content:
-            raise UserError(f"{path}: an older version wrote it; run the score stage again")
         rows, anchors = _frame(content["rows"]), _frame(content["anchors"])
         return ScoreTable(
             rows=rows,

@@ -202,11 +202,10 @@ def open_matrix(stored: Stored, where: str, stack: ExitStack, folder: Path | Non
 def _open(stored: Stored, where: str, stack: ExitStack, folder: Path | None) -> Matrix:
     if isinstance(stored, h5py.Dataset | zarr.Array):
         return DenseMatrix(_by_rows(stored, where), where)
-    # anndata before 0.7 wrote h5sparse_*.
-    encoding = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
-    if encoding not in {"csr", "csc", "csr_matrix", "csc_matrix"}:
+    encoding = str(stored.attrs.get("encoding-type", ""))
+    if encoding not in {"csr_matrix", "csc_matrix"}:
         raise UserError(f"{where}: encoding {encoding!r} is not read; store the matrix as CSR, CSC or dense")
-    shape = tuple(int(n) for n in stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", ())))
+    shape = tuple(int(n) for n in stored.attrs.get("shape", ()))
     data, indices = (_by_rows(stored[part], f"{where}/{part}") for part in ("data", "indices"))
     # Without values all of indptr is 0, which a writer may leave out; with some, rows at its start would be empty.
     if isinstance(stored, zarr.Group) and data.shape[0]:

@@ -169,7 +169,7 @@ class CellStore(Store):
     @property
     def separator(self) -> str:
         """What joins the target genes of a combination."""
-        return str(self.meta.get("separator", "+"))
+        return str(self.meta["separator"])
 
     @property
     def labels(self) -> list[str]:

@@ -30,26 +30,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vcc_fm.encoders.cells.state_se_model import SkipBlock
 from vcc_fm.ground.errors import UserError
 
 DATASET_WIDTH = 10
 """Length of the dataset vector that follows a cell embedding."""
 DEPTH = 4.0
 """Read depth that decoding takes where none is given; in training it was :func:`read_depth` of each cell."""
-
-
-class _SkipBlock(nn.Module):
-    """LayerNorm(x + dense(ReLU(intermediate_dense(x)))); its parts are named as in the checkpoint."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.intermediate_dense = nn.Linear(width, 2 * width)
-        self.dense = nn.Linear(2 * width, width)
-        self.layer_norm = nn.LayerNorm(width, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[p, width] to [p, width]."""
-        return self.layer_norm(self.dense(self.intermediate_dense(x).relu_()).add_(x))
 
 
 class StateSeGeneDecoder(nn.Module):
@@ -66,8 +53,8 @@ class StateSeGeneDecoder(nn.Module):
     def __init__(self, gene_width: int, width: int) -> None:
         super().__init__()
         self.cell_width = width - gene_width - 1 - DATASET_WIDTH
-        self.zero = _SkipBlock(width)
-        self.one = _SkipBlock(width)
+        self.zero = SkipBlock(width)
+        self.one = SkipBlock(width)
         self.last = nn.Linear(width, 1)
         self.register_buffer("genes", torch.empty(0, gene_width), persistent=False)
 

@@ -138,8 +138,8 @@ class _Layer(nn.Module):
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class _SkipBlock(nn.Module):
-    """LayerNorm(x + Linear(ReLU(Linear(x)))), twice as wide inside."""
+class SkipBlock(nn.Module):
+    """LayerNorm(x + dense(ReLU(intermediate_dense(x)))), twice as wide inside; parts are named as in checkpoints."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _SkipBlock(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., width] float32 -> [..., width]."""
-        return self.layer_norm(states + self.dense(F.relu(self.intermediate_dense(states))))
+        return self.layer_norm(self.dense(self.intermediate_dense(states).relu_()).add_(states))
 
 
 class StateSe(nn.Module):
@@ -179,7 +179,7 @@ class StateSe(nn.Module):
         self.transformer_encoder.layers = nn.ModuleList(
             [_Layer(width, geometry.hidden, geometry.heads) for _ in range(geometry.layers)]
         )
-        self.decoder = nn.Sequential(_SkipBlock(width), nn.Linear(width, geometry.output))
+        self.decoder = nn.Sequential(SkipBlock(width), nn.Linear(width, geometry.output))
         self.dataset_embedder = nn.Linear(geometry.output, geometry.dataset_width)
 
     def to_dtype(self, dtype: torch.dtype) -> StateSe:

@@ -173,21 +173,6 @@ def choose_layer(layer: int | None, layers: int, name: str) -> int:
     return layer
 
 
-def choose_device(device: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        UserError: There is none.
-    """
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"embed.proteins.device={device}: no device; choose cpu, cuda or cuda:NUMBER") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"embed.proteins.device={device}: {torch.cuda.device_count()} GPUs found; choose cpu")
-    return chosen
-
-
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``float32`` or ``bfloat16``; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
 

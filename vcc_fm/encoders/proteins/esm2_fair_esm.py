@@ -17,7 +17,7 @@ import torch
 from esm.model.esm2 import ESM2
 from torch import Tensor, nn
 
-from vcc_fm.encoders.proteins.esm2_encoder import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
+from vcc_fm.encoders.proteins.esm2_encoder import Backbone, Esm2Encoder, choose_dtype, choose_layer
 from vcc_fm.encoders.proteins.token_batches import Cutting
 from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.files import sha256_file
@@ -65,7 +65,7 @@ def load_fair_esm(
     """
     if device == "auto":
         raise UserError("embed.proteins.spread: original checkpoints run on one device; use a folder or Hub id")
-    file, place = Path(path), choose_device(device)
+    file, place = Path(path), torch.device(device)
     settings, weights = _read(file)
     with reading(file, "ESM2"):
         layers = settings.encoder_layers

@@ -14,7 +14,7 @@ from transformers import EsmConfig, EsmModel
 from transformers.utils import logging as transformers_logging
 
 from vcc_fm.encoders.proteins.encoder import JSON
-from vcc_fm.encoders.proteins.esm2_encoder import Backbone, Esm2Encoder, choose_device, choose_dtype, choose_layer
+from vcc_fm.encoders.proteins.esm2_encoder import Backbone, Esm2Encoder, choose_dtype, choose_layer
 from vcc_fm.encoders.proteins.esm2_tokens import PADDING, SIZE
 from vcc_fm.encoders.proteins.token_batches import Cutting
 from vcc_fm.ground.errors import UserError, reading, shown
@@ -64,7 +64,7 @@ def load_transformers(
     config = _config(folder, path_or_hub_id)
     layer = choose_layer(layer, config.num_hidden_layers, path_or_hub_id)
     spread = device == "auto"
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if spread else choose_device(device)
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if spread else torch.device(device)
     model = _weights(folder, path_or_hub_id, choose_dtype(dtype, place), "auto" if spread else None)
     if layer < config.num_hidden_layers:
         model.encoder.layer = model.encoder.layer[:layer]
