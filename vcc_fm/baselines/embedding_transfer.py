@@ -116,7 +116,7 @@ class _Start:
 
     @classmethod
     def of(cls, data: Dataset, context: str, known: np.ndarray, scale_to: float | None) -> _Start:
-        """Of all control cells that have a vector."""
+        """The start of a context: all control cells that have a vector."""
         rows = data.context_controls[context]
         total = 0.0
         for first in range(0, len(rows), CHUNK):

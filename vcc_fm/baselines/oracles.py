@@ -23,7 +23,7 @@ class Oracle(Baseline):
 
     @cached_property
     def truth(self) -> Truth:
-        """Of the cell store's own cells.
+        """The truth of the cell store's own cells.
 
         Raises:
             UserError: there is none, or it is that of other cells.

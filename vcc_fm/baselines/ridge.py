@@ -26,7 +26,7 @@ class Ridge(MeanResponse):
 
     @abstractmethod
     def features(self, perturbation: str) -> np.ndarray | None:
-        """Of a perturbation, [F]; None where nothing is known of its target genes."""
+        """Features of a perturbation, [F]; None where nothing is known of its target genes."""
 
     @cached_property
     def _fitted(self) -> tuple[RidgeCV, np.ndarray, float] | None:

@@ -69,6 +69,6 @@ class AmplitudePrior:
         return np.asarray(np.maximum(amplitude / np.sqrt(self.mean_square), LEAST_AMPLITUDE))
 
     def _density(self, found: np.ndarray, precision: np.ndarray) -> np.ndarray:
-        """Of estimates given the amplitudes of the grid, beside the likeliest [estimates, k]."""
+        """Density of estimates given the amplitudes of the grid, beside the likeliest [estimates, k]."""
         far = precision[:, None] * (found[:, None] - self.grid**2) ** 2
         return np.asarray(np.exp(-0.5 * (far - far.min(axis=1, keepdims=True))))

@@ -79,7 +79,7 @@ class Dataset:
 
     @cached_property
     def responses(self) -> Responses:
-        """Of the training groups, see :func:`estimate_responses`."""
+        """Responses of the training groups, see :func:`estimate_responses`."""
         if self.saved is not None:
             return self.saved.responses
         own = own_genes(self.cells.labels, self.separator, self.cells.genes)

@@ -50,14 +50,14 @@ class Evidence:
         control_depth: Mapping[str, float],
         unit: Mapping[str, np.ndarray],
     ) -> Evidence:
-        """Of responses, with the noise of their counts as the attributes have it."""
+        """The evidence of responses, with the noise of their counts as the attributes have it."""
         own = np.zeros(responses.ratio.shape, bool)
         for row, (_, label) in enumerate(responses.groups):
             own[row, responses.own.get(label, [])] = True
         return cls(responses.groups, responses.ratio, responses.precision > 0, own, depth, control_depth, unit)
 
     def of(self, rows: np.ndarray) -> Evidence:
-        """Of some groups alone."""
+        """The evidence of some groups alone."""
         return Evidence(
             [self.groups[row] for row in rows],
             self.ratio[rows],
@@ -70,7 +70,7 @@ class Evidence:
 
 
 def evidence_of(cells: CellStore, responses: Responses, log_shares: np.ndarray, dispersion: np.ndarray) -> Evidence:
-    """Of training groups.
+    """The evidence of training groups.
 
     The variance of a log ratio at expected counts ``E = depth x share`` is ``1 / E + alpha sum(d^2) / sum(d)^2`` over
     cells of depth ``d``; times the depth it is ``1 / share + alpha sum(d^2) / sum(d)``, where the last factor is taken

@@ -114,7 +114,7 @@ class ExpectedResponses:
         return self._kept[key]
 
     def left_out(self, context: str, perturbation: str, everywhere: bool = False) -> Expected:
-        """Of a training group, as if it had not been measured: what a held-out group would get.
+        """What is expected of a training group as if it had not been measured: what a held-out group would get.
 
         Kept, with all that are computed at once.
 
@@ -143,7 +143,7 @@ class ExpectedResponses:
             yield found
 
     def _left_out(self, perturbation: str, everywhere: bool) -> Iterator[tuple[Group, Expected]]:
-        """Of all groups that are computed together with those of a perturbation."""
+        """What is so expected of all groups that are computed together with those of a perturbation."""
         rows, found = self.model.left_out(perturbation, everywhere)
         for row, mean, deviation in zip(rows, found.mean, found.deviation, strict=True):
             context, label = self.evidence.groups[row]

@@ -39,7 +39,7 @@ class Kernels:
         return [genes, together] if together else [genes]
 
     def coordinates(self, weights: Sequence[Weights], axes: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Of perturbations given as weights of their target genes: [q, r] float64 each.
+        """Coordinates of perturbations that are given as weights of their target genes: [q, r] float64 each.
 
         First a constant (the root mean square weight), then those on ``axes``, then one a table.
         """

@@ -147,7 +147,7 @@ class MixedModel:
             self.amplitude = self._sizes.amplitude
 
     def _variance(self) -> np.ndarray:
-        """Of the signal of each training group's perturbation at the mean gene, were its amplitude 1: [n]."""
+        """Variance of the signal of each training group's perturbation at the mean gene, were its amplitude 1: [n]."""
         each = [np.diag(alike)[self._at] for alike in self._alike]
         return np.asarray(self.components.sum(axis=1) @ each)
 
@@ -196,13 +196,13 @@ class MixedModel:
         return {self._names[at]: float(a) for at, a in zip(self._at, self.amplitude, strict=True)}
 
     def _weights(self, perturbation: str) -> Weights:
-        """Of its target genes: its amplitude, or of what was never measured those of its single perturbations."""
+        """Weight of each target gene: the perturbation's amplitude, or where it was never measured the gene's."""
         known, targets = self._amplitudes, self.kernels.targets(perturbation)
         return {gene: known.get(perturbation, known.get(gene, self.mean_amplitude)) for gene in targets}
 
     @cached_property
     def mean_amplitude(self) -> float:
-        """Of the training perturbations, equal weight each: what one that was measured nowhere is expected to have."""
+        """Mean over the training perturbations: what one that was measured nowhere is expected to have."""
         return float(np.mean(list(self._amplitudes.values())))
 
     def predict(self, context: str, perturbation: str) -> tuple[np.ndarray, np.ndarray, float]:

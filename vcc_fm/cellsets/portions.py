@@ -55,7 +55,7 @@ class Portions:
         return len(set(self._portion.values()))
 
     def models(self) -> Iterator[MixedModel]:
-        """Of all portions, one after the other; each takes its time where it was not yet asked."""
+        """The models of all portions, one after the other; each takes its time where it was not yet asked."""
         return map(self._model, range(len(self)))
 
     @cached_property
@@ -108,7 +108,7 @@ class Portions:
         return [label for label, one in self._portion.items() if one == number]
 
     def _model(self, number: int) -> MixedModel:
-        """Of a portion's perturbations, and of the single perturbations of its combinations."""
+        """The model of a portion's perturbations, and of the single perturbations of its combinations."""
         if number not in self._models:
             own = self._own(number)
             genes = [gene for label in own for gene in self.kernels.targets(label)]

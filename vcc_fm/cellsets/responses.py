@@ -130,7 +130,7 @@ class Responses:
 
     @cached_property
     def _sums(self) -> dict[str | None, tuple[np.ndarray, np.ndarray]]:
-        """Of each context, and under None of all: sum of ratios [G] float64, groups that measured a gene [G] int64."""
+        """Sums of ratios [G] float64, and groups that measured a gene [G] int64: by context, and of all under None."""
         genes = self.ratio.shape[1]
         sums: dict[str | None, tuple[np.ndarray, np.ndarray]]
         sums = {context: (np.zeros(genes), np.zeros(genes, np.int64)) for context in self._sizes}
@@ -185,7 +185,7 @@ class Responses:
     def _mean(
         ratio: np.ndarray, precision: np.ndarray, weights: list[float] | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """By precision over rows [k, g]: ratio and its variance [g], and where there is any."""
+        """Mean over rows [k, g], weighted by precision: ratio and its variance [g], and where there is any."""
         if weights is not None:
             precision = precision * np.array(weights, np.float32)[:, None]
         total = precision.sum(axis=0)
@@ -194,7 +194,7 @@ class Responses:
         return (ratio * precision).sum(axis=0) * noise, noise, known
 
     def _shrunken_own(self, ratio: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Of a perturbation's target genes [k], beside those of other groups."""
+        """Shrunken effects on a perturbation's own target genes [k], beside those of other groups."""
         if not len(ratio):
             return ratio
         beside = evenly_spaced(np.arange(len(self._own_effects[0])), TARGETS_BESIDE)

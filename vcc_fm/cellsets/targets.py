@@ -22,7 +22,7 @@ def protein_coverage(
     known: Iterable[str],
     faulty: Mapping[str, str] | None = None,
 ) -> Coverage:
-    """Under which name each target gene and each gene of the axis stands among the protein vectors.
+    """The name of each target gene and each gene of the axis among the protein vectors.
 
     Args:
         names: other names of genes.

@@ -130,7 +130,7 @@ class ArcSt:
 
     @cached_property
     def _labels(self) -> list[str]:
-        """Of the perturbations, without the control."""
+        """Labels of the perturbations, without the control."""
         return [label for label in self._inputs if label != self._config["control_pert"]]
 
     @cached_property

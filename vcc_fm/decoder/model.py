@@ -84,7 +84,7 @@ class SetDecoder(PreTrainedModel):
         """Nothing: every module above is initialised where it is made, the backbone by its own class."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """Of the backbone; FSDP asks for them."""
+        """The backbone's; FSDP asks for them."""
         return self.backbone.get_input_embeddings()
 
 

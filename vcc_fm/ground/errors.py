@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LINE = 160
 """Letters of a value, or of a library's reason, that a message shows."""
 _LONGEST = 2000
-"""Letters of a line of a message: what is longer holds a value that nobody cut, and loses its middle."""
+"""Longest line of a message, in letters. A longer one holds a value that nobody cut, and loses its middle."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of the system where there is no room to write."""

@@ -29,7 +29,7 @@ _ZARR_METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 
 def model_identity(model: str, patterns: tuple[str, ...] = MODEL) -> object:
-    """Of a checkpoint file, of the files in a folder that match ``patterns``, or a Hub id (its name)."""
+    """Identity of a checkpoint file, or of the files in a folder that match ``patterns``; a Hub id is its own."""
     path = expand(model)
     if path.is_file():
         return file_identity(model)
@@ -98,12 +98,12 @@ def _zarr_identity(folder: Path) -> str:
 
 
 def store_identity(where: str) -> str:
-    """Of a store elsewhere: its address, which is taken to stay the same, or its description."""
+    """Identity of a store elsewhere: its address, which is taken to stay the same, or that of its description."""
     return where if where.startswith("hf://") else file_identity(f"{where}/store.json")
 
 
 def base_identity(base: Path) -> dict[str, str]:
-    """Of what a decoder starts from: a saved model's folder, a run of Arc's ST, or a ``.ckpt`` file in one.
+    """Identity of what a decoder starts from: a saved model's folder, a run of Arc's ST, or a ``.ckpt`` file in one.
 
     None for a Hub id.
     """

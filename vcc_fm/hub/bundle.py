@@ -136,7 +136,7 @@ class Bundle:
 
     @cached_property
     def expected(self) -> ExpectedResponses:
-        """From the responses of the training groups."""
+        """What the responses of the training groups lead to expect."""
         return load_expected(self.folder / RESPONSES, self.decoder.config.genes, self.manifest.separator)
 
     @property

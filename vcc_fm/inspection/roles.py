@@ -82,7 +82,7 @@ class Roles:
 
 
 def may_be_contexts(levels: dict[str, int]) -> list[str]:
-    """Of columns of labels or whole numbers (name -> number of values), those that are named as a context."""
+    """Columns that are named as a context, of columns of labels or whole numbers (name -> number of values)."""
     return _ranked((name for name, number in levels.items() if number <= _MOST_CONTEXTS), _CONTEXTS)
 
 

@@ -45,7 +45,7 @@ class RatioPredictor:
 
     @property
     def dispersion(self) -> np.ndarray:
-        """Of the control cells."""
+        """Dispersion of the control cells."""
         return self.data.dispersion
 
     def log_share(self, one: CellSet, effect_scale: float) -> np.ndarray:

@@ -150,7 +150,7 @@ class Layout:
 
     @cached_property
     def names_fingerprint(self) -> str:
-        """Of the other names of genes."""
+        """Fingerprint of the other names of genes."""
         names = self.recipe.data.names
         return fingerprint([file_identity(names.symbols) if names.symbols else None, names.pins])
 
@@ -203,7 +203,7 @@ class Layout:
 
     @property
     def _versions(self) -> list[int]:
-        """Of the code of the baselines."""
+        """Versions of the code of the baselines."""
         return [BASELINES[name].version for name in self.recipe.score.baselines]
 
     @cached_property

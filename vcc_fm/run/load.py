@@ -18,7 +18,7 @@ from vcc_fm.store.embeddings import EmbeddingStore
 
 
 def covered_genes(recipe: Recipe, cells: CellStore, proteins: EmbeddingStore, asked: Iterable[str] = ()) -> Coverage:
-    """Under which name each target gene, and each gene of the axis, has a protein vector.
+    """The name under which each target gene, and each gene of the axis, has a protein vector.
 
     Args:
         recipe: of the run.

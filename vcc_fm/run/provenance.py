@@ -22,7 +22,7 @@ PACKAGES = ("vcc-fm", "torch", "transformers", "peft", "accelerate", "datasets",
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that numbers depend on."""
+    """Versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 

@@ -254,7 +254,7 @@ def quiet() -> Iterator[None]:
 
 
 def _baseline(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, Measured], dict[str, str], dict[str, int]]:
-    """Of the mean response: raw values, reasons of metrics without one, and numbers of significant genes."""
+    """The mean response: raw values, reasons of metrics without one, and numbers of significant genes."""
     significant: dict[str, int] = {}
 
     def measure(part: EvalConfig) -> dict[str, Measured]:
@@ -271,7 +271,7 @@ def _baseline(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, Measured]
 
 
 def _alone(real: ad.AnnData, config: EvalConfig) -> tuple[dict[str, Measured], dict[str, str], dict[str, int]]:
-    """Of a single perturbation: reasons in place of raw values, and its number of significant genes."""
+    """A single perturbation: reasons in place of raw values, and its number of significant genes."""
     from cell_eval2 import compute_metrics
 
     found = compute_metrics(real, real, config=replace(config, metrics=[SIGNIFICANT]))

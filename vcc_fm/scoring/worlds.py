@@ -203,7 +203,7 @@ def _raw(table: ScoreTable, entry: str) -> list[float]:
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Of Student's t, over the worlds [W] that have a value."""
+    """Interval of Student's t over the worlds [W] that have a value."""
     there = values[np.isfinite(values)]
     n = len(there)
     mean = float(there.mean()) if n else np.nan
@@ -221,7 +221,7 @@ def _picked(worlds: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndar
 def _distances(
     difference: np.ndarray, picked: tuple[np.ndarray, np.ndarray], keys: Sequence[str]
 ) -> dict[str, Distance]:
-    """By metric and mean, from the difference of two entries [worlds, 1 + resamples, keys]."""
+    """Distances by metric and mean, from the difference of two entries [worlds, 1 + resamples, keys]."""
     found = {}
     tail = 100 * (1 - LEVEL) / 2
     for k, key in enumerate(keys):

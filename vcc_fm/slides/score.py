@@ -21,7 +21,7 @@ COLUMNS = ["sample", "cell_id", "gene", "prediction"]
 
 
 class Scores(NamedTuple):
-    """Of one entry.
+    """Scores of one entry.
 
     Attributes:
         samples: index sample, and ``ALL`` last; spearman, mse, genes (mean gene correlation).

@@ -159,5 +159,5 @@ Evidence = CountEvidence | ScaledEvidence
 
 
 def no_evidence(reading: Reading | float | None) -> Evidence:
-    """Of no cell yet, for a file that is read so: how its cells are scaled, or anything else."""
+    """Evidence of no cell yet, for a file that is read in this way."""
     return ScaledEvidence(reading) if isinstance(reading, Reading) else CountEvidence()

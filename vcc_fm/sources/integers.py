@@ -27,9 +27,9 @@ class Integers:
     odd_cells: int = 0
     """Cells with an odd value."""
     whole_cells: int = 0
-    """Of the cells that tell: of integers only, 1 among them, which scaled cells of integers hardly hold."""
+    """Cells of integers only, 1 among them, which scaled cells of integers hardly hold; of the cells that tell."""
     scaled_cells: int = 0
-    """Of the cells that tell: most values are odd."""
+    """Cells whose values are mostly odd, of the cells that tell."""
     first: tuple[int, int, float] | None = None
     """Row, column and value of the first odd one."""
 

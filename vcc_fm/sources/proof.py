@@ -40,7 +40,7 @@ class Reading:
     base: float
     """Base of the log (e, 2 or 10); 0 where there is none."""
     precision: np.dtype
-    """In which the values were computed: float32 values may be stored as float64."""
+    """Numbers in which the values were computed: float32 values may be stored as float64."""
     target: float = 0.0
     """Common sum of the linear values of a whole cell; 0 where it is not known."""
     totals: Totals = "none"

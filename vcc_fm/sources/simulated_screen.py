@@ -96,7 +96,7 @@ class Screen:
         return rows
 
     def labels(self, symbols: NDArray[np.str_]) -> list[str]:
-        """Of all perturbations."""
+        """Labels of all perturbations."""
         names = symbols[self.targets]
         return [*names.tolist(), *(SEPARATOR.join(pair) for pair in names[self.pairs].tolist())]
 
@@ -117,7 +117,7 @@ class Context:
 
 
 def _stream(seed: int, what: int, context: int | None = None) -> Generator:
-    """Of something that a recipe can add: apart from the streams that are always drawn from."""
+    """Random stream of something that a recipe can add: apart from the streams that are always drawn from."""
     key = (what, 0 if context is None else 1 + context)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 

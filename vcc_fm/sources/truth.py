@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Truth:
-    """Of C contexts, T perturbations, G genes.
+    """The truth about C contexts, T perturbations, G genes.
 
     Attributes:
         contexts: names.

@@ -60,7 +60,7 @@ class Lists:
     """A column of lists, zero-copy, in the files where it lies."""
 
     values: list[np.ndarray]
-    """Of each file: the numbers in which its lists lie. Half-precision ones come as their bits, uint16, since compiled
+    """The numbers in which the lists of each file lie. Half-precision ones come as their bits, uint16, since compiled
     code does not know them."""
     start: np.ndarray
     """[N] int64, where each row's list begins in ``values`` of its file."""

@@ -121,7 +121,7 @@ class EmbeddingStore(Store):
 
     @property
     def dtype(self) -> Literal["float32", "float16"]:
-        """Of the stored vectors."""
+        """Number type of the stored vectors."""
         return "float16" if self._table.schema.field("embedding").type.value_type == pa.float16() else "float32"
 
     @property

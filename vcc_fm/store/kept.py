@@ -25,7 +25,7 @@ class Kept(NamedTuple):
     """The cells that stay, and what became of the others."""
 
     rows: Rows
-    """In the order of the store."""
+    """Rows in the order of the store."""
     names: dict[str, list[str]]
     """Label -> those that stay."""
     batch_source: list[int]

@@ -164,7 +164,7 @@ def _work(final: Path, configs: list[SourceConfig], fingerprint_: str, state: Pa
 
 
 def _fingerprint(configs: list[SourceConfig], fingerprint_: str) -> str:
-    """Of all that the pieces depend on: should a source change between two runs, nothing of before may be mixed in."""
+    """Fingerprint of all that the pieces depend on, so that none of a source that changed since is mixed in."""
     return fingerprint([PIECES, fingerprint_, [changed_at(expand(config.path)) for config in configs]])
 
 

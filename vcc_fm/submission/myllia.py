@@ -27,7 +27,7 @@ NAME = "pert"
 
 
 class Myllia(Submission):
-    """Of ``--genes sample_submission.csv`` and ``--perturbations pert_ids_all.csv``."""
+    """The file of ``--genes sample_submission.csv`` and ``--perturbations pert_ids_all.csv``."""
 
     suffix = ".csv"
     next = "upload it on the competition's page"

@@ -44,11 +44,11 @@ class WeightAverage:
                 weight.data = value
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """What a checkpoint keeps of it."""
         return {"mean": self._mean, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of a checkpoint."""
+        """Go on from what a checkpoint kept."""
         for mean, value in zip(self._mean, state["mean"], strict=True):
             mean.copy_(value)
         self._steps = state["steps"]

@@ -6,7 +6,7 @@ import torch
 
 
 class Later:
-    """A number that a GPU may have yet to compute; to ask for it waits for nothing that the GPU is told later."""
+    """A number that the GPU may still be computing. Reading it waits for that number only."""
 
     def __init__(self, value: torch.Tensor):
         self._value = value.to("cpu", non_blocking=True)

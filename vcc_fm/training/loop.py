@@ -234,7 +234,7 @@ class Trainer:
                 raise TryAgain(f"{self.phase} stopped after step {done}, of which there is a checkpoint")
 
     def _count_work(self) -> Work:
-        """Of a micro-batch like the first one."""
+        """Arithmetic of a micro-batch like the first one."""
         model = self.accelerator.unwrap_model(self.model)
         sets = self.training.step(0, self.config.batch_sets, slice(0, self._micro))
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32

@@ -40,7 +40,7 @@ class ProteinShard(Protocol):
 
     @property
     def residues(self) -> int:
-        """Of all sequences together."""
+        """Residues of all sequences together."""
 
 
 class ProteinEncoder(ABC):
@@ -157,7 +157,7 @@ class SomeSequences:
 
     @property
     def residues(self) -> int:
-        """Of all sequences together."""
+        """Residues of all sequences together."""
         return sum(map(len, self.sequences))
 
 

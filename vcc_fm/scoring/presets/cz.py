@@ -119,11 +119,11 @@ class _Truth(ContextScorer):
         return self._compare(log_normalized(predicted, TOTAL), self._controls)
 
     def of_half(self, cells: ad.AnnData) -> dict[str, Measured]:
-        """Of cells with controls of their own."""
+        """Scores of cells with controls of their own."""
         return self._compare(*self._split(log_normalized(cells, TOTAL)))
 
     def of_mean_control(self) -> dict[str, Measured]:
-        """Of the mean control cell for every perturbation: no gene changes, and none is best."""
+        """Scores of the mean control cell for every perturbation: no gene changes, and none is best."""
         low = self._first(dict.fromkeys(self._tables, (self._means[self._control], [])))
         return low | {"spearman": Measured.mean(dict.fromkeys(self._targets()[1], 0.0))}
 
@@ -162,7 +162,7 @@ class _Truth(ContextScorer):
 
     @quiet_and_seeded()
     def _spearman(self, log: ad.AnnData) -> Measured:
-        """Of log-normalised cells with controls."""
+        """Spearman correlation of log-normalised cells with controls."""
         from czbenchmarks.constants import RANDOM_SEED
         from czbenchmarks.tasks import PerturbationExpressionPredictionTask as Task
         from czbenchmarks.tasks import PerturbationExpressionPredictionTaskInput as Input

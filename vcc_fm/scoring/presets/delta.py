@@ -163,7 +163,7 @@ class _Truth:
 
 
 def responding(log: ad.AnnData, control: str) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Of each perturbation the positions of the ``TOP`` genes that respond most, and the number of significant ones.
+    """Positions of the ``TOP`` genes that respond most to each perturbation, and the number of significant ones.
 
     Genes are ordered by p of the rank-sum test against the controls; where p is equal, as where it is too small to be
     told from 0, by the share of pairs of cells that the test finds in order; then by position. Significant is what has

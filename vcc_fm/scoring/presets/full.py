@@ -150,7 +150,7 @@ class _Context(ContextScorer):
         self._controls = real[real.obs["perturbation"] == config.control]
 
     def measure(self, predicted: ad.AnnData) -> Mapping[str, Measured]:
-        """With the truth's controls, as in 2026."""
+        """Measure with the truth's controls, as in 2026."""
         submission = ad.concat([predicted, self._controls], index_unique="-")
         with quiet():
             return _compare(submission, self._real, self._config)

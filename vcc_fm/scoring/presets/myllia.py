@@ -182,7 +182,7 @@ class _Truth(ContextScorer):
         self._baseline = np.mean(self._weights * np.abs(self.responses - self.responses.mean(axis=0)), axis=1)
 
     def _responses(self, means: pd.DataFrame) -> np.ndarray:
-        """Of mean cells; against their own control cells, or else those measured."""
+        """Responses of mean cells, against their own control cells, or else those measured."""
         control = (means if self._control in means.index else self._means).loc[self._control]
         return (means.loc[self._labels] - control).to_numpy() / np.log(2)
 

@@ -127,7 +127,7 @@ class _Context(ContextScorer):
 
 
 class Vcc2025(Contest2025):
-    """Of cell-eval2, which reproduces the contest's numbers."""
+    """The scores of cell-eval2, which reproduces the contest's numbers."""
 
     scorer = SCORER
 

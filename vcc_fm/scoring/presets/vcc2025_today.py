@@ -19,7 +19,7 @@ from vcc_fm.scoring.presets.vcc2025 import COUNT, Contest2025
 
 
 class Vcc2025Today(Contest2025):
-    """Of cell-eval, called as a library."""
+    """The scores of cell-eval, called as a library."""
 
     scorer = "cell-eval"
 

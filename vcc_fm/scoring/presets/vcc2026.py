@@ -83,7 +83,7 @@ class _Context(ContextScorer):
         self._controls = real[real.obs["perturbation"] == config.control]
 
     def measure(self, predicted: ad.AnnData) -> dict[str, Measured]:
-        """Of the members that the truth can give, with the truth's controls, as the competition's platform does."""
+        """Measure the members that the truth can give, with the truth's controls, as the platform does."""
         from cell_eval2 import compute_metrics
 
         metrics = [
