@@ -17,11 +17,11 @@ import numpy as np
 
 from vcc_fm.baselines.mixed_model import Mixed
 from vcc_fm.baselines.oracles import Oracle
-from vcc_fm.cellsets.expected import ExpectedResponses, likely_tables
-from vcc_fm.cellsets.kernels import Kernels, Vectors
-from vcc_fm.cellsets.mixed_model import MixedModel
-from vcc_fm.cellsets.portions import Portions
 from vcc_fm.recipe.parts import BASELINES
+from vcc_fm.responses.expected import ExpectedResponses, likely_tables
+from vcc_fm.responses.kernels import Kernels, Vectors
+from vcc_fm.responses.mixed_model import MixedModel
+from vcc_fm.responses.portions import Portions
 
 
 class _OneAmplitude(MixedModel):

@@ -13,13 +13,13 @@ import scipy.sparse as sp
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.hold_out import make_splits
 from vcc_fm.ground.processes import process_state
 from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.recipe.decoder import DecoderSettings
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.splits.hold_out import make_splits
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore, write_embeddings
 from vcc_fm.store.prepare import write_cell_store

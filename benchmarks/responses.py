@@ -17,7 +17,7 @@ import numpy as np
 from _measure import Claim, compare, finish, new_parser
 from rich.console import Console
 
-from vcc_fm.cellsets.responses import Responses
+from vcc_fm.responses.responses import Responses
 
 GENES, CONTEXTS = 18_080, 4
 GROUPS, QUICK_GROUPS = (200, 2_000), (8, 24)

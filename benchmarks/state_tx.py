@@ -34,7 +34,6 @@ from rich.console import Console
 
 from vcc_fm.baselines.baseline import Baseline
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.split import Group, assert_no_leak
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.prediction.emission import write_measured
 from vcc_fm.recipe.parts import BASELINES
@@ -46,6 +45,7 @@ from vcc_fm.scoring.compare import MEAN
 from vcc_fm.scoring.score import score
 from vcc_fm.scoring.table import Entry, ScoreTable
 from vcc_fm.scoring.worlds import over_worlds
+from vcc_fm.splits.split import Group, assert_no_leak
 from vcc_fm.store.counts_file import CountsFile
 from vcc_fm.training.accelerator import count_parameters
 

@@ -250,7 +250,7 @@ def panel(text: str) -> Edit:
     return both(written("panel.csv", text), asked(perturbations="FOLDER/panel.csv"))
 
 
-SPLIT, LOAD, SOURCES = "cellsets.hold_out.", "cellsets.cell_load_table.", "sources."
+SPLIT, LOAD, SOURCES = "splits.hold_out.", "splits.cell_load_table.", "sources."
 ASKING = "prediction.asking."
 ESM2_, SE = "encoders.proteins.esm2_transformers.", "encoders.cells.state_se_weights."
 LOADED = "recipe.read.load_any"
@@ -281,7 +281,7 @@ CASES = [
     # ---------------------------------------------------------------------------------------------------- the split
     Case(SPLIT + "_hold_out_perturbations", keys(split={"hold_out": "perturbations", "folds": 5}), "folds=5 is more"),
     Case(
-        "cellsets.hold_out.among_combinations",
+        "splits.hold_out.among_combinations",
         keys(split__test_among="combinations", split__test=1),
         "0 combinations with",
     ),
@@ -304,24 +304,24 @@ CASES = [
     Case(LOAD + "read_cell_load_table", table("", '[datasets]\n"s.a" = "s.h5ad"\n'), "must not contain a dot"),
     Case(LOAD + "_zeroshot", table('[training]\ns = "train"\n[zeroshot]\n"s.x" = "tets"'), "write"),
     # ------------------------------------------------------------------------- phases, controls, what is scored
-    Case("cellsets.groups.training_groups", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
+    Case("splits.groups.training_groups", keys(train__contexts=["z"]), "train.contexts: there is no context z"),
     Case(
-        "cellsets.groups.training_groups",
+        "splits.groups.training_groups",
         keys(split={"hold_out": "contexts", "contexts": ["x"]}, train__contexts=["x"]),
         "leaves nothing to train on there",
     ),
     Case(
-        "cellsets.groups.training_groups",
+        "splits.groups.training_groups",
         keys(train__context_weights={"z": 2.0}),
         "no training group of fold 0 has the context z",
     ),
     Case(
-        "cellsets.groups.training_groups",
+        "splits.groups.training_groups",
         keys(train__perturbation_weights={"G0": 2.0}),
         "has the perturbation G0; take",
     ),
     Case(
-        "cellsets.groups.validation_groups",
+        "splits.groups.validation_groups",
         keys(split__validation=[], predict__effect_scale="validation"),
         "predict.effect_scale=validation needs validation groups",
     ),
@@ -345,7 +345,7 @@ CASES = [
         ),
         "no control cells ('non-targeting') in context x",
     ),
-    Case("cellsets.hold_out.make_splits", keys(data__minimum_cells=99), "no perturbation is left"),
+    Case("splits.hold_out.make_splits", keys(data__minimum_cells=99), "no perturbation is left"),
     Case("encoders.cells.expression.Expression.check", keys(embed__cells__width=20), "use a width below 16"),
     # ------------------------------------------------------------------------------------------------- the decoder
     Case("decoder.config.check_backbone", keys(decoder__backbone__model_type="lama"), "did you mean llama?"),

@@ -11,7 +11,6 @@ import pytest
 from challenge import CONTEXTS, Challenge, write_challenge
 from rich.console import Console
 
-from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import read_json
 from vcc_fm.prediction.asking import Asked, asked_for, read_perturbations, with_known_targets
@@ -21,6 +20,7 @@ from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.stages import run_stage, stages_of
 from vcc_fm.run.submission import write
+from vcc_fm.splits.split import Split
 
 CONTROL = "ntc"
 

@@ -24,8 +24,6 @@ from safetensors.torch import save_file
 from source_counts import counts_of
 from tiny_screens import CONTROL, embedded, screen, store_of
 
-from vcc_fm.cellsets.cell_load_table import read_cell_load_table
-from vcc_fm.cellsets.split import Split
 from vcc_fm.encoders.cells.state_se_weights import load_state_se
 from vcc_fm.encoders.proteins.esm2_fair_esm import load_fair_esm
 from vcc_fm.encoders.proteins.table import read_pt
@@ -37,6 +35,8 @@ from vcc_fm.scoring.table import read_table
 from vcc_fm.sources.anndata_source import AnnDataSource
 from vcc_fm.sources.fasta import read_proteins
 from vcc_fm.sources.symbol_files import read_symbols
+from vcc_fm.splits.cell_load_table import read_cell_load_table
+from vcc_fm.splits.split import Split
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.description import write_store_json
 from vcc_fm.store.embeddings import EmbeddingStore

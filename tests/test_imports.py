@@ -21,7 +21,9 @@ FLOORS = [
     {"recipe"},
     {"sources"},
     {"store", "inspection"},
-    {"encoders", "cellsets"},
+    {"encoders", "splits"},
+    {"responses"},
+    {"cellsets"},
     {"decoder", "baselines"},
     {"training", "scoring"},
     {"prediction", "slides"},
@@ -102,18 +104,18 @@ def test_no_import_runs_in_a_circle():
 def test_the_checks_see_upward_arrows_and_circles(tmp_path):
     for path, text in {
         "__init__.py": "",
-        "cellsets/__init__.py": "",
-        "cellsets/split.py": "from vcc_fm import training\n",
-        "store/__init__.py": "def late():\n    from ..cellsets import split\n",
-        "training/__init__.py": "import vcc_fm.store\nfrom vcc_fm.cellsets.split import Split\n",
+        "splits/__init__.py": "",
+        "splits/split.py": "from vcc_fm import training\n",
+        "store/__init__.py": "def late():\n    from ..splits import split\n",
+        "training/__init__.py": "import vcc_fm.store\nfrom vcc_fm.splits.split import Split\n",
     }.items():
         (tmp_path / "vcc_fm" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "vcc_fm" / path).write_text(text)
     files = modules(tmp_path)
     assert upward(files) == [
-        "vcc_fm.cellsets.split imports vcc_fm.training",
-        "vcc_fm.store imports vcc_fm.cellsets",
-        "vcc_fm.store imports vcc_fm.cellsets.split",
+        "vcc_fm.splits.split imports vcc_fm.training",
+        "vcc_fm.store imports vcc_fm.splits",
+        "vcc_fm.store imports vcc_fm.splits.split",
     ]
     with pytest.raises(CycleError):
         TopologicalSorter(arrows(files)).prepare()

@@ -17,13 +17,13 @@ from tiny_screens import CONTROL, Screen, draw_counts, embedded, screen, store_o
 
 from vcc_fm.cellsets.assembler import Assembler, Vocabulary
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.hold_out import make_splits
 from vcc_fm.cellsets.sampler import SetSampler, control_sets
-from vcc_fm.cellsets.split import Split
 from vcc_fm.encoders.cells.embed import embed_cells
 from vcc_fm.encoders.cells.expression import Expression, ExpressionSettings
 from vcc_fm.recipe.parts import BASELINES
 from vcc_fm.recipe.split import SplitConfig
+from vcc_fm.splits.hold_out import make_splits
+from vcc_fm.splits.split import Split
 from vcc_fm.store.embeddings import EmbeddingStore
 
 CONTEXTS = ("H", "K", "T")

@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 
 from vcc_fm.cellsets.batch import Batch
-from vcc_fm.cellsets.hold_out import among_combinations, make_splits
 from vcc_fm.decoder.config import PerturbationDecoderConfig, check_backbone
 from vcc_fm.decoder.lora import add_adapters
 from vcc_fm.decoder.losses import SetLosses
@@ -21,6 +20,7 @@ from vcc_fm.run.plan import make_plan
 from vcc_fm.run.plan_text import print_plan
 from vcc_fm.slides.model import PatchDecoder, PatchDecoderConfig
 from vcc_fm.sources.simulated_screen import draw_screen
+from vcc_fm.splits.hold_out import among_combinations, make_splits
 from vcc_fm.training.loop import mean_loss
 
 ALL = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))

@@ -12,9 +12,9 @@ import scipy.sparse as sp
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.split import Role, Split
 from vcc_fm.ground.processes import process_state
 from vcc_fm.recipe.data import DataConfig, SourceConfig
+from vcc_fm.splits.split import Role, Split
 from vcc_fm.store import prepare
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore, write_embeddings

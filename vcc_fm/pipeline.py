@@ -24,7 +24,6 @@ from rich.console import Console
 
 from vcc_fm import __version__
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.split import Split
 from vcc_fm.cellsets.targets import targets_of
 from vcc_fm.encoders.cells.embed import embed_cells
 from vcc_fm.ground.errors import UserError
@@ -40,6 +39,7 @@ from vcc_fm.recipe.data import DataConfig, SourceConfig
 from vcc_fm.recipe.parts import CELL_ENCODERS
 from vcc_fm.run.share import share_run
 from vcc_fm.sources.perturbations import combination
+from vcc_fm.splits.split import Split
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.counts_file import CountsFile
 from vcc_fm.store.embeddings import EmbeddingStore

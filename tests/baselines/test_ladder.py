@@ -17,7 +17,7 @@ from vcc_fm.baselines.other_contexts import OtherContexts
 from vcc_fm.baselines.protein_ridge import ProteinRidge
 from vcc_fm.baselines.similar_contexts import SimilarContexts
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.responses import Responses, own_genes
+from vcc_fm.responses.responses import Responses, own_genes
 
 GENES = [f"g{i}" for i in range(30)]
 CONTEXTS = ("H", "K", "T")

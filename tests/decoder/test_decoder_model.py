@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModel
 
 from vcc_fm.cellsets.batch import Batch, _each
-from vcc_fm.cellsets.expected import Expected
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.decoder.model import PerturbationDecoder
+from vcc_fm.responses.expected import Expected
 
 SETS, CELLS, GENES, WIDTH, TARGETS, PROTEIN = 3, 5, 12, 4, 2, 6
 BACKBONES: dict[str, dict[str, Any]] = {

@@ -21,9 +21,9 @@ from state_se_checkpoints import TINY, random_names, random_tensors, tiny, write
 from tiny_screens import CONTROL, dataset_of, screen, store_of
 from torch import Tensor
 
+from vcc_fm.baselines.embedding_responses import embedding_responses
 from vcc_fm.baselines.embedding_transfer import EmbeddingTransfer
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.embedding_responses import embedding_responses
 from vcc_fm.cellsets.sampler import CellSet
 from vcc_fm.encoders.cells.state_se import StateSeSettings
 from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder

@@ -6,8 +6,8 @@ import pytest
 from tiny_screens import CONTROL, screen, store_of
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.errors import UserError
+from vcc_fm.splits.split import Split
 from vcc_fm.store.arrow import DATA_FILE
 from vcc_fm.store.embeddings import EmbeddingStore, write_embeddings
 

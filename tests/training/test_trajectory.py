@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.mixed_model import MixedModel
 from vcc_fm.cellsets.sampler import SetSampler
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.load import load_decoder
@@ -27,6 +26,7 @@ from vcc_fm.decoder.losses import SetLosses
 from vcc_fm.decoder.model import PerturbationDecoder
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
+from vcc_fm.responses.mixed_model import MixedModel
 from vcc_fm.run.layout import Layout
 from vcc_fm.training import loop
 from vcc_fm.training.accelerator import make_accelerator

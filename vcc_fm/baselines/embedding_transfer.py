@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from vcc_fm.baselines.baseline import Baseline
+from vcc_fm.baselines.embedding_responses import embedding_responses, mean_vector
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.embedding_responses import embedding_responses, mean_vector
 from vcc_fm.encoders.cells.state_se import StateSeSettings
 from vcc_fm.encoders.cells.state_se_decoder import StateSeGeneDecoder, read_depth
 from vcc_fm.encoders.cells.state_se_tokens import match_genes

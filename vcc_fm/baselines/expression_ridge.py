@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from vcc_fm.baselines.ridge import Ridge
-from vcc_fm.cellsets.kernels import principal_axes
+from vcc_fm.responses.kernels import principal_axes
 
 COMPONENTS = 10
 

@@ -1,4 +1,4 @@
-"""What a mixed model of all training responses predicts; see :mod:`vcc_fm.cellsets.mixed_model`."""
+"""What a mixed model of all training responses predicts; see :mod:`vcc_fm.responses.mixed_model`."""
 
 from __future__ import annotations
 

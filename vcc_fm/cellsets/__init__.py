@@ -1,1 +1,1 @@
-"""Which cells are trained on and which are held out, and how they come together as sets."""
+"""What trains: stores and a split joined, and how their cells come together as sets."""

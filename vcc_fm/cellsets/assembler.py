@@ -10,8 +10,8 @@ import torch
 
 from vcc_fm.cellsets.batch import Batch, SparseCounts
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.expected import Expected, Expects
 from vcc_fm.cellsets.sampler import CellSet
+from vcc_fm.responses.expected import Expected, Expects
 
 
 @dataclass(frozen=True)

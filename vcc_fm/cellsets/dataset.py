@@ -9,18 +9,18 @@ from typing import Literal
 
 import numpy as np
 
-from vcc_fm.cellsets.dispersion import control_dispersion, null_ratios
-from vcc_fm.cellsets.evidence import Evidence, evidence_of
-from vcc_fm.cellsets.expected import WIDTHS, ExpectedResponses, likely_tables
-from vcc_fm.cellsets.kernels import Vectors, co_response, coexpression, principal_axes
-from vcc_fm.cellsets.profiles import control_log_shares, with_unmeasured
-from vcc_fm.cellsets.responses import Responses, estimate_responses, own_genes
-from vcc_fm.cellsets.split import Split, assert_no_leak
 from vcc_fm.cellsets.targets import require_vectors, targets_of
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.decoder import GENE_AXES
 from vcc_fm.recipe.embed import CellEncoderSettings
+from vcc_fm.responses.dispersion import control_dispersion, null_ratios
+from vcc_fm.responses.evidence import Evidence, evidence_of
+from vcc_fm.responses.expected import WIDTHS, ExpectedResponses, likely_tables
+from vcc_fm.responses.kernels import Vectors, co_response, coexpression, principal_axes
+from vcc_fm.responses.profiles import control_log_shares, with_unmeasured
+from vcc_fm.responses.responses import Responses, estimate_responses, own_genes
 from vcc_fm.sources.controls import require_controls
+from vcc_fm.splits.split import Split, assert_no_leak
 from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.embeddings import EmbeddingStore
 

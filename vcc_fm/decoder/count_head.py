@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from vcc_fm.cellsets.batch import Batch
-from vcc_fm.cellsets.expected import LARGEST
 from vcc_fm.decoder.config import PerturbationDecoderConfig
 from vcc_fm.recipe.decoder import GENE_AXES
+from vcc_fm.responses.expected import LARGEST
 
 
 class CountDistribution(NamedTuple):

@@ -26,8 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcc_fm import __version__
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.expected import ExpectedResponses
-from vcc_fm.cellsets.expected_file import load_expected, save_expected
 from vcc_fm.decoder.adapter import ADAPTER, AROUND, WEIGHTS, load_adapter, save_around
 from vcc_fm.decoder.load import load_decoder
 from vcc_fm.decoder.model import PerturbationDecoder
@@ -43,6 +41,8 @@ from vcc_fm.ground.files import (
 from vcc_fm.recipe.embed import CELLS, CellEncoderSettings
 from vcc_fm.recipe.parts import CELL_ENCODERS
 from vcc_fm.recipe.predict import PredictConfig
+from vcc_fm.responses.expected import ExpectedResponses
+from vcc_fm.responses.expected_file import load_expected, save_expected
 from vcc_fm.store.cells import CellStore, evenly_spaced
 from vcc_fm.store.checksums import seen_whole
 from vcc_fm.store.description import NAME

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from vcc_fm.cellsets.split import Group, Role, Split
 from vcc_fm.cellsets.targets import require_vectors, targets_of
 from vcc_fm.ground.errors import UserError, reading, shown
 from vcc_fm.ground.paths import expand
 from vcc_fm.ground.words import listed, many
 from vcc_fm.recipe.predict import AskConfig, PredictConfig
 from vcc_fm.sources.perturbations import combination
+from vcc_fm.splits.split import Group, Role, Split
 
 LABEL_COLUMNS = ("target_gene", "perturbation", "pert")
 CELLS_COLUMN = "n_cells"

@@ -21,7 +21,6 @@ import pandas as pd
 from rich.console import Console
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.groups import validation_groups
 from vcc_fm.ground.progress import ProgressLines
 from vcc_fm.prediction.asking import Asked
 from vcc_fm.prediction.emission import emit_groups, write_measured
@@ -30,6 +29,7 @@ from vcc_fm.recipe.predict import PredictConfig
 from vcc_fm.scoring.compare import MEAN, RESAMPLES, UNLIMITED, panel_values
 from vcc_fm.scoring.score import score
 from vcc_fm.scoring.table import Entry, ScoreTable
+from vcc_fm.splits.groups import validation_groups
 from vcc_fm.store.counts_file import CountsFile
 
 SCALES = (0.8, 1.0, 1.25, 1.6)

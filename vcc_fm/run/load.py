@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.split import Split
 from vcc_fm.cellsets.targets import protein_coverage, targets_of
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output
 from vcc_fm.sources.symbols import Coverage
+from vcc_fm.splits.split import Split
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vcc_fm.cellsets.hold_out import make_splits
-from vcc_fm.cellsets.split import Split
 from vcc_fm.cellsets.targets import (
     protein_coverage,
     require_vectors,
@@ -31,6 +29,8 @@ from vcc_fm.run.plan_checks import check_processes, check_sharing, check_split, 
 from vcc_fm.run.plan_decoder import plan_decoder
 from vcc_fm.run.stages import stages_of
 from vcc_fm.sources.alignment import open_sources
+from vcc_fm.splits.hold_out import make_splits
+from vcc_fm.splits.split import Split
 from vcc_fm.store.cell_table import cell_table
 
 DENSITY = 0.15

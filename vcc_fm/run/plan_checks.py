@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vcc_fm.cellsets.groups import training_groups, validation_groups
-from vcc_fm.cellsets.split import Group, Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.hub.licences import Ancestor, require_accepted
 from vcc_fm.recipe.parts import CELL_ENCODERS
@@ -14,6 +12,8 @@ from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.inputs import base_address
 from vcc_fm.scoring.inputs import check_groups
 from vcc_fm.sources.controls import contexts_with, require_controls
+from vcc_fm.splits.groups import training_groups, validation_groups
+from vcc_fm.splits.split import Group, Split
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.files import read_json
 from vcc_fm.ground.paths import without_folders
 from vcc_fm.ground.words import listed
@@ -17,6 +16,7 @@ from vcc_fm.run.layout import Layout
 from vcc_fm.run.outputs import Output, seconds_of
 from vcc_fm.scoring.report.record import Listing, Section
 from vcc_fm.scoring.table import ScoreTable
+from vcc_fm.splits.split import Split
 
 PACKAGES = ("vcc-fm", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "cell-eval2")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.files import read_json, write_json, write_text
 from vcc_fm.ground.hub import Kind, show_progress
 from vcc_fm.ground.hub import push as push_folder
@@ -26,6 +25,7 @@ from vcc_fm.run.outputs import Output, seconds_of
 from vcc_fm.run.provenance import plain, public_recipe, versions
 from vcc_fm.run.share import share
 from vcc_fm.scoring.table import read_table
+from vcc_fm.splits.split import Split
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 from vcc_fm.training.checkpoint import read_log

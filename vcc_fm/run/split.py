@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from vcc_fm.cellsets.hold_out import make_splits
 from vcc_fm.cellsets.targets import sources_of_contexts, with_vectors, without_any
 from vcc_fm.ground.files import write_json
 from vcc_fm.ground.words import many
@@ -12,6 +11,7 @@ from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import covered_genes, separator_of
 from vcc_fm.run.outputs import Output
+from vcc_fm.splits.hold_out import make_splits
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 

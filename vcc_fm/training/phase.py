@@ -18,12 +18,9 @@ from peft import PeftModel
 from rich.console import Console
 from torch import nn
 
-from vcc_fm.cellsets.answers import Answers, read_answers, write_answers
 from vcc_fm.cellsets.assembler import Assembler
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.groups import training_groups
 from vcc_fm.cellsets.sampler import SetSampler
-from vcc_fm.cellsets.split import Group
 from vcc_fm.decoder.build import build_decoder, vocabulary_of
 from vcc_fm.decoder.four_bit import is_4_bit
 from vcc_fm.decoder.losses import SetLosses
@@ -32,6 +29,9 @@ from vcc_fm.ground.files import empty_folder, followed, read_json, remove_whole,
 from vcc_fm.ground.processes import spare_cores
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.responses.answers import Answers, read_answers, write_answers
+from vcc_fm.splits.groups import training_groups
+from vcc_fm.splits.split import Group
 from vcc_fm.training.accelerator import (
     compile_step,
     count_parameters,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, dataset_of, embedded, screen, store_of
 
-from vcc_fm.cellsets import embedding_responses as module
+from vcc_fm.baselines import embedding_responses as module
+from vcc_fm.baselines.embedding_responses import embedding_responses, mean_vector
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.embedding_responses import embedding_responses, mean_vector
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.embeddings import EmbeddingStore
 

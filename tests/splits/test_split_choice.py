@@ -2,9 +2,9 @@
 
 import pytest
 
-from vcc_fm.cellsets.hold_out import among_combinations
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.split import SplitConfig
+from vcc_fm.splits.hold_out import among_combinations
 
 LABELS = ["a", "b", "c", "d", "a+b", "b+c", "c+d", "d+e", "b+d"]
 

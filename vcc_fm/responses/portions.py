@@ -13,9 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from vcc_fm.cellsets.evidence import Evidence
-from vcc_fm.cellsets.kernels import Kernels
-from vcc_fm.cellsets.mixed_model import MixedModel, Predicted
+from vcc_fm.responses.evidence import Evidence
+from vcc_fm.responses.kernels import Kernels
+from vcc_fm.responses.mixed_model import MixedModel, Predicted
 
 PORTION = 4000
 """Groups of one, about: minutes of a core on 18,080 genes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse.linalg
 
-from vcc_fm.cellsets.evidence import Evidence
+from vcc_fm.responses.evidence import Evidence
 from vcc_fm.store.cells import CellStore, evenly_spaced
 
 COEXPRESSED_CELLS = 4000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from vcc_fm.cellsets.responses import Responses
+from vcc_fm.responses.responses import Responses
 from vcc_fm.store.cells import CellStore
 
 Group = tuple[str, str]

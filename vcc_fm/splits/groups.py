@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vcc_fm.cellsets.split import Group, Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.splits.split import Group, Split
 
 
 def training_groups(split: Split, config: TrainConfig, contexts: Iterable[str], name: str) -> list[Group]:

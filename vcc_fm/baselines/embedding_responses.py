@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from vcc_fm.cellsets.dataset import Dataset
-from vcc_fm.cellsets.responses import Responses
-from vcc_fm.cellsets.shrinkage import shrink_vector
-from vcc_fm.cellsets.split import assert_no_leak
+from vcc_fm.responses.responses import Responses
+from vcc_fm.responses.shrinkage import shrink_vector
+from vcc_fm.splits.split import assert_no_leak
 from vcc_fm.store.embeddings import EmbeddingStore
 
 CHUNK = 4096

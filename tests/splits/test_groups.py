@@ -2,10 +2,10 @@
 
 import pytest
 
-from vcc_fm.cellsets.groups import training_groups, validation_groups
-from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.train import TrainConfig
+from vcc_fm.splits.groups import training_groups, validation_groups
+from vcc_fm.splits.split import Split
 
 ROLES = {("K", "a"): "train", ("K", "b"): "test", ("H", "a"): "train", ("H", "b"): "train", ("T", "a"): "unused"}
 SPLIT = Split("few-shot", 1, 2, 0, ROLES, dict.fromkeys(ROLES, 9), [])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vcc_fm.cellsets.shrinkage import mixture_weights
+from vcc_fm.responses.shrinkage import mixture_weights
 
 LEAST_AMPLITUDE = 0.01
 """Beside the root mean square: an inert perturbation has next to no effect."""

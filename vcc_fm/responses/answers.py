@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from vcc_fm.cellsets.expected import Expected, ExpectedResponses
-from vcc_fm.cellsets.split import Group
 from vcc_fm.ground.files import read_json, whole_folder, write_json
 from vcc_fm.ground.progress import ProgressLines
+from vcc_fm.responses.expected import Expected, ExpectedResponses
+from vcc_fm.splits.split import Group
 
 
 @dataclass(frozen=True)

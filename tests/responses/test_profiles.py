@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, screen, store_of
 
-from vcc_fm.cellsets.profiles import control_log_shares
 from vcc_fm.ground.errors import UserError
+from vcc_fm.responses.profiles import control_log_shares
 
 
 def test_the_posterior_of_a_batch_by_hand(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, store_of
 
 from vcc_fm.baselines.mixed_model import Mixed
-from vcc_fm.cellsets.evidence import Evidence, evidence_of, noise_profile
-from vcc_fm.cellsets.expected import Expected, likely_tables
-from vcc_fm.cellsets.kernels import Kernels, co_response, coexpression, principal_axes, principal_features
-from vcc_fm.cellsets.mixed_model import MixedModel
+from vcc_fm.responses.evidence import Evidence, evidence_of, noise_profile
+from vcc_fm.responses.expected import Expected, likely_tables
+from vcc_fm.responses.kernels import Kernels, co_response, coexpression, principal_axes, principal_features
+from vcc_fm.responses.mixed_model import MixedModel
 
 GENES = 60
 

@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from vcc_fm.cellsets.profiles import BATCH_PRIOR
-from vcc_fm.cellsets.shrinkage import shrink_sparse
-from vcc_fm.cellsets.split import Split, assert_no_leak
+from vcc_fm.responses.profiles import BATCH_PRIOR
+from vcc_fm.responses.shrinkage import shrink_sparse
+from vcc_fm.splits.split import Split, assert_no_leak
 from vcc_fm.store.cells import CellStore, evenly_spaced
 
 PSEUDOCOUNT = 0.5

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from test_mixed_model import drawn, features, noise_of, targets
 
-from vcc_fm.cellsets.evidence import Evidence
-from vcc_fm.cellsets.kernels import Kernels
-from vcc_fm.cellsets.mixed_model import MixedModel
-from vcc_fm.cellsets.portions import Portions
+from vcc_fm.responses.evidence import Evidence
+from vcc_fm.responses.kernels import Kernels
+from vcc_fm.responses.mixed_model import MixedModel
+from vcc_fm.responses.portions import Portions
 
 SINGLES = [(context, f"p{i}") for context in "HK" for i in range(12)]
 COMBINED = [*SINGLES, ("H", "p0+p1"), ("K", "p2+p11")]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcc_fm.cellsets.hold_out import make_splits
-from vcc_fm.cellsets.split import LeakError, Split, assert_no_leak
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.split import SplitConfig
+from vcc_fm.splits.hold_out import make_splits
+from vcc_fm.splits.split import LeakError, Split, assert_no_leak
 
 CONTROL = "non-targeting"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vcc_fm.cellsets.shrinkage import shrink_sparse, shrink_vector
+from vcc_fm.responses.shrinkage import shrink_sparse, shrink_vector
 
 
 def spikes_and_slab(rng: np.random.Generator, n: int = 4000, share: float = 0.1, width: float = 1.5):

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from vcc_fm.cellsets.evidence import Evidence
-from vcc_fm.cellsets.kernels import Kernels, Vectors, principal_features
-from vcc_fm.cellsets.mixed_model import MixedModel
-from vcc_fm.cellsets.portions import Portions
-from vcc_fm.cellsets.responses import Responses
-from vcc_fm.cellsets.split import Group
+from vcc_fm.responses.evidence import Evidence
+from vcc_fm.responses.kernels import Kernels, Vectors, principal_features
+from vcc_fm.responses.mixed_model import MixedModel
+from vcc_fm.responses.portions import Portions
+from vcc_fm.responses.responses import Responses
+from vcc_fm.splits.split import Group
 from vcc_fm.store.cells import evenly_spaced
 
 WIDTHS = (4, 8, 16, 32)

@@ -9,15 +9,15 @@ from program import TINY
 from rich.console import Console
 from tiny_screens import CONTROL, screen, write_screen
 
-from vcc_fm.cellsets.cell_load_table import CellLoadTable, read_cell_load_table
-from vcc_fm.cellsets.hold_out import make_splits
-from vcc_fm.cellsets.split import Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.plan import make_plan
 from vcc_fm.run.stages import run_stage, stages_of
+from vcc_fm.splits.cell_load_table import CellLoadTable, read_cell_load_table
+from vcc_fm.splits.hold_out import make_splits
+from vcc_fm.splits.split import Split
 from vcc_fm.store.cells import CellStore
 
 # As users write it: one dataset trains, another stands in [zeroshot] alone.

@@ -7,11 +7,11 @@ import pytest
 from tiny_screens import CONTROL, dataset_of, draw_counts, papalexi, screen, store_of
 
 from vcc_fm.baselines.additive import Additive
-from vcc_fm.cellsets.dispersion import control_dispersion
-from vcc_fm.cellsets.expected_file import load_expected, save_expected
-from vcc_fm.cellsets.profiles import BATCH_PRIOR, control_log_shares, with_unmeasured
-from vcc_fm.cellsets.responses import TARGETS_BESIDE, Responses, estimate_responses, own_genes
-from vcc_fm.cellsets.split import Split
+from vcc_fm.responses.dispersion import control_dispersion
+from vcc_fm.responses.expected_file import load_expected, save_expected
+from vcc_fm.responses.profiles import BATCH_PRIOR, control_log_shares, with_unmeasured
+from vcc_fm.responses.responses import TARGETS_BESIDE, Responses, estimate_responses, own_genes
+from vcc_fm.splits.split import Split
 
 
 def split_of(store, **roles) -> Split:

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_screens import CONTROL, dataset_of, screen, store_of
 
-from vcc_fm.cellsets.answers import read_answers, write_answers
-from vcc_fm.cellsets.expected_file import load_expected, save_expected
-from vcc_fm.cellsets.kernels import Kernels
-from vcc_fm.cellsets.portions import Portions
 from vcc_fm.ground.errors import UserError
+from vcc_fm.responses.answers import read_answers, write_answers
+from vcc_fm.responses.expected_file import load_expected, save_expected
+from vcc_fm.responses.kernels import Kernels
+from vcc_fm.responses.portions import Portions
 
 GENES = [f"g{i}" for i in range(12)]
 LABELS = [f"g{i}" for i in range(6)] + ["g0+g1"]

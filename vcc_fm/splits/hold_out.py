@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vcc_fm.cellsets.additive import additive_warnings
-from vcc_fm.cellsets.cell_load_table import CellLoadTable, Share, read_cell_load_table
-from vcc_fm.cellsets.split import Group, Role, Roles, Split
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand
 from vcc_fm.ground.words import many
 from vcc_fm.recipe.split import SplitConfig
 from vcc_fm.sources.controls import contexts_with, require_controls
+from vcc_fm.splits.additive import additive_warnings
+from vcc_fm.splits.cell_load_table import CellLoadTable, Share, read_cell_load_table
+from vcc_fm.splits.split import Group, Role, Roles, Split
 
 _ROLE_OF_SHARE: dict[Share, Role] = {"train": "train", "val": "validation", "test": "test"}
 

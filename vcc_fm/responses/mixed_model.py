@@ -19,7 +19,7 @@ gene is in the group's context; genes whose ``q`` are alike share them.
 So the noise of such genes is one matrix times a number, and one eigendecomposition of ``L^-1 K L^-T``, ``R = L L^T``,
 solves all of them: n^3 once and n^2 a gene, for n groups. The components ``a`` and ``b`` are those that fit the
 products of responses, averaged over genes, by non-negative least squares; amplitudes are posterior means
-under their own distribution (:mod:`vcc_fm.cellsets.amplitudes`). Henderson, Biometrics 31:423 (1975), has the
+under their own distribution (:mod:`vcc_fm.responses.amplitudes`). Henderson, Biometrics 31:423 (1975), has the
 prediction.
 """
 
@@ -34,9 +34,9 @@ import numpy as np
 import scipy.linalg
 from scipy.optimize import nnls
 
-from vcc_fm.cellsets.amplitudes import AmplitudePrior
-from vcc_fm.cellsets.evidence import Evidence, noise_profile
-from vcc_fm.cellsets.kernels import Kernels, Weights
+from vcc_fm.responses.amplitudes import AmplitudePrior
+from vcc_fm.responses.evidence import Evidence, noise_profile
+from vcc_fm.responses.kernels import Kernels, Weights
 from vcc_fm.store.cells import evenly_spaced
 
 ROUNDS = 3

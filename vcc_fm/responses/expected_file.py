@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from vcc_fm.cellsets.evidence import Evidence
-from vcc_fm.cellsets.expected import ExpectedResponses
-from vcc_fm.cellsets.responses import Responses, own_genes
 from vcc_fm.ground.errors import reading
+from vcc_fm.responses.evidence import Evidence
+from vcc_fm.responses.expected import ExpectedResponses
+from vcc_fm.responses.responses import Responses, own_genes
 
 
 class _About(BaseModel):

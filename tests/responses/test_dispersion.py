@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_screens import CONTROL, draw_counts, screen, store_of
 
-from vcc_fm.cellsets.dispersion import LARGEST, SMALLEST, control_dispersion, null_ratios
-from vcc_fm.cellsets.profiles import control_log_shares
+from vcc_fm.responses.dispersion import LARGEST, SMALLEST, control_dispersion, null_ratios
+from vcc_fm.responses.profiles import control_log_shares
 
 GENES = 30
 ALPHA = np.geomspace(0.05, 1.0, GENES)
@@ -25,7 +25,7 @@ def estimate(folder, uneven: bool, perturbed: float = 1.0) -> np.ndarray:
     log_shares = control_log_shares(store)
     found = control_dispersion(store, log_shares)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vcc_fm.cellsets.dispersion.CHUNK", 100)
+        patch.setattr("vcc_fm.responses.dispersion.CHUNK", 100)
         np.testing.assert_allclose(control_dispersion(store, log_shares), found, rtol=1e-9)
     return found
 

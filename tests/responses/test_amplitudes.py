@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vcc_fm.cellsets.amplitudes import LEAST_AMPLITUDE, AmplitudePrior
+from vcc_fm.responses.amplitudes import LEAST_AMPLITUDE, AmplitudePrior
 
 
 def drawn(true: np.ndarray, groups: int = 1, error: float = 0.1) -> AmplitudePrior:

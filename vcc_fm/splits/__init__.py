@@ -1,0 +1,1 @@
+"""What is held out: a split of the groups of a context and a perturbation."""
