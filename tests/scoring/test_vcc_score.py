@@ -16,7 +16,7 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.scoring.anchors import quiet, scale_of
 from vcc_fm.scoring.means import ALL
 from vcc_fm.scoring.presets.vcc2026 import Vcc2026
-from vcc_fm.scoring.score import score, within
+from vcc_fm.scoring.score import FOLDS, score, within
 from vcc_fm.scoring.table import Entry
 
 
@@ -264,3 +264,19 @@ def test_papalexi_separates_the_mean_of_the_others_from_the_true_means(tmp_path)
     assert raw.loc["oracle", "de_wilcoxon_direction_reach_raw"] > 0.95
     assert raw.loc["others", "de_wilcoxon_lfc_nmae"] > 0.85 > 0.4 > raw.loc["oracle", "de_wilcoxon_lfc_nmae"]
     assert table.mean("oracle") > 1.0 > 0.2 > table.mean("others")
+
+
+def test_folds_over_perturbations_have_no_discrimination(screen, table):
+    """Each trained on what the others predict, so that its own is told from them worse than by chance."""
+    entries = [Entry("replica", "model", screen.good), Entry("no effect", "baseline", screen.bad)]
+    folds = score(screen.truth, entries, CONTROL, "vcc2026", screen.folder / "cache", folds=True)
+    rows, whole = (
+        one.rows.set_index(["entry", "context", "metric"])[["raw", "scaled", "reason"]] for one in (folds, table)
+    )
+    among = rows.index.get_level_values("metric") == "pds_cosine"
+    assert (rows.loc[among, "reason"] == FOLDS).all()
+    assert rows.loc[among, ["raw", "scaled"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(rows[~among], whole[~among])
+    assert "pds_cosine" not in set(folds.values["metric"])
+    assert folds.mean("replica", "alpha") == pytest.approx(whole[~among].loc[("replica", "alpha"), "scaled"].mean())
+    assert any(FOLDS in line for line in folds.missing())

@@ -200,8 +200,7 @@ def crossval(
 ) -> None:
     """Hold out every perturbation (or context) once, on the recipe's own stores, and score all folds together.
 
-    The panel of a score is then all perturbations, however many folds there are; metrics that rank a perturbation
-    among the others are harder on a larger panel.
+    Metrics that rank a perturbation among the others have no value where the folds hold out perturbations.
     """
     from vcc_fm.recipe.read import load_recipe
     from vcc_fm.run.seeds import crossval_overrides

@@ -46,6 +46,7 @@ def score(recipe: Recipe, output: Output, console: Console) -> None:
             layout.anchors,
             recipe.score.members,
             console,
+            folds=recipe.split.folds > 1 and recipe.split.hold_out == "perturbations",
         )
     )
     # Before anything is drawn or printed: what fails there must not take the scores along.

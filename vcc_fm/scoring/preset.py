@@ -29,11 +29,13 @@ class Metric:
         low_is_good: whether a smaller raw value is the better one; scaled values are better where they are high.
         significant: whether it says how far predicted and measured significant genes agree; a report draws it against
             their number.
+        panel: whether a perturbation's value depends on the others that are scored with it.
     """
 
     label: str
     low_is_good: bool = False
     significant: bool = False
+    panel: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,16 @@ from vcc_fm.scoring.means import Members, scaled_means, uncertain
 from vcc_fm.scoring.preset import NO_VALUE, Ceiling, ContextScorer, Measured, Preset, Scale, preset_named
 from vcc_fm.scoring.table import VALUES, Entry, ScoreTable
 
+FOLDS = (
+    "a fold trained on the perturbations of the others: its predictions resemble those, and tell their own from them "
+    "worse than by chance"
+)
+"""Why a metric that depends on the panel says nothing of several folds.
+
+What fits the mean of all perturbations but one is unlike that one. Were all effects independent, the mean response of
+the other folds would have a PDS of 0.19 among 25 perturbations in five folds, where chance has 0.5.
+"""
+
 
 @contextlib.contextmanager
 def _threads_kept() -> Iterator[None]:
@@ -52,6 +62,7 @@ def score(
     cache: Path,
     members: Members = None,
     console: Console | None = None,
+    folds: bool = False,
 ) -> ScoreTable:
     """Score predictions against measured cells, each context by itself.
 
@@ -67,6 +78,8 @@ def score(
         cache: folder for what is measured of the truth alone, keyed by its SHA-256 and the scorer's version.
         members: metrics of a second mean; see :data:`Members`.
         console: where progress goes, if anywhere.
+        folds: whether perturbations of a context were predicted by several folds, each trained on those of the others.
+            Then metrics with ``panel`` have no value, see :data:`FOLDS`.
 
     Returns:
         The table; a context's scaled mean is taken over the metrics that are defined, and says how many.
@@ -93,7 +106,8 @@ def score(
 
     for context in contexts:
         scorer = preset.open(read_context(measured, context), context, control, cache, digest)
-        parts.append(_context(entries, cells(context), context, scorer, preset))
+        among = {name for name, metric in preset.metrics.items() if metric.panel and folds}
+        parts.append(_context(entries, cells(context), context, scorer, preset, among))
 
     scored_by = version(preset.scorer)
     rows = pd.DataFrame([row for part in parts for row in part.rows]).assign(scorer=preset.scorer, version=scored_by)
@@ -165,14 +179,23 @@ class _Context(NamedTuple):
 
 
 def _context(
-    entries: list[Entry], predicted: Iterable[ad.AnnData], context: str, scorer: ContextScorer, preset: Preset
+    entries: list[Entry],
+    predicted: Iterable[ad.AnnData],
+    context: str,
+    scorer: ContextScorer,
+    preset: Preset,
+    among: set[str],
 ) -> _Context:
-    """Every entry in one context, the predictor that is scaled 0, and the replicate."""
+    """Every entry in one context, the predictor that is scaled 0, and the replicate; ``among``: metrics without a value."""
+    scorer.scales = {name: Scale(reason=FOLDS) if name in among else one for name, one in scorer.scales.items()}
+    scorer.ceiling = {name: one for name, one in scorer.ceiling.items() if name not in among}
+    found = [(entry.name, entry.kind, scorer.measure(cells)) for entry, cells in zip(entries, predicted, strict=True)]
+    found.append((preset.low, "baseline", scorer.low))
     measured: list[tuple[str, str, Mapping[str, Measured]]] = [
-        (entry.name, entry.kind, scorer.measure(cells)) for entry, cells in zip(entries, predicted, strict=True)
+        (entry, kind, {name: one for name, one in values.items() if name not in among})
+        for entry, kind, values in found
     ]
     replicate = {name: Measured(one.value, one.perturbations) for name, one in scorer.ceiling.items()}
-    measured.append((preset.low, "baseline", scorer.low))
     if replicate:  # a preset may have none
         measured.append((preset.ceiling, "ceiling", replicate))
     anchors = [_anchor(context, metric, scorer) for metric in preset.metrics]

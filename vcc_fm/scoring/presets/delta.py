@@ -50,8 +50,8 @@ class Delta(Preset):
     metrics: ClassVar[dict[str, Metric]] = {
         "pearson_control": Metric("r ctrl"),
         "pearson_control_top20": Metric("r ctrl 20"),
-        "pearson_mean": Metric("r mean"),
-        "pearson_mean_top20": Metric("r mean 20"),
+        "pearson_mean": Metric("r mean", panel=True),
+        "pearson_mean_top20": Metric("r mean 20", panel=True),
         "mse": Metric("MSE", low_is_good=True),
         "mse_top20": Metric("MSE 20", low_is_good=True),
     }

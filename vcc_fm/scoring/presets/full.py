@@ -68,9 +68,9 @@ class Full(Preset):
     scorer = SCORER
     metrics: ClassVar[dict[str, Metric]] = {
         "expr_mae": Metric("Expression MAE", low_is_good=True),
-        "pds_l1": Metric("Discrimination (L1)"),
-        "pds_l2": Metric("Discrimination (L2)"),
-        "pds_cosine": Metric("Discrimination (cosine)"),
+        "pds_l1": Metric("Discrimination (L1)", panel=True),
+        "pds_l2": Metric("Discrimination (L2)", panel=True),
+        "pds_cosine": Metric("Discrimination (cosine)", panel=True),
         "delta_pearson": Metric("Effect correlation"),
         "expr_mse": Metric("Expression MSE", low_is_good=True),
         "expr_mse_unbiased": Metric("Expression MSE, bias-corrected"),

@@ -60,7 +60,7 @@ class Contest2025(Preset):
 
     metrics: ClassVar[dict[str, Metric]] = {
         "overlap_at_N": Metric("DES", significant=True),
-        "discrimination_score_l1": Metric("PDS"),
+        "discrimination_score_l1": Metric("PDS", panel=True),
         "mae": Metric("MAE", low_is_good=True),
     }
     needed = 3

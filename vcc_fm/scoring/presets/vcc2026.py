@@ -38,7 +38,7 @@ class Vcc2026(Preset):
 
     scorer = SCORER
     metrics: ClassVar[dict[str, Metric]] = {
-        "pds_cosine": Metric("PDS"),
+        "pds_cosine": Metric("PDS", panel=True),
         "expr_mse_unbiased_capped_norm": Metric("MSE", low_is_good=True),
         "de_wilcoxon_lfc_nmae": Metric("NMAE", low_is_good=True),
         "de_wilcoxon_direction_fidelity_yield_raw": Metric("fidelity", significant=True),
