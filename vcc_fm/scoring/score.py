@@ -186,7 +186,7 @@ def _context(
     preset: Preset,
     among: set[str],
 ) -> _Context:
-    """Every entry in one context, the predictor that is scaled 0, and the replicate; ``among``: metrics without a value."""
+    """Every entry in one context, what is scaled 0, and the replicate; metrics ``among`` have no value."""
     scorer.scales = {name: Scale(reason=FOLDS) if name in among else one for name, one in scorer.scales.items()}
     scorer.ceiling = {name: one for name, one in scorer.ceiling.items() if name not in among}
     found = [(entry.name, entry.kind, scorer.measure(cells)) for entry, cells in zip(entries, predicted, strict=True)]
