@@ -10,10 +10,10 @@ import pytest
 from program import at_once, write_recipe
 
 from vcc_fm.ground.errors import UserError
-from vcc_fm.ground.files import read_json
+from vcc_fm.ground.files import read_json, write_json
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.run.layout import Layout
-from vcc_fm.run.seeds import crossval_overrides, world_overrides
+from vcc_fm.run.seeds import crossval_overrides, scored, world_overrides
 
 
 @pytest.fixture
@@ -54,6 +54,15 @@ def test_two_seeds_share_stores_and_anchors_and_end_in_one_table(run: Path):
     assert {row["metric"] for row in found["rows"]} >= {"scaled mean", "pds_cosine"}
     assert "one seed: how much another training would differ" in told("compare", folder, f"{folder}/seed-1")
     told("compare", folder, "--entry", "oracle", code=2)
+
+
+def test_a_pattern_keeps_all_tables_whatever_their_folders_are_called(scored_run: Path, tmp_path: Path):
+    scores = read_json(scored_run.parent / "runs/tiny/scores.json")
+    for place in ("a", "a/seed-1", "b", "b/seed-1", "c/crossval-5", "d/crossval-5"):
+        write_json(tmp_path / place / "scores.json", scores)
+    assert list(scored(f"{tmp_path}/[a]")) == ["a", "seed-1"]
+    assert len(scored(f"{tmp_path}/[ab]")) == 4
+    assert list(scored(f"{tmp_path}/*/crossval-5")) == [f"{tmp_path}/{one}/crossval-5" for one in "cd"]
 
 
 def test_a_repeat_draws_other_weights_from_the_same_cells_and_split(run: Path):

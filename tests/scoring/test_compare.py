@@ -96,6 +96,43 @@ def test_what_both_have_alike_is_no_uncertainty():
     assert np.isnan(found.loc["m", "error"]) or found.loc["m", "error"] < 1e-9
 
 
+def few(table: ScoreTable, m: int) -> ScoreTable:
+    """Scores in which ``m`` perturbations have the ratio ``r``, as with a metric of clear responses."""
+    values = table.values
+    return replace(
+        table, values=values[(values["metric"] != "r") | values["perturbation"].isin([f"p{p}" for p in range(m)])]
+    )
+
+
+def test_a_metric_that_few_perturbations_have_knows_its_error_from_these_alone():
+    rng = np.random.default_rng(9)
+    a, b = made({"x": draw(rng)}, floor=-6.0), made({"x": draw(rng)}, floor=-6.0)
+    found, whole = against(few(a, 4), few(b, 4)).rows, against(a, b).rows
+    pd.testing.assert_series_equal(found.loc["m"], whole.loc["m"])
+    half = found["high"] - found["difference"]
+    assert (half / found["error"])["r"] == pytest.approx(3.182, abs=1e-3)  # t of three degrees of freedom
+    assert 2.07 < (half / found["error"])[MEAN] < 3.18
+    # One perturbation tells nothing of another, and a mean with its metric neither.
+    compared = against(few(a, 1), few(b, 1))
+    alone = compared.rows
+    assert "one perturbation has a value of R: neither that nor a mean with it has an interval" in compared.notes
+    assert alone.loc[["r", MEAN], "low"].isna().all()
+    assert np.isfinite(alone.loc[["r", MEAN], "difference"]).all()
+    assert np.isfinite(alone.loc["m", "low"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m", [2, 3, 6])
+def test_intervals_cover_where_few_perturbations_have_a_metric(m):
+    rng = np.random.default_rng(m)
+    null = [
+        against(few(made({"x": draw(rng)}), m), few(made({"x": draw(rng)}), m), resamples=300).rows for _ in range(150)
+    ]
+    for name in ("r", MEAN):
+        false = np.mean([rows.loc[name, "low"] > 0 or rows.loc[name, "high"] < 0 for rows in null])
+        assert false <= 0.11, name  # 0.05 expected, standard error 0.018
+
+
 @pytest.mark.slow
 def test_intervals_cover_and_the_smallest_difference_is_found_in_four_of_five_worlds():
     rng = np.random.default_rng(2)

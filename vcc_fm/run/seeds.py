@@ -59,7 +59,10 @@ def scored(place: str) -> dict[str, ScoreTable]:
             continue
         seeds = sorted(one.glob(f"seed-*/{SCORES}"), key=lambda file: (len(file.parent.name), file.parent.name))
         files += [file for file in (one / SCORES, *seeds) if file.exists()] or [one / SCORES]
-    return {file.absolute().parent.name: read_table(file) for file in files}
+    folders = [file.absolute().parent for file in files]
+    short = [folder.name for folder in folders]
+    names = short if len(set(short)) == len(short) else list(map(str, folders))
+    return {name: read_table(file) for name, file in zip(names, files, strict=True)}
 
 
 def write_seeds(folder: Path, seeds: int, console: Console) -> None:

@@ -5,11 +5,12 @@ another value. Both predictors are measured on the same ones: the bootstrap draw
 contexts of a drawn one together, and takes the difference of the two in each draw. What varies between perturbations
 for both alike falls out of it. The two ends of a scale stay as they were measured.
 
-Let ``d`` be the difference, ``v`` the variance of its ``R`` draws, ``n`` the number of perturbations, ``w`` the sample
-variance of the difference over ``S`` seeds. The standard error is ``sqrt(v n/(n-1) + w/S)``: draws with replacement
-from n are too narrow by (n-1)/n, and a seed's noise that is within perturbations counts twice, on the safe side. The
-95 % interval is ``d ± t se``, the smallest difference that such a panel shows in four of five cases is
-``(t + t_0.8) se``, where t has the degrees of freedom of Welch and Satterthwaite, n - 1 with a single seed.
+Let ``d`` be the difference, ``v`` the variance of its ``R`` draws, ``n`` the number of perturbations that have the
+metric, ``w`` the sample variance of the difference over ``S`` seeds. The standard error is ``sqrt(v n/(n-1) + w/S)``:
+draws with replacement from n are too narrow by (n-1)/n, and a seed's noise that is within perturbations counts twice,
+on the safe side. The 95 % interval is ``d ± t se``, the smallest difference that such a panel shows in four of five
+cases is ``(t + t_0.8) se``, where t has the degrees of freedom of Welch and Satterthwaite, n - 1 with a single seed. A
+mean over metrics has both from its metrics, each by its part of the variance.
 
 Where the tables of a side have other held-out groups (simulated worlds, other splits), each pair of tables is one
 number, and the interval is over these.
@@ -122,16 +123,18 @@ def paired(a: Side, b: Side, resamples: int = RESAMPLES, seed: int = 0) -> Diffe
             _check(side, table, like)
     if worlds > 1:
         at_a, at_b = (np.stack([panel_values(t, side.entry, 0, seed)[0] for t in side.tables]) for side in (a, b))
-        difference, panel = (at_a - at_b).mean(axis=0), np.zeros(at_a.shape[1])
+        difference = (at_a - at_b).mean(axis=0)
+        panel, degrees = np.zeros(len(difference)), np.ones(len(difference))
     else:
         drawn_a, drawn_b = (
             np.stack([panel_values(t, side.entry, resamples, seed) for t in side.tables]) for side in (a, b)
         )
         at_a, at_b, draws = drawn_a[:, 0], drawn_b[:, 0], drawn_a.mean(axis=0) - drawn_b.mean(axis=0)
-        difference, panel = draws[0], draws[1:].var(axis=0)
+        difference = draws[0]
+        panel, degrees = _over_perturbations(draws[1:], first)
     n = len(_labels(first))
     by_seed = [at_a - at_b] if len(at_a) == len(at_b) else [at_a, at_b]
-    error, df = standard_error(panel, n, by_seed)
+    error, df = standard_error(panel, degrees, by_seed)
     t = stats.t.ppf(0.5 + LEVEL / 2, df)
     rows = pd.DataFrame(
         {
@@ -152,21 +155,46 @@ def paired(a: Side, b: Side, resamples: int = RESAMPLES, seed: int = 0) -> Diffe
     return Difference(rows, total, (len(a.tables), len(b.tables)), _notes(a, b, total, worlds))
 
 
-def standard_error(panel: np.ndarray, n: int, by_seed: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _over_perturbations(draws: np.ndarray, table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of a difference over perturbations, and its degrees of freedom, [metrics + 3] each.
+
+    A metric that few perturbations have knows its variance from these alone. One perturbation tells of none: NaN, and
+    so are the means with such a metric.
+
+    Args:
+        draws: [R, metrics + 3] of the difference, by :func:`panel_values`.
+        table: of either side.
+    """
+    drawn, metrics = draws.var(axis=0), pd.Index(list(table.metrics))
+    m = table.values.groupby("metric")["perturbation"].nunique().reindex(metrics).fillna(0).to_numpy()
+    bias, degrees = np.where(m == 1, np.nan, m / np.maximum(m - 1, 1)), np.maximum(m - 1.0, 1.0)
+    variance = drawn[: len(m)] * bias
+    anchors = table.anchors[table.anchors["reason"] == ""]
+    second = anchors[in_second_mean(anchors, table.members)]
+    tiny = np.finfo(float).tiny
+    for mean, those in zip(drawn[len(m) :], (anchors, anchors, second), strict=True):
+        # A metric without a scale in some context is in no mean over contexts.
+        inside = metrics.isin(those["metric"]) & (m > 0) & np.isfinite(drawn[: len(m)])
+        part = drawn[: len(m)][inside]
+        variance = np.append(variance, mean * (part * bias[inside]).sum() / max(part.sum(), tiny))
+        degrees = np.append(degrees, part.sum() ** 2 / max((part**2 / degrees[: len(m)][inside]).sum(), tiny))
+    return variance, degrees
+
+
+def standard_error(panel: np.ndarray, degrees: np.ndarray, by_seed: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Standard error and degrees of freedom of a difference, [k] each; NaN where nothing varies.
 
     Args:
-        panel: [k] variance of the bootstrap's draws; 0 where the difference of each world is one number.
-        n: perturbations.
+        panel: [k] variance over perturbations; 0 where the difference of each world is one number.
+        degrees: [k] its degrees of freedom.
         by_seed: [S, k] of the difference, or of each side where seeds are not paired.
     """
-    panel = panel * n / max(n - 1, 1)
     several = [one for one in by_seed if len(one) > 1]
     seeds = np.sum([one.var(axis=0, ddof=1) / len(one) for one in several] or [0 * panel], axis=0)
-    degrees = min((len(one) for one in several), default=2) - 1
+    trained = min((len(one) for one in several), default=2) - 1
     error = np.sqrt(panel + seeds)
     with np.errstate(divide="ignore", invalid="ignore"):
-        df = (panel + seeds) ** 2 / (panel**2 / max(n - 1, 1) + seeds**2 / degrees)
+        df = (panel + seeds) ** 2 / (panel**2 / degrees + seeds**2 / trained)
     # A metric that is one number for all perturbations does not vary between draws: it has no interval.
     return np.where(error > 0, error, np.nan), df
 
@@ -202,7 +230,8 @@ def _labels(table: ScoreTable) -> list[str]:
 def panel_values(table: ScoreTable, entry: str, resamples: int, seed: int) -> np.ndarray:
     """Scaled values of an entry, [1 + resamples, metrics + 3]: as measured, then in each draw of its perturbations.
 
-    Each is a mean over contexts; the last three are the means over metrics.
+    Each is a mean over contexts; the last three are the means over metrics. A metric that no drawn perturbation has
+    is as measured.
     """
     labels = _labels(table)
     n = len(labels)
@@ -216,6 +245,10 @@ def panel_values(table: ScoreTable, entry: str, resamples: int, seed: int) -> np
     for part, column in zip(sums, ("numerator", "denominator"), strict=True):
         part[places] = here[column]
     above, below = sums @ weights.T
+    known = np.zeros(sums.shape[1:], bool)  # by the truth: some entry has a value there
+    every = [pd.Index(labels_).get_indexer(pd.Index(table.values[column])) for column, labels_ in axes]
+    known[tuple(every)] = True
+    told = known @ weights.T > 0
     anchors = _by_metric(table.anchors.assign(second=in_second_mean(table.anchors, table.members)))
     rows = _by_metric(table.rows[table.rows["entry"] == entry])
     none = without_mean(table.anchors, table.needed)
@@ -229,6 +262,8 @@ def panel_values(table: ScoreTable, entry: str, resamples: int, seed: int) -> np
                     unlimited[m] = (above[c, m] / below[c, m] - anchor["low"]) / (anchor["high"] - anchor["low"])
                 limited = np.fmin(np.fmax(unlimited[m], anchor["floor"]), anchor["cap"])
                 scaled[m] = np.where(np.isnan(unlimited[m]), anchor["missing"], limited)
+                # A draw without any perturbation that has the metric says nothing of it.
+                scaled[m], unlimited[m] = (np.where(told[c, m], one, one[0]) for one in (scaled[m], unlimited[m]))
             else:
                 unlimited[m], scaled[m] = row["unclamped"], row["scaled"]
         if context not in none:
@@ -261,6 +296,10 @@ def _notes(a: Side, b: Side, n: int, worlds: int) -> list[str]:
         notes.append("one seed: how much another training would differ is not in the interval (vcc-fm run --seeds 5)")
     elif len(a.tables) != len(b.tables):
         notes.append(f"{len(a.tables)} and {len(b.tables)} seeds: they are not paired")
+    number = table.values.groupby("metric")["perturbation"].nunique()
+    if single := [table.labels[metric] for metric in table.metrics if number.get(metric) == 1 < n]:
+        what = "neither that nor a mean with it has an interval"
+        notes.append(f"one perturbation has a value of {listed(single)}: {what}")
     unclear = table.anchors[uncertain(table.anchors)]
     if len(unclear):
         where = unclear.assign(label=unclear["metric"].map(table.labels)).groupby("context", sort=False)["label"]
