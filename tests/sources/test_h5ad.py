@@ -571,3 +571,21 @@ def test_a_mix_of_counts_and_logs_is_read_by_no_scale(tmp_path, values, raw):
         AnnDataSource(config)
     assert "set values to" not in str(told.value)
     assert "lower recovered" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c, None),
+        (lambda c: 3 * c, "most cells hold no 1"),
+        (lambda c: np.minimum(c, 1), "no value is above 1"),
+        (lambda c: np.rint(c * (1e6 / c.sum(axis=1, keepdims=True))), "rounded after normalisation"),
+    ],
+)
+def test_integers_that_are_hardly_counts_are_doubted_in_the_store_too(h5ad_file, source_config, change, said):
+    counts = np.random.default_rng(0).poisson(1.0, (48, 60))
+    for stored in (change(counts).astype(np.float32), sp.csr_matrix(change(counts).astype(np.float32))):
+        with AnnDataSource(source_config(h5ad_file(stored))) as source:
+            source.conclude([source.read(0, 48).evidence.state()])
+            doubts = source.evidence.get("doubts", [])
+            assert [said in doubt for doubt in doubts] == ([] if said is None else [True])

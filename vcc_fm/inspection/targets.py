@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vcc_fm.inspection.values import Progress, per_cell
+from vcc_fm.inspection.values import Progress
+from vcc_fm.sources.integers import per_cell
 from vcc_fm.sources.matrix import Block, Matrix
 from vcc_fm.sources.proof import Reading
 from vcc_fm.sources.quality import TargetGenes

@@ -12,7 +12,7 @@ import pandas as pd
 from vcc_fm.ground.words import many
 from vcc_fm.inspection.scale import BY_COLUMN, Told, TotalsFacts, tell, with_totals
 from vcc_fm.sources.evidence import CountEvidence, ScaledEvidence, no_evidence
-from vcc_fm.sources.integers import Integers
+from vcc_fm.sources.integers import Integers, doubts, per_cell
 from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, DenseMatrix, Matrix, whole_cells
 from vcc_fm.sources.proof import BASE_NAMES, PROVED, Reading
 from vcc_fm.sources.scaled import fit
@@ -118,16 +118,7 @@ class _Tally:
 
     def doubts(self) -> list[str]:
         """What speaks against counts although every value is one."""
-        depth = np.concatenate(self.depth)
-        if self.reading != 0.0 or self.integers.cells < 20:
-            return []
-        if self.highest == 1:
-            return ["no value is above 1: counts made binary, or of a few genes only; compare with another matrix"]
-        if depth.std() < 0.01 * depth.mean():
-            return ["integers, but all cells add up to nearly the same: rounded after normalisation, so no counts"]
-        if not self.integers.mostly_whole:  # whole cells hold a 1
-            return ["integers, but most cells hold no 1: multiples of counts, or rounded values, rather than counts"]
-        return []
+        return doubts(self.integers, np.concatenate(self.depth), self.highest) if self.reading == 0.0 else []
 
 
 def look(
@@ -263,12 +254,6 @@ def _explained(told: Told, tally: _Tally) -> tuple[str | None, dict[str, Any] | 
     each = f"each of {many(evidence['n_values'], 'value')} " + ("gives an integer back" if base else "is an integer")
     each += f" (to {residual:.1g})" if residual else ""
     return "log1p-counts" if base else "counts", evidence | {"base": base}, f"{scale}: {each}; {largest}"
-
-
-def per_cell(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """[cells] float64, sum of the values [n] of each cell, which starts at ``indptr`` ([cells + 1]) in them."""
-    cells = len(indptr) - 1
-    return np.bincount(np.repeat(np.arange(cells), np.diff(indptr)), weights=values, minlength=cells)
 
 
 def _percentiles(parts: list[np.ndarray]) -> dict[str, float] | None:

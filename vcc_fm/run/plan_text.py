@@ -22,6 +22,8 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         lines.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     console.print(lines)
     notes = [(plan.get("proteins") or {}).get("note"), *(plan.get("split") or [{"warnings": []}])[0]["warnings"]]
+    for source in (plan.get("cells") or {"sources": []})["sources"]:
+        notes += [f"{source['name']}: {doubt}" for doubt in source["values"].get("doubts", [])]
     notes += (plan.get("asked") or {"notes": []})["notes"]
     for note in filter(None, notes):
         console.print(f"[yellow]note[/yellow] {escape(note)}", highlight=False, soft_wrap=True)

@@ -62,6 +62,9 @@ def _say(folder: Path, console: Console) -> None:
         for kind in ("dropped", "repairs"):
             for reason, count in source[kind].items():
                 console.print(f"{source['name']}: {kind} {count:,}: {reason}", markup=False)
+        for doubt in source["values"].get("doubts", []):
+            console.print("[yellow]warning[/yellow]", end=" ")
+            console.print(f"{source['name']}: {doubt}", markup=False, soft_wrap=True)
     cells, genes, perturbations, contexts = (store[key] for key in ("cells", "genes", "perturbations", "contexts"))
     console.print(
         f"{many(cells, 'simulated cell' if simulated else 'cell')}, {many(len(genes), 'gene')}, "

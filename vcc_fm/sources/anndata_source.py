@@ -21,9 +21,9 @@ from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
-from vcc_fm.sources.integers import mix_of
+from vcc_fm.sources.integers import doubts_of, mix_of
 from vcc_fm.sources.labels import kept_labels
-from vcc_fm.sources.matrix import Block, CsrMatrix, open_matrix, whole_cells
+from vcc_fm.sources.matrix import Block, CscMatrix, CsrMatrix, open_matrix, whole_cells
 from vcc_fm.sources.obs import open_obs
 from vcc_fm.sources.proof import BASE_NAMES, PROVED, Reading, ScaledValues
 from vcc_fm.sources.symbols import SymbolTable
@@ -249,7 +249,7 @@ class AnnDataSource:
         scales: tuple[Scale, ...] = ("counts", "log1p-counts") if declared == "auto" else (declared,)
         places = self._places(_SAMPLE_CELLS)
         block = self._matrix.sample(self.labels.rows[places])
-        evidence = {"matrix": self._config.matrix, "stored": str(block.data.dtype), "declared": declared}
+        evidence: dict[str, Any] = {"matrix": self._config.matrix, "stored": str(block.data.dtype), "declared": declared}
         if declared in ("auto", "counts", "log1p-counts"):
             try:
                 scale, base = decide(block.data, scales)
@@ -258,6 +258,9 @@ class AnnDataSource:
                     raise self._refusal(error, block, places) from None
             else:
                 counts, residual = recover(block.data, base)
+                # Of a matrix by column there are no whole cells yet.
+                if base == 0 and not isinstance(self._matrix, CscMatrix) and (told := doubts_of(block)):
+                    evidence["doubts"] = told
                 return base, evidence | {
                     "found": scale,
                     "base": BASE_NAMES.get(base),

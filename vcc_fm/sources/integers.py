@@ -12,6 +12,7 @@ from vcc_fm.sources.matrix import Block
 
 _MOSTLY = 0.85  # share of integers among the values: reads that were shared out over genes leave more than that
 _MIXED = 0.02  # share of the cells of either kind
+_LEAST_CELLS = 20  # that tell
 _LEAST_VALUES = 5  # of a cell that tells: all counts of fewer may well be scaled to integers
 
 
@@ -87,6 +88,38 @@ class Integers:
         if self.odd < (1 - _MOSTLY) * self.values:
             return f"integers, except in {many(self.odd, 'value')} of {many(self.odd_cells, 'cell')} ({first})"
         return None
+
+
+def per_cell(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """[cells] float64, sum of the values [n] of each cell, which starts at ``indptr`` ([cells + 1]) in them."""
+    cells = len(indptr) - 1
+    return np.bincount(np.repeat(np.arange(cells), np.diff(indptr)), weights=values, minlength=cells)
+
+
+def doubts(integers: Integers, depth: np.ndarray, highest: float) -> list[str]:
+    """What speaks against counts although every value is one; empty where cells are too few to tell.
+
+    Args:
+        integers: of the cells.
+        depth: sum of each, [cells].
+        highest: largest value.
+    """
+    if integers.cells < _LEAST_CELLS:
+        return []
+    if highest == 1:
+        return ["no value is above 1: counts made binary, or of a few genes only; compare with another matrix"]
+    if depth.std() < 0.01 * depth.mean():
+        return ["integers, but all cells add up to nearly the same: rounded after normalisation, so no counts"]
+    if not integers.mostly_whole:  # whole cells hold a 1
+        return ["integers, but most cells hold no 1: multiples of counts, or rounded values, rather than counts"]
+    return []
+
+
+def doubts_of(block: Block) -> list[str]:
+    """:func:`doubts` of the cells of a block."""
+    integers = Integers()
+    integers.add(np.arange(len(block.indptr) - 1), block)
+    return doubts(integers, per_cell(block.data, block.indptr), float(block.data.max(initial=0)))
 
 
 def mix_of(values: np.ndarray, indptr: np.ndarray) -> str | None:
