@@ -13,6 +13,8 @@ from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.paths import expand, without_secrets
 
 _END = 1 << 20
+_BLOCKS, _BLOCK = 64, 1 << 14
+"""Number of blocks, and bytes of each, that are read between the ends of a file."""
 _COLUMN = 16 << 20
 """Bytes of a column of labels that are read: 8 million cells in two bytes each."""
 _TEXT = 64
@@ -37,12 +39,13 @@ def model_identity(model: str, patterns: tuple[str, ...] = MODEL) -> object:
 
 
 def file_identity(path: str) -> str:
-    """Size and a SHA-256 of the first and last MiB of a file, whatever its name; ``absent`` where there is none.
+    """Size and a SHA-256 of parts of a file, whatever its name; ``absent`` where there is none.
 
-    Of an h5ad file also what its labels hold: one that is mended in place may change neither size nor ends. Reading
-    tens of gigabytes to see whether a stage is done would take longer than many stages; the stage itself records the
-    SHA-256 of the whole file. A folder is ``absent`` unless it is a zarr store. What stands at an
-    address is taken to stay the same: to ask at every look would need a network.
+    Parts are the first and last MiB, blocks spread between them, and of an h5ad file what its labels hold: a
+    matrix or a label that is mended in place may change neither size nor ends. Reading tens of gigabytes to see if
+    a stage is done would take longer than many stages; the stage itself records the SHA-256 of the whole. A folder
+    is ``absent`` unless it is a zarr store. What stands at an address is taken to stay the same: to ask at every look
+    would need a network.
     """
     if "://" in path:
         return without_secrets(path)
@@ -55,10 +58,13 @@ def file_identity(path: str) -> str:
     if not file.is_file():
         return "absent"
     size = file.stat().st_size
+    end = max(0, size - _END)
+    between = np.linspace(min(_END, end), end, _BLOCKS, dtype=int).tolist()
+    digest = hashlib.sha256()
     with file.open("rb") as handle:
-        digest = hashlib.sha256(handle.read(_END))
-        handle.seek(max(0, size - _END))
-        digest.update(handle.read(_END))
+        for start, length in ((0, _END), *((start, _BLOCK) for start in between), (end, _END)):
+            handle.seek(start)
+            digest.update(handle.read(length))
     if size > 2 * _END and h5py.is_hdf5(file):
         # A damaged file, or one that is being written, is refused by who reads it.
         with suppress(OSError, RuntimeError, KeyError), h5py.File(file, "r", locking=False) as content:

@@ -249,7 +249,8 @@ class AnnDataSource:
         scales: tuple[Scale, ...] = ("counts", "log1p-counts") if declared == "auto" else (declared,)
         places = self._places(_SAMPLE_CELLS)
         block = self._matrix.sample(self.labels.rows[places])
-        evidence: dict[str, Any] = {"matrix": self._config.matrix, "stored": str(block.data.dtype), "declared": declared}
+        stored = str(block.data.dtype)
+        evidence: dict[str, Any] = {"matrix": self._config.matrix, "stored": stored, "declared": declared}
         if declared in ("auto", "counts", "log1p-counts"):
             try:
                 scale, base = decide(block.data, scales)
