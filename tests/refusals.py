@@ -232,6 +232,13 @@ def zarr_without_chunks(folder: Path, content: dict[str, Any]) -> None:
     source(path="FOLDER/s.zarr")(folder, content)
 
 
+def a_second_file_with_fewer_genes(folder: Path, content: dict[str, Any]) -> None:
+    """More cells of the same lines, of which two genes were not measured."""
+    anndata.read_h5ad(folder / "s.h5ad")[:, 2:].write_h5ad(folder / "s2.h5ad")
+    first = content["data"]["sources"][0]
+    content["data"]["sources"].append({**first, "name": "s2", "path": str(folder / "s2.h5ad")})
+
+
 UNTRAINED = proteins(encoder="esm2", untrained={"width": 8, "heads": 2})
 PT = proteins(encoder="table", table="FOLDER/f.pt")
 ESM = proteins(encoder="esm2", model="FOLDER/esm")
@@ -329,6 +336,11 @@ CASES = [
         "recipe.train.TrainConfig.check_processes",
         keys(train__processes=2),
         "train.processes=2, but 1 take part",
+    ),
+    Case(
+        "scoring.inputs.check_measured",
+        a_second_file_with_fewer_genes,
+        "x is scored, and of its sources (s, s2) not all",
     ),
     Case("scoring.inputs.check_groups", without("G0", 1), "a single cell of G0 in x; the replicate splits"),
     Case("scoring.inputs.check_groups", without("non-targeting", 1), "a single cell of non-targeting in x"),
@@ -444,6 +456,14 @@ CASES = [
         "table",
     ),
     Case(SOURCES + "download.check_sha256", proteins(sha256="0" * 64), "SHA-256"),
+    Case(
+        SPLIT + "_targets",
+        both(
+            screen(lambda t: t.obs.__setitem__("target", t.obs["target"].astype(str).replace("G1", "XG0"))),
+            keys(data__names={"symbols": "FOLDER/names.tsv"}, split__validation=["G2"]),
+        ),
+        "'G0' and 'XG0' mean the same target genes",
+    ),
     Case(SOURCES + "symbols.coverage", keys(data__names__pins={"G99": "G0"}), "G99 is neither a target gene nor"),
     Case(
         SOURCES + "alignment.open_sources",

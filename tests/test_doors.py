@@ -43,7 +43,7 @@ def test_parts_of_ones_own_run_a_recipe(tmp_path: Path) -> None:
     assert EmbeddingStore(tmp_path / "embeddings/tiny/proteins").meta["encoder"] == "length"
     run = tmp_path / "runs/tiny"
     table = json.loads((run / "scores.json").read_text())
-    assert table["metrics"] == {"r": {"label": "r", "low_is_good": False, "significant": False}}
+    assert table["metrics"] == {"r": {"label": "r", "low_is_good": False, "significant": False, "panel": False}}
     assert [one["entry"] for one in table["means"]] == ["model", "control", "doubled", "nothing"] * 2
     assert 0.5 < next(one["raw"] for one in table["rows"] if one["entry"] == "model") <= 1
     assert "the truth" in (run / "report.html").read_text()

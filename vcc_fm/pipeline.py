@@ -31,6 +31,7 @@ from vcc_fm.ground.files import fingerprint
 from vcc_fm.ground.hub import address_of, pull
 from vcc_fm.ground.processes import process_state
 from vcc_fm.ground.progress import ProgressLines
+from vcc_fm.ground.words import many
 from vcc_fm.hub.bundle import MANIFEST, Bundle, read_bundle
 from vcc_fm.prediction.asking import Asked
 from vcc_fm.prediction.emission import emit_groups
@@ -131,9 +132,9 @@ class PerturbationPipeline:
         """Predict cells.
 
         Args:
-            controls: unperturbed cells [n, genes] of one context or several, in any gene order. ``X`` holds counts, or
-                values from which counts are proved, as in a recipe with ``values: auto``. ``obs`` may have the columns
-                ``context`` and ``batch``.
+            controls: unperturbed cells [n, genes], and no others, of one context or several, in any gene order. ``X``
+                holds counts, or values from which counts are proved, as in a recipe with ``values: auto``. ``obs`` may
+                have the columns ``context`` and ``batch``.
             perturbations: target genes; those of a combination joined as in training (``KLF1+MAP2K6``), in any order:
                 ``obs`` has them in alphabetical order, as the model was trained.
             cells: predicted for each perturbation in each context.
@@ -262,6 +263,13 @@ class PerturbationPipeline:
         if not controls.n_obs:
             raise UserError("controls: no cells; a prediction starts from control cells")
         control = self.bundle.manifest.control
+        for column in controls.obs.select_dtypes(exclude="number"):
+            labels = set(controls.obs[column].astype(str))
+            if control in labels and len(labels) > 1:
+                raise UserError(
+                    f"controls: obs.{column} has {many(len(labels) - 1, 'label')} beside {control}; give the control "
+                    f"cells alone, such as table[table.obs[{column!r}] == {control!r}]"
+                )
         obs = pd.DataFrame({"perturbation": control}, index=controls.obs_names.astype(str))
         for column in ("context", "batch"):
             if column in controls.obs:

@@ -142,6 +142,17 @@ def test_controls_that_are_too_few_or_no_counts(pipeline, controls):
         pipeline(wrong, label)
 
 
+def test_perturbed_cells_are_not_taken_for_controls(pipeline, controls):
+    label = pipeline.perturbations[:1]
+    mixed = controls.copy()
+    mixed.obs["target_gene"] = pd.Categorical(["non-targeting"] * (mixed.n_obs - 3) + ["TP53", "KLF1", "KLF1"])
+    with pytest.raises(
+        UserError, match=r"obs.target_gene has 2 labels beside non-targeting; give the control cells alone"
+    ):
+        pipeline(mixed, label)
+    assert pipeline(mixed[mixed.obs["target_gene"] == "non-targeting"], label, cells=5).n_obs == 5
+
+
 def test_missing_genes_are_told_and_too_many_refused(pipeline, controls):
     label = pipeline.perturbations[:1]
     with pytest.warns(UserWarning, match=r"5 of the model's 50 genes are missing, such as"):

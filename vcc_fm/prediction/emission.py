@@ -15,6 +15,7 @@ from vcc_fm.prediction.asking import Asked
 from vcc_fm.prediction.emit import emit, emit_from_controls
 from vcc_fm.prediction.predictors import Predictor
 from vcc_fm.recipe.predict import PredictConfig
+from vcc_fm.scoring.inputs import check_measured
 from vcc_fm.store.cells import CellStore
 from vcc_fm.store.counts_file import CountsFile
 
@@ -77,7 +78,14 @@ def emit_set(
 
 
 def write_measured(path: Path, cells: CellStore, groups: list[tuple[str, str]], uns: dict[str, Any]) -> None:
-    """Write the measured cells of ``groups`` and the control cells of their contexts."""
+    """Write the measured cells of ``groups`` and the control cells of their contexts.
+
+    Raises:
+        UserError: as :func:`check_measured`.
+    """
+    names = [source["name"] for source in cells.meta["sources"]]
+    measured = dict(zip(names, cells.measured_by_source, strict=True))
+    check_measured({context for context, _ in groups}, cells.context_sources, measured)
     controls = [(context, cells.control) for context in sorted({context for context, _ in groups})]
     with CountsFile(path, cells.genes, uns | {"predictor": "measured"}) as file:
         for context, perturbation in groups + controls:

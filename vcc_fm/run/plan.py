@@ -84,9 +84,12 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     plan["cells"] = opened
     genes, control, separator = (opened.pop(key) for key in ("axis", "control", "separator"))
     groups = opened.pop("group_cells")
-    sources = sources_of_contexts(recipe.data.sources, opened.pop("context_sources"))
+    pairs, measured = opened.pop("context_sources"), opened.pop("measured")
+    sources = sources_of_contexts(recipe.data.sources, pairs)
     labels = sorted({label for _, label in groups} - {control})
-    opened["vector_width"] = _encoder(recipe, opened.pop("genes_in_all"), groups, control, problems)
+    opened["vector_width"] = _encoder(
+        recipe, int(np.all([*measured.values()], axis=0).sum()), groups, control, problems
+    )
     missing = {entry["needed_for"] for entry in plan["missing"]}
     named = list[str]()
     with collected(problems):
@@ -94,15 +97,16 @@ def _plan_cells(plan: dict[str, Any], recipe: Recipe, configs: list[SourceConfig
     targets = targets_of(labels, separator)
     wanted = targets | targets_of(named, separator)
     plan["proteins"] = None if "proteins" in missing else _proteins(recipe, scratch, wanted, genes, problems)
+    same = (plan["proteins"] or {}).pop("same", {})
     if plan["proteins"] is not None and recipe.embed.proteins.missing == "drop":
         targets -= set(plan["proteins"]["targets_without_sequence"])
         groups = with_vectors(groups, targets, control, separator)
     if "split" not in missing:
         splits = list[Split]()
         with collected(problems):
-            splits = make_splits(recipe.split, groups, control, separator, recipe.seed, sources)
+            splits = make_splits(recipe.split, groups, control, separator, recipe.seed, sources, same)
         plan["split"] = [{"fold": s.fold, "counts": s.counts(), "warnings": s.warnings} for s in splits]
-        check_split(recipe, splits, groups, control, problems)
+        check_split(recipe, splits, groups, control, pairs, measured, problems)
         if splits:
             with collected(problems):
                 asking = asked_for(recipe.predict, splits, groups, control, separator)
@@ -188,7 +192,7 @@ def _look(recipe: Recipe, configs: list[SourceConfig], problems: list[str]) -> d
         "axis": axis.tolist(),
         "control": configs[0].control,
         "separator": configs[0].separator,
-        "genes_in_all": int(measured.all(axis=0).sum()),
+        "measured": dict(zip([source.name for source in sources], measured, strict=True)),
         "group_cells": kept,
         "context_sources": [
             (context, source.name)
@@ -223,7 +227,7 @@ def _look_into_store(recipe: Recipe, problems: list[str]) -> dict[str, Any] | No
         "axis": cells.genes,
         "control": cells.control,
         "separator": cells.separator,
-        "genes_in_all": int(cells.measured_by_source.all(axis=0).sum()),
+        "measured": dict(zip([one["name"] for one in cells.meta["sources"]], cells.measured_by_source, strict=True)),
         "group_cells": cells.group_cells,
         "context_sources": cells.context_sources,
     }
@@ -261,6 +265,7 @@ def _proteins(
         "axis_with_sequence": sum(r.found is not None for r in covered.genes),
         "width": width,
         "coverage": covered.lines(),
+        "same": covered.same(),
         "note": without_any(covered, recipe.embed.proteins.missing),
     }
 

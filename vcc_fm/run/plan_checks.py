@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from vcc_fm.ground.errors import UserError
 from vcc_fm.hub.licences import Ancestor, require_accepted
 from vcc_fm.recipe.parts import CELL_ENCODERS
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.inputs import base_address
-from vcc_fm.scoring.inputs import check_groups
+from vcc_fm.scoring.inputs import check_groups, check_measured
 from vcc_fm.sources.controls import contexts_with, require_controls
 from vcc_fm.splits.groups import training_groups, validation_groups
 from vcc_fm.splits.split import Group, Split
@@ -26,9 +28,25 @@ def collected(problems: list[str]) -> Iterator[None]:
 
 
 def check_split(
-    recipe: Recipe, splits: list[Split], cells: dict[Group, int], control: str, problems: list[str]
+    recipe: Recipe,
+    splits: list[Split],
+    cells: dict[Group, int],
+    control: str,
+    pairs: list[tuple[str, str]],
+    measured: dict[str, np.ndarray],
+    problems: list[str],
 ) -> None:
-    """Each phase has groups to train on, each context controls, and what is scored has cells enough for a scale."""
+    """Each phase has groups to train on, each context controls, and what is scored has cells and genes for a scale.
+
+    Args:
+        recipe: what is planned.
+        splits: of all folds.
+        cells: (context, perturbation) -> number of cells.
+        control: label of control cells.
+        pairs: (context, source) of all cells.
+        measured: source -> [G] bool, genes of the axis that it measured.
+        problems: what would fail is added here.
+    """
     if not splits:
         return
     contexts = {context for context, _ in cells}
@@ -45,6 +63,8 @@ def check_split(
     scored = {group for split in splits for group in split.groups("test")}
     if recipe.predict.effect_scale == "validation":
         scored |= {group for split in splits for group in split.groups("validation")}
+    with collected(problems):
+        check_measured({context for context, _ in scored}, pairs, measured)
     scored |= {(context, control) for context, _ in scored if (context, control) in cells}
     with collected(problems):
         check_groups({group: cells[group] for group in sorted(scored)}, control, "what is scored")

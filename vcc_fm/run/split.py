@@ -36,7 +36,7 @@ def split(recipe: Recipe, output: Output, console: Console) -> None:
             f"dropped for want of a protein vector: {many(len(dropped), 'perturbation')}, {many(number, 'cell')}"
         )
     sources = sources_of_contexts(recipe.data.sources, cells.context_sources)
-    splits = make_splits(recipe.split, group_cells, cells.control, separator, recipe.seed, sources)
+    splits = make_splits(recipe.split, group_cells, cells.control, separator, recipe.seed, sources, covered.same())
     for one in splits:
         path = layout.split(one.fold)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,30 @@ def check_groups(cells: Mapping[tuple[str, str], int], control: str, where: str)
         )
 
 
+def check_measured(
+    contexts: Collection[str], pairs: Collection[tuple[str, str]], measured: Mapping[str, np.ndarray]
+) -> None:
+    """Refuse to score a context whose sources measured other genes: an unmeasured gene would be a truth of no counts.
+
+    Args:
+        contexts: that are scored.
+        pairs: (context, source) of all cells.
+        measured: source -> [G] bool, genes of the axis that it measured.
+
+    Raises:
+        UserError: there is such a context.
+    """
+    for context in sorted(contexts):
+        sources = sorted({source for where, source in pairs if where == context})
+        masks = np.stack([measured[source] for source in sources])
+        if uneven := int((masks.any(axis=0) & ~masks.all(axis=0)).sum()):
+            raise UserError(
+                f"{context} is scored, and of its sources ({', '.join(sources)}) not all measured the same genes "
+                f"({uneven:,} differ): a gene that was not measured would count as silent; set "
+                "data.genes=intersection, or give the sources contexts of their own"
+            )
+
+
 def check_pair(truth: Labels, prediction: Labels, control: str) -> list[str]:
     """Refuse a prediction that does not answer what the truth asks.
 

@@ -228,6 +228,10 @@ class Coverage(NamedTuple):
         """Symbol of the screen -> known symbol, of every target and gene that has one."""
         return {r.symbol: r.found for r in [*self.targets, *self.genes] if r.found is not None}
 
+    def same(self) -> dict[str, str]:
+        """Symbol of the screen -> known symbol, of those that share it with another."""
+        return {symbol: known for known, symbols in self.shared.items() for symbol in symbols}
+
     def to_json(self) -> dict[str, object]:
         """Every symbol by what became of it, for a report file."""
         return {"targets": _sorted(self.targets), "genes": _sorted(self.genes), "shared": self.shared}

@@ -32,6 +32,7 @@ def make_splits(
     separator: str,
     seed: int,
     sources: Mapping[str, Mapping[str, str]] | None = None,
+    same: Mapping[str, str] | None = None,
 ) -> list[Split]:
     """Give every measured group a role.
 
@@ -46,6 +47,7 @@ def make_splits(
         separator: what joins the target genes of a combination.
         seed: seed of every choice, not negative.
         sources: context -> the sources that have it, name -> path; only a cell-load table asks for it.
+        same: target gene -> one name for all symbols of that gene, where several are in use.
 
     Returns:
         One split a fold, `config.folds` in all.
@@ -64,7 +66,7 @@ def make_splits(
         )
     config = among_combinations(config, {label for _, label in measured}, separator, seed)
     labels_of = _labels_of(measured)
-    targets = _targets({label for _, label in measured}, control, separator)
+    targets = _targets({label for _, label in measured}, control, separator, same or {})
     notes: list[str] = []
 
     if config.hold_out in _KINDS:
@@ -305,15 +307,18 @@ def _refuse_overlap(config: SplitConfig) -> None:
             raise UserError(f"split: {both[0]!r} is listed in both split.test and split.validation; keep it in one")
 
 
-def _targets(labels: set[str], control: str, separator: str) -> dict[str, frozenset[str]]:
+def _targets(labels: set[str], control: str, separator: str, same: Mapping[str, str]) -> dict[str, frozenset[str]]:
     """Label -> target genes; two labels for the same genes would train on what is tested, so they are refused."""
-    targets = {label: frozenset(label.split(separator)) - {control} for label in sorted(labels)}
+    targets = {
+        label: frozenset(same.get(gene, gene) for gene in label.split(separator)) - {control}
+        for label in sorted(labels)
+    }
     first: dict[frozenset[str], str] = {}
     for label, genes in targets.items():
         if first.setdefault(genes, label) != label:
             raise UserError(
                 f"perturbations {first[genes]!r} and {label!r} mean the same target genes, so that one could train "
-                "while the other is tested; give them one label in the data"
+                "while the other is tested; give them one label in the data, or set data.names.approved=true"
             )
     return targets
 
