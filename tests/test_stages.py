@@ -21,6 +21,7 @@ from program import ENVIRONMENT, TINY, command, forks, results, run_until, vcc_f
 from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.files import read_json
 from vcc_fm.recipe.read import load_recipe
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
@@ -207,6 +208,29 @@ def test_a_second_run_does_nothing_and_a_changed_key_redoes_its_stages(finished,
     (tmp_path / "runs/tiny/baselines/control.h5ad").unlink()
     assert undone(recipe_now) == ["predict", "score"]
     assert (tmp_path / "runs/tiny/model/model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_base_that_was_trained_on_what_is_held_out_is_told_of(finished, tmp_path):
+    recipe, _ = finished
+    base = recipe.parent / "runs/tiny/model"
+    trained = read_json(base / "config.json")["trained_on"]
+    context, label = next((context, labels[0]) for context, labels in trained.items() if labels)
+    overrides = [f"decoder.base={base}", "pretrain=null", f"split.test=[{label}]", "score.baselines=[control]"]
+    other = load_recipe(write_recipe(tmp_path), overrides)
+    console = Console(file=io.StringIO(), width=300)
+    for stage in stages_of(other)[:-1]:
+        run_stage(stage, other, console)
+    told = console.file.getvalue()
+    assert told.count("the base was trained on") == 2  # before training, and beside the predictions
+    record = read_json(Layout(other).prediction_record)
+    assert any("the base was trained on" in warning for warning in record["warnings"])
+    # What the base was trained on stays known, whatever it trained on since.
+    again = read_json(tmp_path / "runs/tiny/model/config.json")["trained_on"]
+    assert label in again[context]
+    assert all(set(labels) <= set(again[where]) for where, labels in trained.items())
+    assert not any(
+        "the base" in warning for warning in read_json(recipe.parent / "runs/tiny/prediction.json")["warnings"]
+    )
 
 
 def kill_after(process: Any, recipe: Path, text: str, delay: float, log: str = "said") -> bool:

@@ -4,7 +4,7 @@ import pytest
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.recipe.train import TrainConfig
-from vcc_fm.splits.groups import training_groups, validation_groups
+from vcc_fm.splits.groups import seen_before, trained_on, training_groups, validation_groups
 from vcc_fm.splits.split import Split
 
 ROLES = {("K", "a"): "train", ("K", "b"): "test", ("H", "a"): "train", ("H", "b"): "train", ("T", "a"): "unused"}
@@ -42,3 +42,11 @@ def test_what_leaves_nothing_to_train_on_is_refused(keys, said):
 def test_an_effect_scale_needs_validation_groups():
     with pytest.raises(UserError, match="needs validation groups"):
         validation_groups(SPLIT)
+
+
+def test_held_out_groups_that_trained_a_base_are_told():
+    trained = trained_on([("H", "a"), ("K", "b"), ("H", "b")], {"H": ["a", "c"]})
+    assert trained == {"H": ["a", "b", "c"], "K": ["b"]}
+    assert seen_before([("K", "a"), ("T", "b")], trained) == []
+    (warning,) = seen_before([("K", "a"), ("H", "c"), ("K", "b")], trained)
+    assert warning.startswith("the base was trained on 2 of 3 held-out groups, such as c in H: ")

@@ -168,6 +168,7 @@ def adopt(
     known = data.all_targets.intersection(base.config.learned_targets)
     config = decoder_config(settings, data, base.config.backbone, known)
     config.started_from = _inherited(base.config, config)
+    config.trained_on = base.config.trained_on
     config.gene_rank = base.config.gene_rank
     config.response = base.config.response
     decoder = PerturbationDecoder(config)

@@ -40,6 +40,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         simulated: whether the weights were fitted on simulated cells.
         started_from: ``files``, ``licence`` and ``citation`` of weights of others that these ones started from; empty
             where there are none. A decoder that starts from this one inherits it.
+        trained_on: context -> perturbations whose measured cells trained it, or what it started from.
         base_in_4bit: whether its adapter was trained on a base in 4 bits, and belongs on no other.
     """
 
@@ -64,6 +65,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         recipe_fingerprint: str = "",
         simulated: bool = False,
         started_from: dict[str, Any] | None = None,
+        trained_on: dict[str, list[str]] | None = None,
         base_in_4bit: bool = False,
         **kwargs: Any,
     ):
@@ -84,6 +86,7 @@ class PerturbationDecoderConfig(PretrainedConfig):
         self.recipe_fingerprint = recipe_fingerprint
         self.simulated = simulated
         self.started_from = started_from or {}
+        self.trained_on = trained_on or {}
         self.base_in_4bit = base_in_4bit
         super().__init__(**kwargs)
 

@@ -18,6 +18,7 @@ from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.run.load import describe_counts, load_dataset, read_splits
 from vcc_fm.run.outputs import Output
+from vcc_fm.splits.groups import seen_before
 from vcc_fm.store.cells import CellStore
 
 
@@ -53,6 +54,10 @@ def predict(recipe: Recipe, output: Output, console: Console) -> None:
             )
         contexts = sorted({one.context for one in asking.groups})
         emitted, warnings = check_emitter(data, contexts, recipe.predict, recipe.drawing_seed)
+        for number in range(recipe.split.folds):
+            config = read_json(layout.decoder(number, "train").path / "config.json")
+            truth = [(one.context, one.perturbation) for one in asking.truth if one.fold == number]
+            warnings += seen_before(truth, config["trained_on"])
         _say_emitter(emitted, warnings, console)
         record = _record(folds, asking) | {"emitted": emitted}
         record["warnings"] += asking.notes + warnings

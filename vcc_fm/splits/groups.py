@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.words import many
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.splits.split import Group, Split
 
@@ -55,3 +56,23 @@ def validation_groups(split: Split) -> list[Group]:
             "split.validation"
         )
     return groups
+
+
+def trained_on(groups: Iterable[Group], before: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Context -> perturbations of what trained a decoder: ``groups``, and those of what it started from."""
+    found = {context: set(labels) for context, labels in before.items()}
+    for context, label in groups:
+        found.setdefault(context, set()).add(label)
+    return {context: sorted(labels) for context, labels in sorted(found.items())}
+
+
+def seen_before(held_out: Collection[Group], trained: Mapping[str, list[str]]) -> list[str]:
+    """A warning where what a decoder started from was trained on held-out groups; ``trained`` as of its config."""
+    known = {context: set(labels) for context, labels in trained.items()}
+    seen = sorted((context, label) for context, label in held_out if label in known.get(context, ()))
+    if not seen:
+        return []
+    return [
+        f"the base was trained on {len(seen)} of {many(len(held_out), 'held-out group')}, such as {seen[0][1]} in "
+        f"{seen[0][0]}: their scores do not show what the model can predict"
+    ]

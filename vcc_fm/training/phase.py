@@ -30,7 +30,7 @@ from vcc_fm.ground.processes import spare_cores
 from vcc_fm.recipe.decoder import BackboneSettings
 from vcc_fm.recipe.train import TrainConfig
 from vcc_fm.responses.answers import Answers, read_answers, write_answers
-from vcc_fm.splits.groups import training_groups
+from vcc_fm.splits.groups import seen_before, trained_on, training_groups
 from vcc_fm.splits.split import Group
 from vcc_fm.training.accelerator import (
     compile_step,
@@ -157,6 +157,7 @@ def _trainer(
     samplers = _samplers(phase, data, training)
     if accelerator.is_main_process:
         console.print(_first_line(name, config, accelerator, model), highlight=False, soft_wrap=True)
+        notes += seen_before(data.split.groups("test"), decoder.config.trained_on)
         for note in notes + _scarce_controls(samplers[0]):
             console.print(f"note: {note}", markup=False, soft_wrap=True)
     if config.gradient_checkpointing:
@@ -207,6 +208,8 @@ def _decoder(phase: Phase, data: Dataset, trains: bool = False) -> tuple[Perturb
     model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed, compute)
     decoder = _inner(model)
     decoder.config.recipe_fingerprint = phase.recipe_fingerprint
+    training = training_groups(data.split, phase.config, data.cells.contexts, phase.name)
+    decoder.config.trained_on = trained_on(training, decoder.config.trained_on)
     decoder.bf16_backbone = bf16
     return model, notes
 
