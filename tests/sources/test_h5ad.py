@@ -589,3 +589,17 @@ def test_integers_that_are_hardly_counts_are_doubted_in_the_store_too(h5ad_file,
             source.conclude([source.read(0, 48).evidence.state()])
             doubts = source.evidence.get("doubts", [])
             assert [said in doubt for doubt in doubts] == ([] if said is None else [True])
+
+
+def test_perturbations_that_are_called_like_controls_are_told(h5ad_file, source_config, screen_obs):
+    obs = screen_obs(24)
+    labels = obs["target"].astype(str).to_numpy()
+    labels[:4] = ["NTC", "Non-Targeting", "CTRL", "NTC"]
+    obs["target"] = labels
+    var = pd.DataFrame(index=["CTRL", *"ABCDE"])  # a gene is no control
+    with AnnDataSource(source_config(h5ad_file(obs=obs, var=var))) as source:
+        assert source.evidence["doubts"] == [
+            "perturbations called NTC, Non-Targeting: if they are controls, set also_control"
+        ]
+    with AnnDataSource(source_config(h5ad_file(obs=obs, var=var), also_control=["NTC", "Non-Targeting"])) as source:
+        assert "doubts" not in source.evidence

@@ -91,8 +91,11 @@ def for_context(config: EvalConfig, real: ad.AnnData, context: str, folder: Path
     """
     controls = int((real.obs["perturbation"] == config.control).sum())
     config = replace(config, cache_real=str(folder / "truth"), num_threads=threads(real.n_vars, controls))
-    if real.obs["perturbation"].isin(real.var_names).any():
-        return config, []
+    labels = set(real.obs["perturbation"]) - {config.control}
+    if genes := labels.intersection(real.var_names):
+        found = f"{len(genes)} of {len(labels)} perturbations are genes of the axis"
+        note = f"{context}: {found}, which the metrics leave out for them"
+        return config, [note] if len(genes) < len(labels) else []
     # Without this the scorer refuses, for fear that its rule was switched off by a misspelt label.
     note = f"{context}: no perturbation label is a gene of the axis, so no target gene is left out"
     return replace(config, target_gene_map={"*": None}), [note]

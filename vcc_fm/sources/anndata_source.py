@@ -19,6 +19,7 @@ from vcc_fm.ground.errors import UserError, reading
 from vcc_fm.ground.paths import expand, without_secrets
 from vcc_fm.recipe.data import SourceConfig
 from vcc_fm.sources.anndata_file import bytes_of, locate, matrices, open_file, read_table, sha256_of
+from vcc_fm.sources.controls import doubted_labels
 from vcc_fm.sources.evidence import Evidence, ScaledEvidence, no_evidence
 from vcc_fm.sources.genes import approved_targets, gene_columns, renamed_targets
 from vcc_fm.sources.integers import doubts_of, mix_of
@@ -131,6 +132,8 @@ class AnnDataSource:
             self._dropped = dict(self.dropped)
             self._reading: Reading | float
             self._reading, self.evidence = self._sample()
+            if doubt := doubted_labels(self.labels.names["perturbation"], config.control, self.genes):
+                self.evidence["doubts"] = [*self.evidence.get("doubts", []), doubt]
             self._stack = stack.pop_all()
 
     def _rename(self, perturbations: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from vcc_fm.ground.errors import UserError
+from vcc_fm.ground.words import listed
 
 # Of words in lower case without digits, so that `Non-Targeting Control #1` is `non targeting control`.
 _KIND = (
@@ -31,6 +32,14 @@ def looks_like_control(label: str) -> bool:
     if _NUMBERED.match(label):
         return False
     return _CONTROL.fullmatch(" ".join(re.findall("[a-z]+", label.lower()))) is not None
+
+
+def doubted_labels(labels: Iterable[str], control: str, genes: Collection[str]) -> str | None:
+    """What to know of perturbations that are called like controls, and are no genes; None where there are none."""
+    alike = sorted(label for label in set(labels) - {control, *genes} if looks_like_control(label))
+    if not alike:
+        return None
+    return f"perturbations called {listed(alike)}: if they are controls, set also_control"
 
 
 def require_controls(
