@@ -298,7 +298,7 @@ def _notes(a: Side, b: Side, n: int, worlds: int) -> list[str]:
         notes.append(f"{len(a.tables)} and {len(b.tables)} seeds: they are not paired")
     number = table.values.groupby("metric")["perturbation"].nunique()
     if single := [table.labels[metric] for metric in table.metrics if number.get(metric) == 1 < n]:
-        what = "neither that nor a mean with it has an interval"
+        what = "neither that nor a mean with it has an interval (score.members names those of a second mean)"
         notes.append(f"one perturbation has a value of {listed(single)}: {what}")
     unclear = table.anchors[uncertain(table.anchors)]
     if len(unclear):
