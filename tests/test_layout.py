@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,22 @@ def test_a_label_that_is_mended_in_place_changes_the_identity_of_an_h5ad_file(tm
     assert file_identity(str(path)) not in found
     path.write_bytes(path.read_bytes()[: 3 << 20])  # cut short: not to be opened, and no error here
     assert file_identity(str(path)) not in found
+
+
+def test_a_file_that_stays_as_it_is_is_read_once_in_a_process(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * (3 << 20))
+    reads = []
+    monkeypatch.setattr(hashlib, "sha256", lambda *held, real=hashlib.sha256: reads.append(1) or real(*held))
+    just_written = [file_identity(str(path)) for _ in range(2)]
+    assert len(reads) == 2  # another write could have the same time
+    hour = 3600 * 10**9
+    os.utime(path, ns=(hour, hour))
+    assert [file_identity(str(path)) for _ in range(5)] == 5 * just_written[:1]
+    assert len(reads) == 3
+    path.write_bytes(b"y" * (3 << 20))
+    os.utime(path, ns=(2 * hour, 2 * hour))
+    assert file_identity(str(path)) != just_written[0]
 
 
 def test_a_source_that_moves_is_the_same_and_one_that_changes_is_another(tmp_path):
