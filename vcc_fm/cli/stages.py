@@ -146,11 +146,11 @@ def _run_seeds(
     if seeds == 1:
         run_stages(recipe, overrides, quiet, as_json, only, processes)
         return
+    from vcc_fm.recipe.hub import NOT_SHARED
     from vcc_fm.recipe.read import load_any
 
     console, ran, loaded = console_of(quiet, as_json), [], load_any(recipe, overrides)
-    # Seeds are there to be compared; of models in one place the last would be left.
-    given = [*(overrides or []), *(["hub=null"] if "hub" in type(loaded).model_fields else [])]
+    given = [*(overrides or []), *([NOT_SHARED] if "hub" in type(loaded).model_fields else [])]
     for repeat in range(seeds):
         console.rule(f"[bold]seed {repeat + 1} of {seeds}[/bold]")
         ran.append(make_stages(recipe, [*given, f"repeat={repeat}"], console, only, processes))

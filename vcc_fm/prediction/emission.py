@@ -83,9 +83,7 @@ def write_measured(path: Path, cells: CellStore, groups: list[tuple[str, str]], 
     Raises:
         UserError: as :func:`check_measured`.
     """
-    names = [source["name"] for source in cells.meta["sources"]]
-    measured = dict(zip(names, cells.measured_by_source, strict=True))
-    check_measured({context for context, _ in groups}, cells.context_sources, measured)
+    check_measured({context for context, _ in groups}, cells.context_sources, cells.measured_of)
     controls = [(context, cells.control) for context in sorted({context for context, _ in groups})]
     with CountsFile(path, cells.genes, uns | {"predictor": "measured"}) as file:
         for context, perturbation in groups + controls:

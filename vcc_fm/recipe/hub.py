@@ -8,6 +8,9 @@ from pydantic import Field
 
 from vcc_fm.recipe.section import Section
 
+NOT_SHARED = "hub=null"
+"""Override of runs beside each other, such as seeds or worlds: of models in one place the last would be left."""
+
 
 class HubConfig(Section):
     """What goes to the Hugging Face Hub as the last stage."""

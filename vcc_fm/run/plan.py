@@ -227,7 +227,7 @@ def _look_into_store(recipe: Recipe, problems: list[str]) -> dict[str, Any] | No
         "axis": cells.genes,
         "control": cells.control,
         "separator": cells.separator,
-        "measured": dict(zip([one["name"] for one in cells.meta["sources"]], cells.measured_by_source, strict=True)),
+        "measured": cells.measured_of,
         "group_cells": cells.group_cells,
         "context_sources": cells.context_sources,
     }

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vcc_fm.ground.errors import UserError
 from vcc_fm.ground.files import write_json, write_text
+from vcc_fm.recipe.hub import NOT_SHARED
 from vcc_fm.recipe.recipe import Recipe
 from vcc_fm.run.layout import Layout
 from vcc_fm.scoring.compare import Side, held_out, paired
@@ -31,14 +32,14 @@ def crossval_overrides(recipe: Recipe, folds: int | None, contexts: bool) -> lis
     if not contexts:
         folds = 5 if folds is None else folds
         split = {"hold_out": "perturbations", "folds": folds, **kept}
-        return [f"variant=crossval-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]", "hub=null"]
+        return [f"variant=crossval-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]", NOT_SHARED]
     cells = CellStore(Layout(recipe).cells.require())
     perturbed = sorted({context for context, label in cells.group_cells if label != cells.control})
     if len(perturbed) < 2:
         raise UserError(f"--contexts: only {perturbed[0]} has perturbations; nothing would be left to train on")
     folds = len(perturbed) if folds is None else folds
     split = {"hold_out": "contexts", "contexts": perturbed, "folds": folds, **kept}
-    return [f"variant=crossval-contexts-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]", "hub=null"]
+    return [f"variant=crossval-contexts-{folds}", f"split={json.dumps(split)}", "predict.ask=[{}]", NOT_SHARED]
 
 
 def scored(place: str) -> dict[str, ScoreTable]:
@@ -90,7 +91,7 @@ def world_overrides(recipe: Recipe, worlds: int, first: int) -> dict[str, list[s
     if recipe.split.hold_out == "none":
         raise UserError("--worlds compares scores, and with split.hold_out=none nothing is scored; hold something out")
     names = {seed: f"{recipe.name}-world-{seed}" for seed in range(first, first + worlds)}
-    return {name: [f"seed={seed}", f"name={name}", "hub=null"] for seed, name in names.items()}
+    return {name: [f"seed={seed}", f"name={name}", NOT_SHARED] for seed, name in names.items()}
 
 
 def worlds_of(tables: dict[str, ScoreTable]) -> Worlds | None:

@@ -165,8 +165,8 @@ def _over_perturbations(draws: np.ndarray, table: ScoreTable) -> tuple[np.ndarra
         draws: [R, metrics + 3] of the difference, by :func:`panel_values`.
         table: of either side.
     """
-    drawn, metrics = draws.var(axis=0), pd.Index(list(table.metrics))
-    m = table.values.groupby("metric")["perturbation"].nunique().reindex(metrics).fillna(0).to_numpy()
+    drawn, number = draws.var(axis=0), _with_a_value(table)
+    metrics, m = number.index, number.to_numpy()
     bias, degrees = np.where(m == 1, np.nan, m / np.maximum(m - 1, 1)), np.maximum(m - 1.0, 1.0)
     variance = drawn[: len(m)] * bias
     anchors = table.anchors[table.anchors["reason"] == ""]
@@ -179,6 +179,11 @@ def _over_perturbations(draws: np.ndarray, table: ScoreTable) -> tuple[np.ndarra
         variance = np.append(variance, mean * (part * bias[inside]).sum() / max(part.sum(), tiny))
         degrees = np.append(degrees, part.sum() ** 2 / max((part**2 / degrees[: len(m)][inside]).sum(), tiny))
     return variance, degrees
+
+
+def _with_a_value(table: ScoreTable) -> pd.Series[int]:
+    """How many perturbations have each metric, in the order of the table."""
+    return table.values.groupby("metric")["perturbation"].nunique().reindex(list(table.metrics), fill_value=0)
 
 
 def standard_error(panel: np.ndarray, degrees: np.ndarray, by_seed: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -238,17 +243,15 @@ def panel_values(table: ScoreTable, entry: str, resamples: int, seed: int) -> np
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
     weights = np.vstack([np.ones((1, n)), drawn])
     contexts, metrics = table.contexts(), list(table.metrics)
-    here = table.values[table.values["entry"] == entry]
     axes = (("context", contexts), ("metric", metrics), ("perturbation", labels))
-    places = tuple(pd.Index(labels_).get_indexer(pd.Index(here[column])) for column, labels_ in axes)
+    places = tuple(pd.Index(labels_).get_indexer(pd.Index(table.values[column])) for column, labels_ in axes)
     sums = np.zeros((2, len(contexts), len(metrics), len(labels)))
+    known = np.zeros(sums.shape[1:])  # by the truth: some entry has a value there
+    known[places] = 1.0
+    ours = (table.values["entry"] == entry).to_numpy()
     for part, column in zip(sums, ("numerator", "denominator"), strict=True):
-        part[places] = here[column]
+        part[tuple(place[ours] for place in places)] = table.values[column][ours]
     above, below = sums @ weights.T
-    known = np.zeros(sums.shape[1:], bool)  # by the truth: some entry has a value there
-    every = [pd.Index(labels_).get_indexer(pd.Index(table.values[column])) for column, labels_ in axes]
-    known[tuple(every)] = True
-    told = known @ weights.T > 0
     anchors = _by_metric(table.anchors.assign(second=in_second_mean(table.anchors, table.members)))
     rows = _by_metric(table.rows[table.rows["entry"] == entry])
     none = without_mean(table.anchors, table.needed)
@@ -263,7 +266,9 @@ def panel_values(table: ScoreTable, entry: str, resamples: int, seed: int) -> np
                 limited = np.fmin(np.fmax(unlimited[m], anchor["floor"]), anchor["cap"])
                 scaled[m] = np.where(np.isnan(unlimited[m]), anchor["missing"], limited)
                 # A draw without any perturbation that has the metric says nothing of it.
-                scaled[m], unlimited[m] = (np.where(told[c, m], one, one[0]) for one in (scaled[m], unlimited[m]))
+                silent = np.flatnonzero(np.isnan(unlimited[m]))
+                silent = silent[weights[silent] @ known[c, m] == 0]
+                scaled[m, silent], unlimited[m, silent] = scaled[m, 0], unlimited[m, 0]
             else:
                 unlimited[m], scaled[m] = row["unclamped"], row["scaled"]
         if context not in none:
@@ -296,8 +301,8 @@ def _notes(a: Side, b: Side, n: int, worlds: int) -> list[str]:
         notes.append("one seed: how much another training would differ is not in the interval (vcc-fm run --seeds 5)")
     elif len(a.tables) != len(b.tables):
         notes.append(f"{len(a.tables)} and {len(b.tables)} seeds: they are not paired")
-    number = table.values.groupby("metric")["perturbation"].nunique()
-    if single := [table.labels[metric] for metric in table.metrics if number.get(metric) == 1 < n]:
+    number = _with_a_value(table)
+    if single := [table.labels[metric] for metric in table.metrics if number[metric] == 1 < n]:
         what = "neither that nor a mean with it has an interval (score.members names those of a second mean)"
         notes.append(f"one perturbation has a value of {listed(single)}: {what}")
     unclear = table.anchors[uncertain(table.anchors)]

@@ -93,6 +93,7 @@ def score(
     preset = preset_named(preset_name)
     measured, predicted, notes = _checked(truth, entries, control, preset)
     digest = sha256_file(truth)
+    among = {name for name, metric in preset.metrics.items() if metric.panel and folds}
     parts: list[_Context] = []
     contexts, done = measured.contexts(), itertools.count(1)
     lines = ProgressLines("score", "predictions", console or Console(quiet=True))
@@ -106,7 +107,6 @@ def score(
 
     for context in contexts:
         scorer = preset.open(read_context(measured, context), context, control, cache, digest)
-        among = {name for name, metric in preset.metrics.items() if metric.panel and folds}
         parts.append(_context(entries, cells(context), context, scorer, preset, among))
 
     scored_by = version(preset.scorer)

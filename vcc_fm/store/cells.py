@@ -198,6 +198,12 @@ class CellStore(Store):
             mask[source["missing_genes"]] = False
         return masks
 
+    @property
+    def measured_of(self) -> dict[str, np.ndarray]:
+        """Source -> [G] bool, whether it measured a gene."""
+        names = [source["name"] for source in self.meta["sources"]]
+        return dict(zip(names, self.measured_by_source, strict=True))
+
     @cached_property
     def measured(self) -> np.ndarray:
         """[number of batches, G] bool: whether the source of a batch measured a gene."""

@@ -144,12 +144,12 @@ def _trainer(
     That model is built anew, because what was trained may be spread over the processes.
     """
     config, name = phase.config, phase.name
-    model, notes = _decoder(phase, data, trains=True)
+    training = training_groups(data.split, config, data.cells.contexts, name)
+    model, notes = _decoder(phase, data, training, trains=True)
     decoder = _inner(model)
     vocabulary, takes_responses = vocabulary_of(decoder.config), decoder.config.response
     # One shape of all batches, which is compiled once.
     targets = data.most_targets if config.compile else 1
-    training = training_groups(data.split, config, data.cells.contexts, name)
     expected = _expected(phase, data, training, work, accelerator, console) if takes_responses else None
     assembler = Assembler(
         data, vocabulary, config.set_size, takes_responses, accelerator.device, targets=targets, expected=expected
@@ -167,7 +167,7 @@ def _trainer(
         compile_step(decoder, losses, accelerator, name)
 
     def finished(weights: Path) -> PerturbationDecoder | PeftModel:
-        trained, _ = _decoder(phase, data)
+        trained, _ = _decoder(phase, data, training)
         load_trained(trained, weights)
         return trained
 
@@ -201,14 +201,15 @@ def _expected(
     return read_answers(work / EXPECTED)
 
 
-def _decoder(phase: Phase, data: Dataset, trains: bool = False) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
+def _decoder(
+    phase: Phase, data: Dataset, training: list[Group], trains: bool = False
+) -> tuple[PerturbationDecoder | PeftModel, list[str]]:
     """The model before training, and notes; one that only takes what was trained has a base in 4 bits as float32."""
     bf16 = phase.config.precision == "bf16"
     compute = (torch.bfloat16 if bf16 else torch.float32) if trains else None
     model, notes = build_decoder(phase.decoder, data, phase.base, phase.seed, compute)
     decoder = _inner(model)
     decoder.config.recipe_fingerprint = phase.recipe_fingerprint
-    training = training_groups(data.split, phase.config, data.cells.contexts, phase.name)
     decoder.config.trained_on = trained_on(training, decoder.config.trained_on)
     decoder.bf16_backbone = bf16
     return model, notes
